@@ -1,0 +1,97 @@
+"""Layouts: one int64 array per degree. One row is one layout; a formula sees all rows at once."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, fields
+from typing import Any, Self
+
+import numpy as np
+from numpy.typing import NDArray
+
+IntArray = NDArray[np.int64]
+
+RECOMPUTE = ("none", "selective", "full")
+SCHEDULE = ("none", "gpipe", "1f1b", "interleaved")
+OFFLOAD = ("none", "optimizer")
+DP_SYNC = ("all-reduce", "parameter-server")
+NAMES: Mapping[str, tuple[str, ...]] = {
+    "recompute": RECOMPUTE,
+    "schedule": SCHEDULE,
+    "offload": OFFLOAD,
+    "dp_sync": DP_SYNC,
+}
+"""Columns that hold a code: the index of the name in its tuple."""
+
+
+@dataclass(frozen=True)
+class Layouts:
+    """Struct of arrays, all of one length; `sp` is 0 or 1, columns in `NAMES` hold codes.
+
+    Rank order is tp-cp-ep-dp-pp, tp fastest (Megatron-LM's default). Every row satisfies
+    tp * pp * cp * dp = gpus; experts are split over ep * etp ranks of the tp * cp * dp of a stage.
+    """
+
+    tp: IntArray
+    sp: IntArray
+    pp: IntArray
+    vpp: IntArray
+    cp: IntArray
+    ep: IntArray
+    etp: IntArray
+    dp: IntArray
+    dp_replicate: IntArray
+    zero: IntArray
+    micro_batch: IntArray
+    num_microbatches: IntArray
+    recompute: IntArray
+    schedule: IntArray
+    offload: IntArray
+    dp_sync: IntArray
+
+    def __len__(self) -> int:
+        return len(self.tp)
+
+    @property
+    def gpus(self) -> IntArray:
+        """Return the GPUs that each layout uses."""
+        return self.tp * self.pp * self.cp * self.dp
+
+    @property
+    def edp(self) -> IntArray:
+        """Return the data-parallel size of the experts: tp * cp * dp / (ep * etp)."""
+        return self.tp * self.cp * self.dp // (self.ep * self.etp)
+
+    def take(self, rows: Any) -> Self:
+        """Return the layouts at `rows` (an index array, a mask or a slice)."""
+        return type(self)(**{f.name: getattr(self, f.name)[rows] for f in fields(self)})
+
+    def row(self, index: int) -> dict[str, int | str | bool]:
+        """Return one layout as plain values, codes turned into names and sp into a bool."""
+        out: dict[str, int | str | bool] = {}
+        for name in COLUMNS:
+            value = int(getattr(self, name)[index])
+            out[name] = NAMES[name][value] if name in NAMES else value
+        out["sp"] = bool(out["sp"])
+        return out
+
+    @classmethod
+    def of(cls, rows: Sequence[Mapping[str, Any]]) -> Self:
+        """Return the layouts of plain rows as `row` gives them; names are turned into codes."""
+        columns = {
+            name: np.array([_code(name, row[name]) for row in rows], dtype=np.int64)
+            for name in COLUMNS
+        }
+        return cls(**columns)
+
+    @classmethod
+    def concat(cls, parts: Sequence[Self]) -> Self:
+        """Return all rows of `parts`, in order."""
+        return cls(**{n: np.concatenate([getattr(p, n) for p in parts]) for n in COLUMNS})
+
+
+COLUMNS = tuple(f.name for f in fields(Layouts))
+
+
+def _code(name: str, value: Any) -> int:
+    return NAMES[name].index(value) if name in NAMES else int(value)

@@ -1,0 +1,218 @@
+"""Plan: layout + estimate + placement as plain records, JSON in and JSON out.
+
+The keys are a contract with scripts: more may be added, none renamed.
+"""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any, Literal, Self
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from planner.errors import SpecError
+from planner.specs.cluster import ClusterSpec
+from planner.specs.model import ModelSpec
+from planner.specs.workload import Workload
+
+PLAN_SCHEMA = "meshwright.plan/1"
+
+
+class PlanRecord(BaseModel):
+    """Frozen, tolerant of keys that a later version adds."""
+
+    model_config = ConfigDict(frozen=True, extra="ignore", allow_inf_nan=False)
+
+
+class Layout(PlanRecord):
+    """One layout in plain values; see `planner.layouts.table.Layouts` for the meaning."""
+
+    tp: int
+    sp: bool
+    pp: int
+    vpp: int
+    cp: int
+    ep: int
+    etp: int
+    dp: int
+    dp_replicate: int
+    zero: int
+    micro_batch: int
+    num_microbatches: int
+    recompute: Literal["none", "selective", "full"]
+    schedule: Literal["none", "gpipe", "1f1b", "interleaved"]
+    offload: Literal["none", "optimizer"] = "none"
+    dp_sync: Literal["all-reduce", "parameter-server"] = "all-reduce"
+
+    @property
+    def gpus(self) -> int:
+        """Return the GPUs that the layout uses."""
+        return self.tp * self.pp * self.cp * self.dp
+
+    @property
+    def edp(self) -> int:
+        """Return the data-parallel size of the experts."""
+        return self.tp * self.cp * self.dp // (self.ep * self.etp)
+
+    def short(self) -> str:
+        """Return the layout as `--layout` takes it, degrees of one left out."""
+        parts = [f"{k}={getattr(self, k)}" for k in ("tp", "pp", "vpp", "cp", "ep", "etp", "dp")]
+        parts = [p for p in parts if not p.endswith("=1") or p.startswith(("tp", "pp", "dp"))]
+        if self.dp_replicate > 1:
+            parts.append(f"dp_replicate={self.dp_replicate}")
+        parts.append(f"zero={self.zero}")
+        parts.append(f"micro_batch={self.micro_batch}")
+        if self.recompute != "none":
+            parts.append(f"recompute={self.recompute}")
+        if self.schedule == "gpipe":
+            parts.append("schedule=gpipe")
+        if self.dp_sync != "all-reduce":
+            parts.append(f"dp_sync={self.dp_sync}")
+        return ",".join(parts)
+
+
+class StageMemory(PlanRecord):
+    """Bytes on one GPU of one pipeline stage, by what holds them."""
+
+    weights: float
+    gradients: float
+    optimizer: float
+    activations: float
+    logits: float
+    buffers: float
+    overhead: float
+    total: float
+
+
+class Memory(PlanRecord):
+    """Peak of the heaviest stage, the limit, and every stage."""
+
+    peak_bytes: float
+    limit_bytes: float
+    at_risk: bool = Field(False, description="Fits, but so close that allocators thrash.")
+    stages: list[StageMemory]
+
+
+class Estimate(PlanRecord):
+    """What one layout costs. `time_s` are exposed seconds that sum to `step_time_s`."""
+
+    step_time_s: float
+    tokens_per_s: float
+    tokens_per_s_per_gpu: float
+    tflops_per_gpu: float
+    mfu: float
+    mfu_causal: float
+    bubble_fraction: float
+    time_s: dict[str, float]
+    memory: Memory
+    dropped_tokens: float = Field(0.0, description="Expected share dropped by the expert capacity.")
+
+
+class RankedPlan(PlanRecord):
+    """One row of the ranked table. `stage_layers` is layers per (stage, virtual chunk)."""
+
+    rank: int
+    layout: Layout
+    estimate: Estimate
+    stage_layers: list[list[int]] = Field(
+        default_factory=list, description="[stage][virtual chunk] -> transformer layers held."
+    )
+    note: str = Field("", description="'plain data parallelism', for the baseline row.")
+
+
+class RankPlace(PlanRecord):
+    """Where one rank runs, and its coordinate on every axis."""
+
+    rank: int
+    host: str
+    gpu: int
+    leaf: str
+    tp: int
+    cp: int
+    ep: int
+    dp: int
+    pp: int
+
+
+class Placement(PlanRecord):
+    """Rank -> host, GPU. `splits` is pipeline edges that leave a leaf, over all pipelines."""
+
+    status: Literal["optimal", "feasible"]
+    objective: float
+    bound: float
+    splits: int
+    ranks: list[RankPlace]
+    tiers: dict[str, dict[str, int]] = Field(default_factory=dict)
+    baseline: dict[str, Any] = Field(default_factory=dict)
+    notes: list[str] = Field(default_factory=list)
+
+    @property
+    def hosts(self) -> list[str]:
+        """Return the hosts in node-rank order."""
+        return list(dict.fromkeys(r.host for r in self.ranks))
+
+    @property
+    def gpus_per_node(self) -> int:
+        """Return the ranks that each host runs (equal on all)."""
+        return len(self.ranks) // len(self.hosts)
+
+
+class Request(PlanRecord):
+    """What was asked for, resolved: enough to ask again."""
+
+    model: ModelSpec
+    cluster: ClusterSpec
+    workload: Workload
+
+
+class Search(PlanRecord):
+    """How many layouts were enumerated, and why the others fell out."""
+
+    enumerated: int
+    legal: int
+    feasible: int
+    rejected: dict[str, int]
+
+
+class Plan(PlanRecord):
+    """The whole answer of `plan`: ranked layouts, the first of them placed."""
+
+    schema_: Literal["meshwright.plan/1"] = Field(PLAN_SCHEMA, alias="schema")
+    request: Request
+    search: Search
+    plans: list[RankedPlan]
+    placement: Placement | None = None
+    notes: list[str] = Field(default_factory=list)
+    timing: dict[str, float] = Field(default_factory=dict)
+
+    model_config = ConfigDict(
+        frozen=True, extra="ignore", allow_inf_nan=False, populate_by_name=True
+    )
+
+    @property
+    def best(self) -> RankedPlan:
+        """Return the plan ranked first."""
+        return self.plans[0]
+
+    def to_json(self) -> str:
+        """Return the document that `plan --json` prints."""
+        data = self.model_dump(mode="json", by_alias=True)
+        return json.dumps(data, allow_nan=False, separators=(",", ":")) + "\n"
+
+    @classmethod
+    def read(cls, path: Path) -> Self:
+        """Return the plan in `path`.
+
+        Raises SpecError when the file is missing, is not JSON, or is not a plan.
+        """
+        try:
+            return cls.model_validate_json(path.read_bytes())
+        except OSError as error:
+            raise SpecError(f"{path}: cannot be read ({error.strerror})") from error
+        except (ValidationError, UnicodeDecodeError) as error:
+            first = str(error).splitlines()[1:3]
+            raise SpecError(
+                f"{path}: not a {PLAN_SCHEMA} document ({' '.join(s.strip() for s in first)})",
+                hint="write one with: meshwright plan MODEL CLUSTER --json > plan.json",
+            ) from error

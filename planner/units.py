@@ -1,0 +1,38 @@
+"""Units: bytes, seconds and FLOPs as people write and read them."""
+
+from __future__ import annotations
+
+GIB = 1024**3
+MIB = 1024**2
+GB = 10**9
+TERA = 10**12
+
+
+def gib(amount_bytes: float) -> str:
+    """Return bytes as GiB with two digits: `gib(2**31)` is '2.00 GiB'."""
+    return f"{amount_bytes / GIB:.2f} GiB"
+
+
+def decimal_bytes(amount_bytes: float) -> str:
+    """Return bytes with a decimal prefix: `decimal_bytes(2e12)` is '2.00 TB'."""
+    for size, name in ((1e15, "PB"), (1e12, "TB"), (1e9, "GB"), (1e6, "MB"), (1e3, "kB")):
+        if abs(amount_bytes) >= size:
+            return f"{amount_bytes / size:.2f} {name}"
+    return f"{amount_bytes:.0f} B"
+
+
+def seconds(amount_s: float) -> str:
+    """Return a duration in the unit that reads best: '12.3 s', '4.56 ms', '7.8 us'."""
+    if abs(amount_s) >= 1:
+        return f"{amount_s:.2f} s" if abs(amount_s) < 100 else f"{amount_s:.0f} s"
+    if abs(amount_s) >= 1e-3:
+        return f"{amount_s * 1e3:.2f} ms"
+    return f"{amount_s * 1e6:.1f} us"
+
+
+def count(amount: float) -> str:
+    """Return a count with a short suffix: `count(405_853_388_800)` is '405.85B'."""
+    for size, name in ((1e12, "T"), (1e9, "B"), (1e6, "M"), (1e3, "k")):
+        if abs(amount) >= size:
+            return f"{amount / size:.2f}{name}"
+    return f"{amount:.0f}"
