@@ -42,7 +42,7 @@ class Layout(PlanRecord):
     num_microbatches: int
     recompute: Literal["none", "selective", "full"]
     schedule: Literal["none", "gpipe", "1f1b", "interleaved"]
-    offload: Literal["none", "optimizer"] = "none"
+    offload: Literal["none"] = "none"
     dp_sync: Literal["all-reduce", "parameter-server"] = "all-reduce"
 
     @property
@@ -118,6 +118,7 @@ class RankedPlan(PlanRecord):
     stage_layers: list[list[int]] = Field(
         default_factory=list, description="[stage][virtual chunk] -> transformer layers held."
     )
+    feasible: bool = True
     note: str = Field("", description="'plain data parallelism', for the baseline row.")
 
 

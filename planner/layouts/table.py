@@ -13,7 +13,7 @@ IntArray = NDArray[np.int64]
 
 RECOMPUTE = ("none", "selective", "full")
 SCHEDULE = ("none", "gpipe", "1f1b", "interleaved")
-OFFLOAD = ("none", "optimizer")
+OFFLOAD = ("none",)
 DP_SYNC = ("all-reduce", "parameter-server")
 NAMES: Mapping[str, tuple[str, ...]] = {
     "recompute": RECOMPUTE,
@@ -83,6 +83,11 @@ class Layouts:
             for name in COLUMNS
         }
         return cls(**columns)
+
+    @classmethod
+    def empty(cls) -> Self:
+        """Return no layouts."""
+        return cls(**{name: np.zeros(0, dtype=np.int64) for name in COLUMNS})
 
     @classmethod
     def concat(cls, parts: Sequence[Self]) -> Self:

@@ -1,1 +1,43 @@
-"""place."""
+"""Place: every rank of a layout on a host and a GPU, with as few split pipelines as possible.
+
+The names below load on first use: the command line imports this package without numpy or ortools,
+and ortools is only loaded when some pipeline has to be split.
+"""
+
+from __future__ import annotations
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from planner.place.check import PlacementError, check_placement
+    from planner.place.hosts import FreeNodes, free_nodes, nodes_from_file, with_hosts
+    from planner.place.placing import place
+
+_HOME = {
+    "FreeNodes": "hosts",
+    "PlacementError": "check",
+    "check_placement": "check",
+    "free_nodes": "hosts",
+    "nodes_from_file": "hosts",
+    "place": "placing",
+    "with_hosts": "hosts",
+}
+
+__all__ = [
+    "FreeNodes",
+    "PlacementError",
+    "check_placement",
+    "free_nodes",
+    "nodes_from_file",
+    "place",
+    "with_hosts",
+]
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOME:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    value = getattr(import_module(f"{__name__}.{_HOME[name]}"), name)
+    globals()[name] = value
+    return value

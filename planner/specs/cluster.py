@@ -87,13 +87,13 @@ class Accelerator(Record):
         """Return the dense peak of `precision` ('bf16', 'fp16', 'fp8', 'fp32') in FLOP/s.
 
         A GPU without bf16 (V100) runs 16-bit work in fp16, and the other way round; one without
-        fp8 falls back to 16 bit.
+        fp8 (or without any fp32 figure) falls back to 16 bit.
         """
         order = {"fp8": ("fp8", "bf16", "fp16"), "fp16": ("fp16", "bf16"), "fp32": ("tf32", "fp32")}
         for name in order.get(precision, ("bf16", "fp16")):
             if name in self.peak_tflops:
-                return self.peak_tflops[name] * TERA  # type: ignore[index]
-        return self.peak_tflops["fp16"] * TERA
+                return self.peak_tflops[name] * TERA
+        return self.peak_flops_per_s("bf16")
 
 
 class CollectiveFit(Record):
@@ -190,6 +190,8 @@ class ClusterSpec(Record):
     def _network_agrees(self) -> Self:
         if self.nodes > 1 and self.node.nics == 0:
             raise ValueError(f"{self.nodes} nodes need a network, but node.nics is 0")
+        if self.nodes > 1 and self.fabric.kind is FabricKind.NONE:
+            raise ValueError(f"{self.nodes} nodes need a network, but fabric.kind is none")
         domain = self.domain_gpus
         if domain % self.node.gpus:
             raise ValueError(
@@ -215,6 +217,25 @@ class ClusterSpec(Record):
         return self.domain_gpus // self.node.gpus
 
     @property
+    def domains(self) -> int:
+        """Return the number of scale-up domains that the nodes stand in.
+
+        As few as hold them; but where leaving up to a ninth of each domain empty fills all of them
+        alike, that many. 64 trays of NVL72 stand in 4 racks of 16 rather than of 18, 256 trays in
+        16: so are jobs of a power of two allocated on such racks.
+        """
+        full = self.domain_nodes
+        for filled in range(full, (8 * full - 1) // 9, -1):
+            if self.nodes % filled == 0:
+                return self.nodes // filled
+        return -(-self.nodes // full)
+
+    @property
+    def domain_gpus_used(self) -> int:
+        """Return the GPUs of the fullest scale-up domain: 64 of an NVL72 rack filled by 16 trays."""
+        return self.node.gpus * -(-self.nodes // self.domains)
+
+    @property
     def leaf_nodes(self) -> int:
         """Return the nodes under one leaf; all of them where the fabric names no leaf."""
         return self.fabric.nodes_per_leaf or self.nodes
@@ -226,19 +247,20 @@ class ClusterSpec(Record):
     def domain_of(self, index: int) -> int:
         """Return the scale-up domain of node `index`.
 
-        A domain larger than a node (NVL72) is filled evenly: 64 trays of a rack design of 18 stand
-        in 4 racks of 16, which is how jobs of a power of two are allocated on such racks.
+        A domain larger than a node (NVL72) is filled evenly.
         """
         if self.domain_nodes == 1:
             return index
-        domains = -(-self.nodes // self.domain_nodes)
-        return index * domains // self.nodes
+        return index * self.domains // self.nodes
 
     def leaf_of(self, index: int) -> int:
         """Return the leaf of node `index`; a scale-up domain never straddles two leafs."""
         if self.domain_nodes == 1:
             return index // self.leaf_nodes
-        return self.domain_of(index) // max(1, self.leaf_nodes // self.domain_nodes)
+        per_leaf = self.leaf_nodes // self.domain_nodes
+        if self.fabric.nodes_per_leaf is None:  # one leaf: a domain that is not full counts whole
+            per_leaf = self.domains
+        return self.domain_of(index) // max(1, per_leaf)
 
     def pod_of(self, index: int) -> int:
         """Return the pod of node `index`."""

@@ -28,24 +28,30 @@ class QkNorm(StrEnum):
 class LatentAttention(Record):
     """Multi-head latent attention (DeepSeek-V2): low-rank projections of q and of k, v."""
 
-    q_lora_rank: PositiveInt | None = Field(None, description="None: q is projected at full rank.")
-    kv_lora_rank: PositiveInt
-    qk_nope_head_dim: PositiveInt
-    qk_rope_head_dim: PositiveInt
-    v_head_dim: PositiveInt
+    q_lora_rank: PositiveInt | None = Field(
+        None, le=1_000_000, description="None: q is projected at full rank."
+    )
+    kv_lora_rank: PositiveInt = Field(le=1_000_000)
+    qk_nope_head_dim: PositiveInt = Field(le=1_000_000)
+    qk_rope_head_dim: PositiveInt = Field(le=1_000_000)
+    v_head_dim: PositiveInt = Field(le=1_000_000)
 
 
 class Experts(Record):
     """The mixture-of-experts part of a model."""
 
-    count: PositiveInt = Field(description="Routed experts in a layer.")
+    count: PositiveInt = Field(le=1_000_000, description="Routed experts in a layer.")
     top_k: PositiveInt = Field(description="Routed experts that each token visits.")
-    ffn: PositiveInt = Field(description="Width of one routed expert.")
-    shared_ffn: NonNegativeInt = Field(0, description="Width of all shared experts together.")
+    ffn: PositiveInt = Field(le=100_000_000, description="Width of one routed expert.")
+    shared_ffn: NonNegativeInt = Field(
+        0, le=100_000_000, description="Width of all shared experts together."
+    )
     router_bias: bool = Field(False, description="The router's projection has a bias.")
     expert_bias: bool = Field(False, description="The experts' projections have biases.")
     first_dense_layers: NonNegativeInt = Field(0, description="Leading layers without experts.")
-    layer_period: PositiveInt = Field(1, description="Every n-th layer has experts (1: all).")
+    layer_period: PositiveInt = Field(
+        1, le=100_000, description="Every n-th layer has experts (1: all)."
+    )
 
     @model_validator(mode="after")
     def _top_k_fits(self) -> Self:
@@ -66,27 +72,33 @@ class ModelSpec(Record):
     head_dim: PositiveInt = Field(le=1_000_000)
     ffn: PositiveInt = Field(le=100_000_000, description="Width of a dense feed-forward layer.")
     vocab: PositiveInt = Field(le=100_000_000)
-    max_seq_tokens: PositiveInt
+    max_seq_tokens: PositiveInt = Field(le=1_000_000_000)
     gated_mlp: bool = Field(True, description="SwiGLU or GeGLU: two input projections, not one.")
     norm: Norm = Norm.RMSNORM
-    norms_per_layer: PositiveInt = 2
+    norms_per_layer: PositiveInt = Field(2, le=1000)
     qk_norm: QkNorm = QkNorm.NONE
     tied_embeddings: bool = False
     qkv_bias: bool = False
     attention_output_bias: bool = False
     mlp_bias: bool = False
     attention_sinks: bool = Field(False, description="One learned logit a head (gpt-oss).")
-    learned_positions: NonNegativeInt = Field(0, description="Rows of a learned position table.")
+    learned_positions: NonNegativeInt = Field(
+        0, le=1_000_000_000, description="Rows of a learned position table."
+    )
     embedding_norm: bool = Field(False, description="A LayerNorm after the embedding (BLOOM).")
     final_norm: bool = True
     dropout: bool = Field(False, description="Trained with dropout in its published recipe.")
-    sliding_window_tokens: PositiveInt | None = None
+    sliding_window_tokens: PositiveInt | None = Field(None, le=1_000_000_000)
     full_attention_period: NonNegativeInt = Field(
-        0, description="With a sliding window: every n-th layer attends to all tokens (0: none)."
+        0,
+        le=100_000,
+        description="With a sliding window: every n-th layer attends to all tokens (0: none).",
     )
     mla: LatentAttention | None = None
     experts: Experts | None = None
-    mtp_layers: NonNegativeInt = Field(0, description="Multi-token-prediction layers in training.")
+    mtp_layers: NonNegativeInt = Field(
+        0, le=100_000, description="Multi-token-prediction layers in training."
+    )
 
     @model_validator(mode="after")
     def _heads_divide(self) -> Self:

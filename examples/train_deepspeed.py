@@ -1,0 +1,180 @@
+#!/usr/bin/env python3
+"""Train a small stand-in of a planned model under DeepSpeed, to see that the plan starts.
+
+Widths are scaled down; the ranks, the batch, the ZeRO stage, the pipeline split and recompute are
+those of `plan.json` and `ds_config.json` beside this file. It runs on CUDA (nccl) and on CPU
+(DS_ACCELERATOR=cpu, gloo). Put your own model where `layers_of` builds the stand-in.
+
+    deepspeed --num_gpus G train_deepspeed.py --deepspeed_config ds_config.json [--steps 3]
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import json
+import os
+from collections.abc import Iterator
+from itertools import accumulate
+from pathlib import Path
+from typing import Any
+
+import deepspeed
+import preflight
+import torch
+from deepspeed.pipe import LayerSpec, PipelineModule
+from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
+
+HERE = Path(__file__).resolve().parent
+HIDDEN, HEADS, VOCAB, TOKENS, SEED = 64, 4, 256, 32, 1234
+
+
+class Embed(nn.Module):
+    """Tokens and positions to hidden states."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.tokens, self.positions = nn.Embedding(VOCAB, HIDDEN), nn.Embedding(TOKENS, HIDDEN)
+
+    def forward(self, ids: Tensor) -> Tensor:
+        return self.tokens(ids) + self.positions.weight[: ids.shape[1]]
+
+
+class Block(nn.Module):
+    """One pre-norm transformer layer, recomputed in the backward pass where the plan says so."""
+
+    def __init__(self, recompute: bool) -> None:
+        super().__init__()
+        self.norm1, self.norm2 = nn.LayerNorm(HIDDEN), nn.LayerNorm(HIDDEN)
+        self.qkv, self.out = nn.Linear(HIDDEN, 3 * HIDDEN), nn.Linear(HIDDEN, HIDDEN)
+        self.up, self.down = nn.Linear(HIDDEN, 4 * HIDDEN), nn.Linear(4 * HIDDEN, HIDDEN)
+        self.recompute = recompute
+
+    def forward(self, x: Tensor) -> Tensor:
+        # ZeRO-3 frees weights between the passes, which only the reentrant form allows
+        return checkpoint(self.layer, x, use_reentrant=True) if self.recompute else self.layer(x)
+
+    def layer(self, x: Tensor) -> Tensor:
+        x = x + self.attention(self.norm1(x))
+        return x + self.down(nn.functional.gelu(self.up(self.norm2(x))))
+
+    def attention(self, x: Tensor) -> Tensor:
+        heads = self.qkv(x).unflatten(-1, (3, HEADS, -1)).permute(2, 0, 3, 1, 4)
+        mixed = nn.functional.scaled_dot_product_attention(*heads, is_causal=True)
+        return self.out(mixed.transpose(1, 2).flatten(2))
+
+
+class Head(nn.Module):
+    """Hidden states to logits."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.norm, self.logits = nn.LayerNorm(HIDDEN), nn.Linear(HIDDEN, VOCAB, bias=False)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.logits(self.norm(x))
+
+
+def loss_of(logits: Tensor, labels: Tensor) -> Tensor:
+    """Return the mean cross entropy of the next token."""
+    return nn.functional.cross_entropy(logits.float().flatten(0, 1), labels.flatten())
+
+
+def layers_of(plan: dict[str, Any]) -> list[LayerSpec]:
+    """Return embedding, every transformer layer and head, not built yet."""
+    full = plan["plans"][0]["layout"]["recompute"] == "full"
+    blocks = [LayerSpec(Block, full) for _ in range(plan["request"]["model"]["layers"])]
+    return [LayerSpec(Embed), *blocks, LayerSpec(Head)]
+
+
+class PlannedPipeline(PipelineModule):
+    """A pipeline cut where the plan cuts it; the first stage also embeds, the last has the head."""
+
+    def __init__(self, plan: dict[str, Any], **options: Any) -> None:
+        held = [sum(chunks) for chunks in plan["plans"][0]["stage_layers"]]
+        held[0] += 1
+        held[-1] += 1
+        self.planned = [0, *accumulate(held)]
+        super().__init__(layers_of(plan), num_stages=len(held), loss_fn=loss_of, **options)
+
+    def _partition_layers(self, method: str = "planned") -> None:
+        stage = self._topo.get_coord(self.global_rank).pipe
+        self.parts = self.planned
+        self._set_bounds(start=self.parts[stage], stop=self.parts[stage + 1])
+
+
+class Whole(nn.Module):
+    """The same layers on every rank, with the loss."""
+
+    def __init__(self, plan: dict[str, Any]) -> None:
+        super().__init__()
+        self.layers = nn.Sequential(*(spec.build() for spec in layers_of(plan)))
+
+    def forward(self, ids: Tensor, labels: Tensor) -> Tensor:
+        return loss_of(self.layers(ids), labels)
+
+
+def batches(
+    micro_batch: int, dp_rank: int, device: torch.device
+) -> Iterator[tuple[Tensor, Tensor]]:
+    """Yield (tokens, next tokens); counting upwards, so that there is something to learn."""
+    random = torch.Generator().manual_seed(SEED + dp_rank)
+    while True:
+        first = torch.randint(VOCAB, (micro_batch, 1), generator=random)
+        row = (first + torch.arange(TOKENS + 1)) % VOCAB
+        yield row[:, :-1].to(device), row[:, 1:].contiguous().to(device)
+
+
+def engine_of(plan: dict[str, Any], config: dict[str, Any]) -> Any:
+    """Return DeepSpeed's engine around the stand-in."""
+    torch.manual_seed(SEED)
+    if plan["plans"][0]["layout"]["pp"] > 1:
+        model: nn.Module = PlannedPipeline(plan, seed_layers=True, base_seed=SEED)
+    else:
+        sharded = config["zero_optimization"]["stage"] == 3
+        init = deepspeed.zero.Init(config_dict_or_path=config)
+        with init if sharded else contextlib.nullcontext():
+            model = Whole(plan)
+    weights = [p for p in model.parameters() if p.requires_grad]
+    return deepspeed.initialize(model=model, model_parameters=weights, config=config)[0]
+
+
+def step(engine: Any, data: Iterator[tuple[Tensor, Tensor]]) -> float:
+    """Train one global batch and return its mean loss on this rank."""
+    if isinstance(engine.module, PipelineModule):
+        return float(engine.train_batch(data_iter=data))
+    losses = []
+    for _ in range(engine.gradient_accumulation_steps()):
+        loss = engine(*next(data))
+        engine.backward(loss)
+        engine.step()
+        losses.append(float(loss))
+    return sum(losses) / len(losses)
+
+
+def main() -> None:
+    """Check the placement, build the engine, train a few steps."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--steps", type=int, default=3)
+    parser.add_argument("--local_rank", type=int, help="given by the launcher")
+    parser.add_argument("--deepspeed_config", type=Path, default=HERE / "ds_config.json")
+    options = parser.parse_args()
+    plan = json.loads((HERE / "plan.json").read_text(encoding="utf-8"))
+    config = json.loads(options.deepspeed_config.read_text(encoding="utf-8"))
+
+    place = preflight.check(HERE)
+    deepspeed.init_distributed()
+    engine = engine_of(plan, config)
+    data = batches(config["train_micro_batch_size_per_gpu"], place["dp"], engine.device)
+    for number in range(options.steps):
+        loss = step(engine, data)
+        if int(os.environ["RANK"]) == 0:
+            print(f"step {number} loss {loss:.4f}", flush=True)
+    if isinstance(engine.module, PipelineModule):
+        preflight.check_groups({"pp": engine.grid.get_stage_id()}, folder=HERE)
+    torch.distributed.destroy_process_group()
+
+
+if __name__ == "__main__":
+    main()

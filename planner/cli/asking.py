@@ -1,0 +1,170 @@
+"""From what was typed to a PlanRequest: files read, defaults chosen and said."""
+
+from __future__ import annotations
+
+import math
+import re
+from collections import Counter
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from planner.cli import options
+from planner.cli.talk import say
+from planner.errors import SpecError
+from planner.units import count
+
+if TYPE_CHECKING:
+    from planner.specs.cluster import ClusterSpec
+    from planner.specs.model import ModelSpec
+    from planner.specs.workload import Workload
+    from planner.workflow import PlanRequest
+
+DEFAULT_SEQ_TOKENS = 8192
+DEFAULT_STEP_TOKENS = 4 * 1024**2
+"""The middle of what published runs of 7B to 175B parameters use (1M to 16M tokens a step)."""
+DEFAULT_STEP_TOKENS_PER_GPU = 1024
+"""Llama 3 405B trains 16M tokens a step on 16,384 GPUs (arXiv:2407.21783 table 4)."""
+FIELD_OPTIONS = {"seq_tokens": "--seq", "global_batch": "--global-batch"}
+
+
+@dataclass(frozen=True)
+class Asked:
+    """What was typed, word for word."""
+
+    model: str
+    cluster: str
+    seq: int | None = None
+    global_batch: int | None = None
+    precision: str = "bf16"
+    stack: str = "any"
+    expert_imbalance: float | None = None
+    capacity_factor: float | None = None
+    expert_load: Path | None = None
+    fix: str = ""
+    top: int = 10
+    unhealthy: str | None = None
+    gpus: int | None = None
+    nodes_file: Path | None = None
+
+
+def request_of(asked: Asked) -> PlanRequest:
+    """Return the request: specs loaded, defaults filled in and said on stderr.
+
+    Raises SpecError for anything that cannot be read or contradicts itself.
+    """
+    fix = options.fields_of(asked.fix, option="--fix")
+    unhealthy = options.words_of(asked.unhealthy, option="--unhealthy")
+    from planner.specs.catalog import load_cluster, load_model
+
+    model, cluster = load_model(asked.model), load_cluster(asked.cluster)
+    if asked.nodes_file:
+        cluster = on_hosts(cluster, asked.nodes_file, counted=_counted(asked.cluster))
+    if asked.gpus is not None and not 0 < asked.gpus <= cluster.gpus:
+        raise SpecError(
+            f"--gpus: {asked.gpus} is not between 1 and the {cluster.gpus} GPUs of {cluster.name}",
+            hint="a cluster grows with ':N' behind its name",
+        )
+    workload = workload_of(asked, model, asked.gpus or cluster.gpus)
+    from planner.workflow import PlanRequest
+
+    return PlanRequest(
+        model=model,
+        cluster=cluster,
+        workload=workload,
+        fix=fix,
+        top=asked.top,
+        unhealthy=unhealthy,
+        gpus=asked.gpus,
+    )
+
+
+def workload_of(asked: Asked, model: ModelSpec, gpus: int) -> Workload:
+    """Return the workload; a sequence length or batch left out is chosen and said.
+
+    Raises SpecError naming the option whose value is refused.
+    """
+    from pydantic import ValidationError
+
+    from planner.specs.stack import stack_named
+    from planner.specs.workload import Workload
+
+    stack_named(asked.stack)
+    chosen = []
+    seq, batch = asked.seq, asked.global_batch
+    if seq is None:
+        seq = min(model.max_seq_tokens, DEFAULT_SEQ_TOKENS)
+        chosen.append(f"--seq {seq}")
+    if batch is None:
+        batch = default_batch(seq, gpus)
+        chosen.append(f"--global-batch {batch} ({count(batch * seq)} tokens a step)")
+    load = asked.expert_load and options.shares_of(asked.expert_load, option="--expert-load")
+    given: dict[str, Any] = {
+        "precision": asked.precision.lower(),
+        "stack": asked.stack,
+        "expert_imbalance": asked.expert_imbalance,
+        "capacity_factor": asked.capacity_factor,
+        "expert_load": load,
+    }
+    given = {name: value for name, value in given.items() if value is not None}
+    try:
+        workload = Workload(seq_tokens=seq, global_batch=batch, **given)
+    except ValidationError as error:
+        raise _refused(error) from error
+    if chosen:
+        say(f"not given, so taken: {', '.join(chosen)}")
+    return workload
+
+
+def default_batch(seq_tokens: int, gpus: int) -> int:
+    """Return sequences a step: about 4M tokens, or 1024 tokens a GPU if that is more.
+
+    The batch is a power of two times the odd part of the GPUs, so that data parallel sizes of any
+    factor of the GPUs divide it.
+    """
+    tokens = max(DEFAULT_STEP_TOKENS, DEFAULT_STEP_TOKENS_PER_GPU * gpus)
+    target = max(1.0, tokens / max(1, seq_tokens))
+    odd = gpus // (gpus & -gpus)
+    return odd << max(0, round(math.log2(target / odd)))
+
+
+def on_hosts(cluster: ClusterSpec, nodes_file: Path, *, counted: bool) -> ClusterSpec:
+    """Return `cluster` made of the hosts that a file lists, one a line, in leaf order.
+
+    Raises SpecError when a host is listed twice, or when ':N' was given and differs.
+    """
+    from pydantic import ValidationError
+
+    from planner.specs.cluster import ClusterSpec
+
+    hosts = options.listed(nodes_file, option="--nodes-file")
+    seen = Counter(hosts)
+    if twice := next((h for h in dict.fromkeys(hosts) if seen[h] > 1), None):
+        raise SpecError(f"--nodes-file: {nodes_file} lists {twice!r} twice")
+    if counted and cluster.nodes != len(hosts):
+        raise SpecError(
+            f"--nodes-file: {nodes_file} lists {len(hosts)} hosts, ':{cluster.nodes}' asks for "
+            f"{cluster.nodes}",
+            hint="leave ':N' out, or list as many hosts",
+        )
+    data = cluster.model_dump() | {"hosts": hosts, "nodes": len(hosts)}
+    try:
+        return ClusterSpec.model_validate(data)
+    except ValidationError as error:
+        raise SpecError(f"--nodes-file: {nodes_file}: {error.errors()[0]['msg']}") from error
+
+
+def _counted(cluster: str) -> bool:
+    return re.search(r":\d+$", cluster) is not None
+
+
+def _refused(error: Any) -> SpecError:
+    """Return pydantic's first complaint in the words of the command line."""
+    first = error.errors()[0]
+    field = str(first["loc"][0]) if first["loc"] else "workload"
+    option = FIELD_OPTIONS.get(field, f"--{field.replace('_', '-')}")
+    message = first["msg"].removeprefix("Value error, ")
+    if first["type"] == "value_error":
+        return SpecError(f"workload: {message}")
+    allowed = message.partition(" should ")[2] or message
+    return SpecError(f"{option}: {first['input']} is not allowed, must {allowed}")

@@ -1,0 +1,62 @@
+"""`meshwright explain`: one layout, opened down to formula and source."""
+
+from __future__ import annotations
+
+import typer
+
+from planner.cli import options as o
+from planner.cli.asking import Asked, request_of
+from planner.cli.talk import show
+
+EXAMPLES = """\
+\b
+Examples:
+  meshwright explain llama-3.1-70b dgx-h100:32 --layout tp=8,pp=4
+  meshwright explain llama-3.1-70b dgx-h100:2 --layout tp=2 --json
+"""
+
+
+def explain(
+    model: o.Model,
+    cluster: o.Cluster,
+    *,
+    layout: o.LayoutText,
+    seq: o.Seq = None,
+    global_batch: o.GlobalBatch = None,
+    precision: o.Precision = "bf16",
+    stack: o.Stack = "any",
+    gpus: o.Gpus = None,
+    expert_imbalance: o.ExpertImbalance = None,
+    capacity_factor: o.CapacityFactor = None,
+    expert_load: o.ExpertLoad = None,
+    as_json: o.Json = False,
+) -> None:
+    """Show every term of one layout: value, formula, source.
+
+    If the layout is illegal, out of memory or beaten: why, by how much, and the nearest change
+    that would mend it. Exit code 0 either way, because the question is answered.
+    """
+    fields = o.fields_of(layout, option="--layout")
+    request = request_of(
+        Asked(
+            model,
+            cluster,
+            seq=seq,
+            global_batch=global_batch,
+            precision=precision,
+            stack=stack,
+            expert_imbalance=expert_imbalance,
+            capacity_factor=capacity_factor,
+            expert_load=expert_load,
+            gpus=gpus,
+        )
+    )
+    from planner import workflow
+
+    answer = workflow.explain(request, fields)
+    if as_json:
+        typer.echo(answer.to_json(), nl=False)
+        return
+    from planner.report.explain import explain_report
+
+    show(explain_report(answer))

@@ -1,0 +1,218 @@
+"""Options that several commands share, and the readers of their small languages.
+
+Text becomes a mapping or a tuple of words here; whether a value makes sense is the workflow's
+question, because only that knows the model and the cluster.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from planner.errors import SpecError, did_you_mean
+
+LAYOUT_FIELDS = (
+    *("tp", "sp", "pp", "vpp", "cp", "ep", "etp", "dp", "dp_replicate", "zero"),
+    *("micro_batch", "num_microbatches", "recompute", "schedule", "offload", "dp_sync"),
+)
+"""The columns of `planner.layouts.table.Layouts`, which is not imported: it loads numpy."""
+
+LIST_FILE_BYTES = 16 * 1024**2
+"""Largest list file that is read; a million host names fit."""
+
+Model = Annotated[
+    str,
+    typer.Argument(
+        metavar="MODEL",
+        help="Shipped name, YAML file, or Hugging Face config.json.",
+        show_default=False,
+    ),
+]
+Cluster = Annotated[
+    str,
+    typer.Argument(
+        metavar="CLUSTER",
+        help="Shipped name or YAML file; ':N' sets the nodes.",
+        show_default=False,
+    ),
+]
+Seq = Annotated[
+    int | None,
+    typer.Option(
+        "--seq",
+        metavar="TOKENS",
+        help="Sequence length. Default: 8192, or the model's maximum if that is less.",
+    ),
+]
+GlobalBatch = Annotated[
+    int | None,
+    typer.Option(
+        "--global-batch",
+        metavar="N",
+        help="Sequences a step. Default: about 4M tokens, or 1024 a GPU if that is more.",
+    ),
+]
+Precision = Annotated[
+    str,
+    typer.Option(
+        "--precision", metavar="NAME", help="Of the matrix multiplies: bf16, fp16 or fp8."
+    ),
+]
+Stack = Annotated[
+    str,
+    typer.Option(
+        "--stack",
+        metavar="NAME",
+        help="Whose rules and overheads apply: megatron, deepspeed, torchtitan, or any.",
+    ),
+]
+ExpertImbalance = Annotated[
+    float | None,
+    typer.Option(
+        "--expert-imbalance",
+        metavar="RATIO",
+        help="Tokens on the busiest expert rank / on the mean one. Default: 1.1.",
+    ),
+]
+CapacityFactor = Annotated[
+    float | None,
+    typer.Option(
+        "--capacity-factor",
+        metavar="RATIO",
+        help="An expert takes at most this many times its share. Default: dropless.",
+    ),
+]
+ExpertLoad = Annotated[
+    Path | None,
+    typer.Option(
+        "--expert-load",
+        metavar="FILE",
+        help="Measured tokens per expert: JSON list, or one number a line.",
+    ),
+]
+Unhealthy = Annotated[
+    str | None,
+    typer.Option(
+        "--unhealthy",
+        metavar="HOSTS",
+        help="Hosts or host:gpu to avoid, comma-separated, or @file.",
+    ),
+]
+Gpus = Annotated[
+    int | None, typer.Option("--gpus", metavar="N", help="Use exactly N GPUs of the cluster.")
+]
+Json = Annotated[bool, typer.Option("--json", help="One JSON document on stdout.")]
+Force = Annotated[bool, typer.Option("--force", help="Replace an earlier bundle in DIR.")]
+LayoutText = Annotated[
+    str,
+    typer.Option(
+        "--layout",
+        metavar="FIELD=VALUE,...",
+        help="Layout; a field left out takes the best legal value.",
+        show_default=False,
+    ),
+]
+
+
+def fields_of(text: str, *, option: str) -> dict[str, str]:
+    """Return 'tp=8,pp=4..16' as {'tp': '8', 'pp': '4..16'}; an empty text is an empty mapping.
+
+    Raises SpecError for an unknown or repeated field, and for a pair without a value.
+    """
+    out: dict[str, str] = {}
+    for pair in filter(None, (part.strip() for part in text.split(","))):
+        name, equals, value = (part.strip() for part in pair.partition("="))
+        field = _field(name, option)
+        if not equals or not value:
+            raise SpecError(
+                f"{option}: {name!r} has no value", hint=f"write {option} {field}=VALUE"
+            )
+        if field in out:
+            raise SpecError(
+                f"{option}: {field!r} is given twice ({out[field]} and {value})",
+                hint="several values are written 4|8, a range 4..16",
+            )
+        out[field] = value
+    return out
+
+
+def _field(name: str, option: str) -> str:
+    field = name.lower().replace("-", "_")
+    if field not in LAYOUT_FIELDS:
+        near = did_you_mean(field, LAYOUT_FIELDS)
+        known = f"fields: {', '.join(LAYOUT_FIELDS)}"
+        raise SpecError(
+            f"{option}: unknown layout field {name!r}", hint=f"{near} {known}" if near else known
+        )
+    return field
+
+
+def words_of(text: str | None, *, option: str) -> tuple[str, ...]:
+    """Return 'a,b' as ('a', 'b'), and '@file' as the words of that file.
+
+    In a file, words are separated by commas, blanks or lines, and '#' starts a comment.
+    """
+    if text is None:
+        return ()
+    if text.startswith("@"):
+        return listed(Path(text[1:]), option=option)
+    words = tuple(word.strip() for word in text.split(",") if word.strip())
+    if not words:
+        raise SpecError(f"{option}: names nothing", hint=f"write {option} name1,name2 or @file")
+    return words
+
+
+def listed(path: Path, *, option: str) -> tuple[str, ...]:
+    """Return the words of a list file, in order; '#' starts a comment.
+
+    Raises SpecError when the file cannot be read, holds binary data, or lists nothing.
+    """
+    lines = (line.partition("#")[0] for line in _text(path, option).splitlines())
+    words = tuple(word for line in lines for word in line.replace(",", " ").split())
+    if not words:
+        raise SpecError(f"{option}: {path} lists nothing", hint="write one name a line")
+    if bad := next((word for word in words if not word.isprintable()), None):
+        raise SpecError(f"{option}: {path} holds {bad!r}, which is not a name")
+    return words
+
+
+def shares_of(path: Path, *, option: str) -> tuple[float, ...]:
+    """Return the numbers in `path`: a JSON list, or numbers separated by commas or lines.
+
+    Raises SpecError when one is not a finite number.
+    """
+    text = _text(path, option).strip()
+    try:
+        if text.startswith("["):
+            words = json.loads(text)
+        else:
+            words = [w for w in text.replace(",", " ").split() if w]
+        numbers = tuple(float(word) for word in words)
+    except (ValueError, TypeError, OverflowError, RecursionError) as error:
+        raise SpecError(
+            f"{option}: {path} is not a list of numbers ({error})",
+            hint="write a JSON list, or one number a line",
+        ) from error
+    if not numbers or not all(map(math.isfinite, numbers)):
+        raise SpecError(f"{option}: {path} needs finite numbers, one per expert")
+    return numbers
+
+
+def _text(path: Path, option: str) -> str:
+    try:
+        if not path.is_file():
+            why = "is a folder" if path.is_dir() else "there is no such file"
+            raise SpecError(f"{option}: {path}: {why}")
+        if (size := path.stat().st_size) > LIST_FILE_BYTES:
+            raise SpecError(
+                f"{option}: {path} has {size} bytes, at most {LIST_FILE_BYTES} are read"
+            )
+        return path.read_text(encoding="utf-8")
+    except OSError as error:
+        raise SpecError(f"{option}: {path}: {error.strerror}") from error
+    except (UnicodeDecodeError, ValueError) as error:
+        raise SpecError(f"{option}: {path!r} is not a text file (UTF-8)") from error

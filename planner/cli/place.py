@@ -1,0 +1,75 @@
+"""`meshwright place`: rank to host and GPU."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from planner.cli import options as o
+from planner.cli.asking import Asked, request_of
+from planner.cli.talk import answer_json, show
+
+EXAMPLES = """\
+\b
+Examples:
+  meshwright place llama-3.1-70b dgx-h100:32 --layout tp=8,pp=4
+  meshwright place llama-3.1-70b dgx-h100:32 --layout tp=8 --unhealthy node00007,node00012:3
+  meshwright place llama-3.1-70b dgx-h100 --layout tp=8 --nodes-file hosts.txt --json
+"""
+
+
+def place(
+    model: o.Model,
+    cluster: o.Cluster,
+    *,
+    layout: o.LayoutText,
+    nodes_file: Annotated[
+        Path | None,
+        typer.Option(
+            "--nodes-file", metavar="FILE", help="The cluster's hosts, one a line, in leaf order."
+        ),
+    ] = None,
+    unhealthy: o.Unhealthy = None,
+    seq: o.Seq = None,
+    global_batch: o.GlobalBatch = None,
+    precision: o.Precision = "bf16",
+    stack: o.Stack = "any",
+    gpus: o.Gpus = None,
+    expert_imbalance: o.ExpertImbalance = None,
+    capacity_factor: o.CapacityFactor = None,
+    expert_load: o.ExpertLoad = None,
+    as_json: o.Json = False,
+) -> None:
+    """Map every rank of a layout to a host and a GPU.
+
+    The answer says whether the map is proved best, which tiers of the network each kind of group
+    crosses, and what it gains over hosts in name order.
+    """
+    fields = o.fields_of(layout, option="--layout")
+    request = request_of(
+        Asked(
+            model,
+            cluster,
+            seq=seq,
+            global_batch=global_batch,
+            precision=precision,
+            stack=stack,
+            expert_imbalance=expert_imbalance,
+            capacity_factor=capacity_factor,
+            expert_load=expert_load,
+            unhealthy=unhealthy,
+            gpus=gpus,
+            nodes_file=nodes_file,
+        )
+    )
+    from planner import workflow
+
+    placement = workflow.place(request, fields)
+    if as_json:
+        answer_json(placement.model_dump(mode="json", by_alias=True))
+        return
+    from planner.report.placing import place_report
+
+    show(place_report(placement, request.cluster))

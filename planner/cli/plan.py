@@ -1,0 +1,122 @@
+"""`meshwright plan`: the main job."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from planner.cli import options as o
+from planner.cli.asking import Asked, request_of
+from planner.cli.talk import progress, say, show
+
+if TYPE_CHECKING:
+    from planner.plan import Plan
+    from planner.workflow import PlanRequest
+
+EXAMPLES = """\
+\b
+Examples:
+  meshwright plan llama-3.1-70b dgx-h100:32
+  meshwright plan llama-3.1-70b dgx-h100:32 --seq 8192 --global-batch 512
+  meshwright plan deepseek-v3 dgx-h100:256 --fix "pp=8|16,recompute=full"
+  meshwright plan llama-3.1-8b dgx-h100:2 -o launch --target torchrun,megatron
+"""
+
+
+def plan(
+    model: o.Model,
+    cluster: o.Cluster,
+    *,
+    seq: o.Seq = None,
+    global_batch: o.GlobalBatch = None,
+    precision: o.Precision = "bf16",
+    stack: o.Stack = "any",
+    fix: Annotated[
+        str,
+        typer.Option(
+            metavar="FIELD=VALUE,...", help="Keep layout fields: tp=8, pp=4..16, zero=1|3."
+        ),
+    ] = "",
+    top: Annotated[int, typer.Option(metavar="K", min=1, max=1000, help="Layouts to show.")] = 10,
+    gpus: o.Gpus = None,
+    unhealthy: o.Unhealthy = None,
+    expert_imbalance: o.ExpertImbalance = None,
+    capacity_factor: o.CapacityFactor = None,
+    expert_load: o.ExpertLoad = None,
+    output: Annotated[
+        Path | None,
+        typer.Option("--output", "-o", metavar="DIR", help="Write plan.json and bundles here."),
+    ] = None,
+    target: Annotated[
+        str | None,
+        typer.Option(metavar="NAME,...", help="Launch files to write: torchrun,megatron,..."),
+    ] = None,
+    force: o.Force = False,
+    as_json: o.Json = False,
+) -> None:
+    """Find the fastest layout of MODEL on CLUSTER, place it, and say why.
+
+    Every legal layout is estimated. The best one is placed on the hosts; with -o and --target its
+    launch files are written, each framework with the best layout that it can express.
+    """
+    from planner.cli import bundles
+
+    targets = bundles.targets_of(target)
+    bundles.refuse_early(output, targets, force=force)
+    request = request_of(
+        Asked(
+            model,
+            cluster,
+            seq=seq,
+            global_batch=global_batch,
+            precision=precision,
+            stack=stack,
+            expert_imbalance=expert_imbalance,
+            capacity_factor=capacity_factor,
+            expert_load=expert_load,
+            fix=fix,
+            top=top,
+            unhealthy=unhealthy,
+            gpus=gpus,
+        )
+    )
+    found = _found(request, output, targets, force=force)
+    if as_json:
+        typer.echo(found.to_json(), nl=False)
+    else:
+        _report(found)
+
+
+def _found(
+    request: PlanRequest, output: Path | None, targets: tuple[str, ...], *, force: bool
+) -> Plan:
+    """Return the plan, after its files are written."""
+    from planner import workflow
+    from planner.cli import bundles
+
+    def other(target: str) -> Plan:
+        tell(f"planning for {target}")
+        instead = workflow.plan_for_target(request, target)
+        swaps.append(
+            f"{target} cannot express that layout; its bundle has the best one it can: "
+            f"{instead.best.layout.short()}"
+        )
+        return instead
+
+    swaps: list[str] = []
+    with progress("planning") as tell:
+        found = workflow.plan(request, progress=tell)
+        written = (
+            bundles.write(output, found, targets, force=force, instead=other) if output else []
+        )
+    for sentence in (*swaps, *(f"wrote {path}" for path in written)):
+        say(sentence)
+    return found
+
+
+def _report(found: Plan) -> None:
+    from planner.report.tables import plan_report
+
+    show(plan_report(found))

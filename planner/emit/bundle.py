@@ -1,0 +1,139 @@
+"""What every bundle carries, whatever the framework: the plan, the rank map, its check, a README.
+
+Launchers differ in how they number nodes, and a job whose ranks stand elsewhere than planned still
+runs, only slower. So the map is written down, and `preflight.py` compares it with what each rank
+sees.
+"""
+
+from __future__ import annotations
+
+import json
+
+from planner.emit.base import Artifact, hosts_are_placeholders, one_line, placed
+from planner.files import data_folder
+from planner.plan import Plan, RankedPlan
+from planner.units import count, gib, seconds
+
+RANK_MAP_SCHEMA = "meshwright.rank_map/1"
+AXES = ("tp", "cp", "ep", "dp", "pp")
+
+
+def shared_artifacts(plan: Plan, *, framework: str, start: str) -> list[Artifact]:
+    """Return plan.json, rank_map.json, preflight.py, hosts.txt and README.md.
+
+    `framework` is named in the README with its version; `start` is its section, in Markdown, on
+    how to start the job. Raises SpecError when the placement is missing or no launcher can keep it.
+    """
+    placed(plan)
+    return [
+        Artifact("plan.json", plan.to_json()),
+        Artifact("rank_map.json", rank_map(plan)),
+        Artifact("preflight.py", example("preflight.py")),
+        Artifact("hosts.txt", hosts_text(plan)),
+        Artifact("README.md", readme(plan, framework=framework, start=start)),
+    ]
+
+
+def example(name: str) -> str:
+    """Return the text of a shipped example."""
+    return (data_folder("examples") / name).read_text(encoding="utf-8")
+
+
+def rank_map(plan: Plan) -> str:
+    """Return the JSON document rank -> host, GPU, coordinates; one rank a line, to diff well."""
+    place = placed(plan)
+    head = {
+        "schema": RANK_MAP_SCHEMA,
+        "world_size": len(place.ranks),
+        "gpus_per_node": place.gpus_per_node,
+        "hosts": place.hosts,
+        "hosts_are_placeholders": hosts_are_placeholders(plan),
+        "order": "tp-cp-ep-dp-pp, tp fastest",
+    }
+    keys = ("rank", "host", "gpu", *AXES)
+    rows = (json.dumps({k: getattr(r, k) for k in keys}) for r in place.ranks)
+    body = ",\n  ".join(rows)
+    return json.dumps(head, indent=1)[:-2] + f',\n "ranks": [\n  {body}\n ]\n}}\n'
+
+
+def hosts_text(plan: Plan) -> str:
+    """Return the hosts in node-rank order, one a line."""
+    return "\n".join(placed(plan).hosts) + "\n"
+
+
+def readme(plan: Plan, *, framework: str, start: str) -> str:
+    """Return the README: what was planned, what to expect, how to start, what to check first."""
+    request, best, place = plan.request, plan.best, placed(plan)
+    work, estimate = request.workload, best.estimate
+    model, cluster = one_line(request.model.name), one_line(request.cluster.name)
+    nodes, gpus = len(place.hosts), len(place.ranks)
+    hosts = f"placed on {nodes} {'nodes' if nodes > 1 else 'node'} of {place.gpus_per_node} GPUs"
+    return f"""\
+# {model} on {gpus} GPUs of {cluster}
+
+Launch bundle for {framework}, {hosts}. The layout:
+
+    {best.layout.short()}
+
+`plan.json` holds the whole plan: model, cluster, workload, estimate and placement.
+
+| one training step | |
+|---|---|
+| sequences x tokens | {work.global_batch} x {work.seq_tokens} ({count(work.tokens)} tokens) |
+| micro-batches per step | {best.layout.num_microbatches} of {best.layout.micro_batch} sequences |
+| expected time | {seconds(estimate.step_time_s)} |
+| expected tokens/s per GPU | {estimate.tokens_per_s_per_gpu:.0f} |
+| expected model FLOP/s utilisation | {estimate.mfu:.1%} |
+
+## Start
+
+{start.strip()}
+
+## Before the first step
+
+`preflight.py` reads `rank_map.json` and stops the job when a rank stands elsewhere than planned.
+It runs by itself under the launcher (`preflight.py` in place of the training script), or inside
+your own script: `preflight.check()` before the process group is made, and
+`preflight.check_groups({{"tp": ..., "dp": ..., "pp": ...}})` with this rank's coordinates after.
+{_host_note(plan)}
+
+## The first ten steps
+
+1. Every rank passes the preflight, and the loss starts near ln({request.model.vocab}) and falls.
+2. Peak memory (`torch.cuda.max_memory_allocated()`) of each pipeline stage stays near this table:
+
+{_memory_table(best)}
+
+3. The median of steps 4 to 10 is near {seconds(estimate.step_time_s)}. Where it is not, compare a
+   profile with the parts expected (exposed time, they add up to the step):
+
+{_time_table(best)}
+"""
+
+
+def _host_note(plan: Plan) -> str:
+    if hosts_are_placeholders(plan):
+        return (
+            "The cluster lists no hosts, so the names in `hosts.txt` are placeholders: the "
+            "preflight\nchecks which ranks share a node, not what the node is called. List the "
+            "real names under `hosts:`\nin the cluster file to have them checked too."
+        )
+    return "The hosts are those that the cluster lists; their names are compared as well."
+
+
+def _memory_table(best: RankedPlan) -> str:
+    memory = best.estimate.memory
+    rows = [
+        f"   | {stage} | {gib(m.total)} | {gib(m.weights + m.gradients + m.optimizer)} "
+        f"| {gib(m.activations + m.logits)} |"
+        for stage, m in enumerate(memory.stages)
+    ]
+    head = "   | stage | total | weights, gradients, optimizer | activations, logits |"
+    limit = f"\n   A GPU can allocate {gib(memory.limit_bytes)}."
+    return "\n".join((head, "   |---|---|---|---|", *rows, limit))
+
+
+def _time_table(best: RankedPlan) -> str:
+    parts = sorted(best.estimate.time_s.items(), key=lambda item: (-item[1], item[0]))
+    rows = [f"   | {name} | {seconds(amount)} |" for name, amount in parts if amount > 0]
+    return "\n".join(("   | part | seconds |", "   |---|---|", *rows))

@@ -1,0 +1,225 @@
+"""DeepSpeed: `ds_config.json`, a host file, and a training script that starts with both.
+
+The JSON says how state is sharded and how the batch is made up; which rank holds which layers is
+code (a PipelineModule), so the bundle carries a script that cuts its pipeline as planned. All
+three batch fields are written: DeepSpeed then checks that they agree, instead of deriving one.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from typing import Any
+
+from planner.emit.base import Artifact, placed
+from planner.emit.bundle import example, shared_artifacts
+from planner.plan import Layout, Plan
+from planner.specs.workload import Precision
+
+BUCKET_ELEMENTS = 500_000_000
+"""Elements in one reduction or gather: DeepSpeed 0.19.8's default, runtime/zero/config.py."""
+
+
+class DeepSpeed:
+    """ZeRO 0 to 3, and 1F1B pipelines up to ZeRO 1."""
+
+    name = "deepspeed"
+    stack = "deepspeed"
+    tested_with = "deepspeed 0.19.8"
+
+    def unsupported(self, plan: Plan) -> list[str]:
+        """Return one sentence for each thing that DeepSpeed, or this bundle's script, cannot do."""
+        return list(problems(plan))
+
+    def emit(self, plan: Plan) -> list[Artifact]:
+        """Return the configuration, the host file, the script and what every bundle carries."""
+        shared = shared_artifacts(
+            plan, framework=f"DeepSpeed ({self.tested_with})", start=start_text(plan)
+        )
+        return [
+            *shared,
+            Artifact("ds_config.json", json.dumps(config(plan), indent=2, allow_nan=False) + "\n"),
+            Artifact("hostfile", hostfile(plan)),
+            Artifact(".deepspeed_env", ENVIRONMENT),
+            Artifact("train_deepspeed.py", example("train_deepspeed.py")),
+            Artifact("run.sh", run_text(plan), executable=True),
+        ]
+
+
+def problems(plan: Plan) -> Iterator[str]:
+    """Yield what DeepSpeed 0.19.8 cannot run (runtime/pipe/engine.py, utils/groups.py)."""
+    lay, work = plan.best.layout, plan.request.workload
+    if lay.tp > 1:
+        yield f"tp={lay.tp}: DeepSpeed splits tensors only for Hugging Face models (AutoTP)."
+    if lay.cp > 1:
+        yield f"DeepSpeed has no ring context parallelism (cp={lay.cp})."
+    if lay.ep > 1:
+        yield f"ep={lay.ep}: DeepSpeed's experts are a layer of their own, not in this bundle."
+    if lay.pp > 1 and lay.zero > 1:
+        yield f"DeepSpeed's pipelines need zero <= 1, not zero={lay.zero}."
+    if lay.vpp > 1 or lay.schedule == "gpipe":
+        yield f"DeepSpeed runs pipelines as plain 1F1B, not schedule={lay.schedule}."
+    if lay.recompute == "selective":
+        yield "DeepSpeed recomputes whole layers (recompute=full) or none."
+    if work.precision is Precision.FP8:
+        yield "DeepSpeed has no FP8 training."
+    if lay.dp_sync != "all-reduce":
+        yield f"DeepSpeed has no dp_sync={lay.dp_sync}."
+    if lay.pp > 1 and not stages_fit(plan):
+        yield "stage_layers does not give every stage the layers that it holds."
+    yield from hybrid_problems(plan)
+    sequences = lay.micro_batch * lay.num_microbatches * lay.dp
+    if sequences != work.global_batch:
+        yield (
+            f"micro_batch*num_microbatches*dp = {sequences}, but global_batch is "
+            f"{work.global_batch}."
+        )
+
+
+def hybrid_problems(plan: Plan) -> Iterator[str]:
+    """Yield what hpZ, DeepSpeed's form of sharding within a node, cannot do."""
+    lay = plan.best.layout
+    if lay.dp_replicate == 1:
+        return
+    if lay.zero != 3 or lay.pp > 1:
+        yield f"dp_replicate={lay.dp_replicate} needs zero=3 and pp=1 under DeepSpeed (hpZ)."
+    elif lay.dp % lay.dp_replicate:
+        yield f"dp_replicate={lay.dp_replicate} does not divide dp={lay.dp}."
+
+
+def stages_fit(plan: Plan) -> bool:
+    """Return whether the plan names the layers of every stage, all of them together."""
+    rows = plan.best.stage_layers
+    held = [sum(row) for row in rows]
+    return len(rows) == plan.best.layout.pp and sum(held) == plan.request.model.layers
+
+
+def config(plan: Plan) -> dict[str, Any]:
+    """Return `ds_config.json`: the batch, the precision, ZeRO, the pipeline, the optimizer."""
+    lay, work = plan.best.layout, plan.request.workload
+    out: dict[str, Any] = {
+        "train_batch_size": work.global_batch,
+        "train_micro_batch_size_per_gpu": lay.micro_batch,
+        "gradient_accumulation_steps": lay.num_microbatches,
+        **precision(work.precision),
+        "zero_optimization": zero(lay),
+        # torch's own AdamW: DeepSpeed's fused one is compiled at the first start and needs nvcc
+        "optimizer": {
+            "type": "AdamW",
+            "params": {"lr": 0.0003, "betas": [0.9, 0.95], "weight_decay": 0.1, "torch_adam": True},
+        },
+        "gradient_clipping": 1.0,
+        "steps_per_print": 10,
+        "wall_clock_breakdown": False,
+    }
+    if lay.pp > 1:
+        out["pipeline"] = {"stages": lay.pp, "activation_checkpoint_interval": 0}
+    return out
+
+
+def precision(kind: Precision) -> dict[str, Any]:
+    """Return the number format; gradients are summed over micro-batches in FP32."""
+    sums = {"data_types": {"grad_accum_dtype": "fp32"}}
+    if kind is Precision.FP16:  # a loss scale of 0 is a dynamic one
+        return {"fp16": {"enabled": True, "loss_scale": 0, "initial_scale_power": 16}} | sums
+    return {"bf16": {"enabled": True}} | sums
+
+
+def zero(lay: Layout) -> dict[str, Any]:
+    """Return the ZeRO stage with its buckets, in whole elements."""
+    if lay.zero == 0:
+        return {"stage": 0}
+    out: dict[str, Any] = {
+        "stage": lay.zero,
+        "overlap_comm": True,
+        "contiguous_gradients": True,
+        "reduce_scatter": True,
+        "reduce_bucket_size": BUCKET_ELEMENTS,
+        "allgather_bucket_size": BUCKET_ELEMENTS,
+    }
+    if lay.zero == 3:
+        out["stage3_prefetch_bucket_size"] = BUCKET_ELEMENTS // 10
+        out["stage3_param_persistence_threshold"] = 100_000
+        out["stage3_gather_16bit_weights_on_model_save"] = True
+        if lay.dp_replicate > 1:
+            out["zero_hpz_partition_size"] = lay.dp // lay.dp_replicate
+    return out
+
+
+def hostfile(plan: Plan) -> str:
+    """Return `host slots=G` a line; the order is the node rank."""
+    place = placed(plan)
+    return "".join(f"{host} slots={place.gpus_per_node}\n" for host in place.hosts)
+
+
+# Plain NAME=value lines: the deepspeed launcher sends them to every node and knows no comments.
+ENVIRONMENT = """\
+OMP_NUM_THREADS=1
+PYTORCH_CUDA_ALLOC_CONF=expandable_segments:True
+"""
+
+
+def run_text(plan: Plan) -> str:
+    """Return `run.sh`: all nodes over ssh, or this node alone when NODE_RANK says which it is."""
+    place = placed(plan)
+    if len(place.hosts) == 1:
+        launch = f"""\
+exec deepspeed --num_gpus {place.gpus_per_node} --master_port "$MASTER_PORT" \\
+  "${{TRAIN[@]}}" "$@\""""
+    else:
+        launch = f"""\
+MASTER_ADDR="${{MASTER_ADDR:-{place.hosts[0]}}}"
+WHERE=(--hostfile hostfile --master_addr "$MASTER_ADDR" --master_port "$MASTER_PORT")
+if [[ -n "${{NODE_RANK:-}}" ]]; then
+  WHERE+=(--no_ssh --node_rank "$NODE_RANK")  # NODE_RANK: the line in hostfile, counted from 0
+fi
+exec deepspeed "${{WHERE[@]}}" "${{TRAIN[@]}}" "$@\""""
+    return f"""\
+#!/usr/bin/env bash
+# Starts the job. With several nodes: once, from any of them (ssh and pdsh), or on every node
+# with NODE_RANK set.
+set -euo pipefail
+cd "$(dirname "${{BASH_SOURCE[0]}}")"  # the launcher looks for .deepspeed_env here
+
+# Yours to set: your own script instead of the stand-in, and a free port on the first host.
+TRAIN=("${{TRAIN_SCRIPT:-train_deepspeed.py}}" --deepspeed_config ds_config.json)
+MASTER_PORT="${{MASTER_PORT:-29500}}"
+
+set -a
+source .deepspeed_env
+set +a
+{launch}
+"""
+
+
+def start_text(plan: Plan) -> str:
+    """Return the README's section on how to start."""
+    lay, nodes = plan.best.layout, len(placed(plan).hosts)
+    where = (
+        "From one node, with this folder at the same path on all of them (ssh and pdsh):\n\n"
+        "```\n./run.sh\n```\n\n"
+        "Without ssh, on every node: `NODE_RANK=<its line in hostfile, from 0> ./run.sh`."
+        if nodes > 1
+        else "On the node:\n\n```\n./run.sh\n```"
+    )
+    parts = [
+        where,
+        "`train_deepspeed.py` trains a small stand-in of the model with the plan's ranks, batch,\n"
+        "ZeRO stage, pipeline split and recompute, so that you see it start. Then put your own\n"
+        "model into it, or your own script into `TRAIN_SCRIPT`; `ds_config.json` stays as it is.",
+    ]
+    if lay.recompute == "full":
+        parts.append(
+            "The plan recomputes every layer: your model must do so too (as `Block` does)."
+        )
+    if lay.dp_replicate > 1:
+        parts.append(
+            f"The plan shards over {lay.dp // lay.dp_replicate} ranks and replicates "
+            f"{lay.dp_replicate} times. DeepSpeed's nearest form is\nhpZ: weights are gathered "
+            "within those groups, but gradients and optimizer state stay sharded over\nall ranks, "
+            "so memory is lower than planned and gradients travel differently."
+        )
+    return "\n\n".join(parts)
+
+
+EMITTER = DeepSpeed()

@@ -1,0 +1,171 @@
+"""Megatron-LM: the flags of `pretrain_gpt.py`, one a line, and a launcher that reads them.
+
+The environment is part of the plan: tensor and context parallelism need one hardware queue
+(CUDA_DEVICE_MAX_CONNECTIONS=1) so that communication starts in the order it was asked for, and
+Megatron-FSDP must not have that.
+"""
+
+from __future__ import annotations
+
+from planner.emit.base import Artifact, placed
+from planner.emit.bundle import shared_artifacts
+from planner.emit.megatron_flags import flags
+from planner.emit.megatron_rules import problems
+from planner.plan import Layout, Plan
+
+
+class Megatron:
+    """One flag a line, in a fixed order, so that two plans diff well."""
+
+    name = "megatron"
+    stack = "megatron"
+    tested_with = "megatron-core 0.19.2"
+
+    def unsupported(self, plan: Plan) -> list[str]:
+        """Return one sentence for each thing that Megatron-LM cannot express."""
+        return problems(plan)
+
+    def emit(self, plan: Plan) -> list[Artifact]:
+        """Return `megatron.args`, `env.sh`, `run.sh` and what every bundle carries."""
+        shared = shared_artifacts(
+            plan, framework=f"Megatron-LM ({self.tested_with})", start=start_text(plan)
+        )
+        return [
+            *shared,
+            Artifact("megatron.args", args_text(plan, self.tested_with)),
+            Artifact("env.sh", env_text(plan.best.layout)),
+            Artifact("run.sh", run_text(plan), executable=True),
+        ]
+
+
+def args_text(plan: Plan, tested_with: str) -> str:
+    """Return `megatron.args`: a flag and its values a line, `#` starts a comment line."""
+    lines = [f"# Flags of pretrain_gpt.py, checked with the parser of {tested_with}."]
+    for heading, rows in flags(plan):
+        lines += [f"# {heading}", *(" ".join((name, *values)) for name, values in rows)]
+    return "\n".join(lines) + "\n"
+
+
+def env_text(lay: Layout) -> str:
+    """Return `env.sh`, sourced by `run.sh`: every variable with its reason."""
+    if lay.zero >= 2:
+        queue = """\
+# Megatron-FSDP gathers weights while it computes, which one hardware queue would forbid.
+unset CUDA_DEVICE_MAX_CONNECTIONS"""
+    elif lay.tp > 1 or lay.cp > 1:
+        queue = """\
+# One hardware queue: communication of tp and cp starts in the order in which it was asked for.
+# Megatron-LM requires it before Blackwell, where it does no harm.
+export CUDA_DEVICE_MAX_CONNECTIONS=1"""
+    else:
+        queue = """\
+# No tp, no cp: several hardware queues let gradients travel while the backward pass computes.
+export CUDA_DEVICE_MAX_CONNECTIONS=8"""
+    return f"""\
+# Sourced by run.sh.
+{queue}
+
+# Activations come and go in many sizes; segments that grow keep the memory in one piece.
+export PYTORCH_CUDA_ALLOC_CONF=expandable_segments:True
+
+# One thread a rank; more would fight over the cores that feed the GPUs.
+export OMP_NUM_THREADS=1
+
+# NCCL finds the fast network by itself on most clusters. Where it does not, name it:
+# export NCCL_SOCKET_IFNAME=eth0   # the interface of MASTER_ADDR, for the first contact
+# export NCCL_IB_HCA=mlx5          # the adapters that carry training traffic
+# Transformer Engine chooses the attention kernel; this says which and why:
+# export NVTE_DEBUG=1 NVTE_DEBUG_LEVEL=1
+"""
+
+
+def run_text(plan: Plan) -> str:
+    """Return `run.sh`: starts the ranks of one node, whose number is its line in `hosts.txt`."""
+    place = placed(plan)
+    return f"""\
+#!/usr/bin/env bash
+# Starts this node's ranks. Run it once on every node; the order does not matter.
+set -euo pipefail
+
+# Yours to set, here or in the environment:
+MEGATRON_PATH="${{MEGATRON_PATH:-}}"     # a checkout of Megatron-LM (holds pretrain_gpt.py)
+MASTER_PORT="${{MASTER_PORT:-29500}}"    # a free port on the first host
+# Random tokens, so that it starts without data. Yours instead, for example:
+#   DATA_ARGS=(--data-path corpus_text_document --split 99,1,0
+#              --tokenizer-type HuggingFaceTokenizer --tokenizer-model path/to/tokenizer)
+DATA_ARGS=(--mock-data --tokenizer-type NullTokenizer --vocab-size {plan.request.model.vocab})
+
+NODES={len(place.hosts)}
+GPUS_PER_NODE={place.gpus_per_node}
+HERE="$(cd "$(dirname "${{BASH_SOURCE[0]}}")" && pwd)"
+
+if [[ ! -f "$MEGATRON_PATH/pretrain_gpt.py" ]]; then
+  echo "run.sh: set MEGATRON_PATH to a checkout of Megatron-LM ('$MEGATRON_PATH' is none)" >&2
+  exit 2
+fi
+
+{NODE_RANK_SCRIPT}
+# One flag and its values a line. read splits at spaces and expands nothing, so that the
+# brackets, stars and bars of layouts reach Megatron as they stand.
+ARGS=()
+while read -r -a words; do
+  [[ ${{#words[@]}} -eq 0 || "${{words[0]}}" == "#"* ]] || ARGS+=("${{words[@]}}")
+done < "$HERE/megatron.args"
+
+source "$HERE/env.sh"
+export PYTHONPATH="$MEGATRON_PATH${{PYTHONPATH:+:$PYTHONPATH}}"
+exec torchrun --nnodes "$NODES" --nproc-per-node "$GPUS_PER_NODE" --node-rank "$NODE_RANK" \\
+  --master-addr "$MASTER_ADDR" --master-port "$MASTER_PORT" \\
+  "$MEGATRON_PATH/pretrain_gpt.py" "${{ARGS[@]}}" "${{DATA_ARGS[@]}}" "$@"
+"""
+
+
+NODE_RANK_SCRIPT = """\
+# The number of this node is its line in hosts.txt. NODE_RANK and MASTER_ADDR override.
+mapfile -t HOSTS < "$HERE/hosts.txt"
+if [[ -z "${NODE_RANK:-}" ]]; then
+  if [[ "$NODES" -eq 1 ]]; then
+    NODE_RANK=0
+    MASTER_ADDR="${MASTER_ADDR:-127.0.0.1}"
+  else
+    full="$(hostname -f 2>/dev/null || hostname)"
+    for i in "${!HOSTS[@]}"; do
+      case "${HOSTS[i],,}" in
+        "${full,,}" | "${HOSTNAME,,}") NODE_RANK="$i" ;;
+      esac
+    done
+  fi
+fi
+if [[ -z "${NODE_RANK:-}" ]]; then
+  echo "run.sh: '$HOSTNAME' is not in hosts.txt; set NODE_RANK (0..$((NODES - 1))) and" >&2
+  echo "  MASTER_ADDR (the node of rank 0), or write your host names into the cluster file" >&2
+  exit 2
+fi
+MASTER_ADDR="${MASTER_ADDR:-${HOSTS[0]}}"
+"""
+
+
+def start_text(plan: Plan) -> str:
+    """Return the README's section on how to start."""
+    nodes = len(placed(plan).hosts)
+    where = "On every node (ssh, pdsh or srun, in any order)" if nodes > 1 else "On the node"
+    return f"""\
+{where}, with this folder and a checkout of Megatron-LM at the same path:
+
+```
+MEGATRON_PATH=/path/to/Megatron-LM ./run.sh
+```
+
+It trains on random tokens until `DATA_ARGS` at the top of `run.sh` names your data. Words after
+`./run.sh` are passed on to `pretrain_gpt.py`: `./run.sh --train-iters 10` is a short trial.
+
+`megatron.args` holds the plan, one flag a line. A plan knows shapes only: the learning rate, the
+logging and what changes no shape (rotary base, scoring of the router) are Megatron's defaults or a
+start, yours to set. Where you start `pretrain_gpt.py` another way, source `env.sh` too: it belongs
+to the flags.
+
+To check where ranks stand first: put `preflight.py` of this folder in place of `pretrain_gpt.py`
+in the last line of `run.sh`."""
+
+
+EMITTER = Megatron()

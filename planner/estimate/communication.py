@@ -1,0 +1,304 @@
+"""Time of the traffic of each parallel dimension, charged to the links that its group crosses."""
+
+from __future__ import annotations
+
+import numpy as np
+
+from planner.estimate.collectives import (
+    all_to_all_s,
+    group_s,
+    inside_s,
+    leaf_slowdown,
+    point_to_point_s,
+)
+from planner.estimate.compute import EXPERT_SHARD, SHARD
+from planner.estimate.experts import busiest_rank, routed_tokens
+from planner.estimate.inputs import FloatArray, Inputs, term
+from planner.estimate.kernels import hbm_s, uses_fp8
+from planner.estimate.params import (
+    dense_layer_parameters,
+    embedding_parameters,
+    expert_parameters,
+    moe_layer_parameters,
+    stage_dense_parameters,
+    stage_expert_parameters,
+)
+from planner.layouts.table import IntArray
+from planner.sources import (
+    CALIBRATION,
+    FSDP_2023,
+    GSHARD_2020,
+    KORTHIKANTI_2022,
+    MEGATRON_2019,
+    MEGATRON_2021,
+    PARAMETER_SERVER_2014,
+    PATARASUK_2009,
+    RING_ATTENTION_2023,
+    ZERO_2020,
+)
+from planner.specs.cluster import Collective
+
+TP_BACKWARD = 0.84
+DATA = ("tp", "cp", "pp", "dp", "dp_replicate")
+EXPERT_DATA = (*DATA, "ep", "etp")
+
+
+def _tp_s(x: Inputs, gathers: float, scatters: float, reduces: float) -> FloatArray:
+    """Return the seconds of the given collectives of T*h*2 bytes in a TP group."""
+    lay = x.layouts
+    buffer = 2.0 * x.rank_tokens * x.model.hidden
+    one = np.ones(len(lay), dtype=np.int64)
+    reduce = group_s(x, "all_reduce", buffer, one, lay.tp)
+    gather = group_s(x, "all_gather", buffer, one, lay.tp)
+    scatter = group_s(x, "reduce_scatter", buffer, one, lay.tp)
+    split = gathers * gather + scatters * scatter
+    return np.where(lay.sp == 1, split, reduces * reduce) * x.stack.tp_exposed
+
+
+@term(
+    unit="s",
+    formula="2 all-reduce(2*T*h), or 2 all-gather + 2 reduce-scatter with sp, x exposed share",
+    source=KORTHIKANTI_2022,
+    on=SHARD,
+)
+def tp_forward_s(x: Inputs) -> FloatArray:
+    """Exposed tensor-parallel traffic of one layer, forward."""
+    return _tp_s(x, 2, 2, 2)
+
+
+@term(
+    unit="s",
+    formula="2 all-reduce(2*T*h), or 3 all-gather + 2 reduce-scatter with sp, x exposed x 0.84",
+    source=KORTHIKANTI_2022,
+    on=SHARD,
+)
+def tp_backward_s(x: Inputs) -> FloatArray:
+    """Exposed tensor-parallel traffic of one layer, backward."""
+    return _tp_s(x, 3, 2, 2) * TP_BACKWARD
+
+
+@term(
+    unit="s",
+    formula="ring of keys and values, all-gather(cp * 4*T*kv*d/tp) x exposed share",
+    source=RING_ATTENTION_2023,
+    on=SHARD,
+)
+def cp_forward_s(x: Inputs) -> FloatArray:
+    """Exposed context-parallel traffic of one layer, forward; backward moves twice as much."""
+    lay, m = x.layouts, x.model
+    if m.mla:  # keys and values travel after the up-projection
+        width = m.heads * (x.qk_dim + x.v_dim) / lay.tp
+    else:
+        width = np.maximum(m.kv_heads, lay.tp) / lay.tp * (x.qk_dim + x.v_dim)
+    buffer = lay.cp * 2.0 * x.rank_tokens * width
+    ring = group_s(x, "all_gather", buffer, lay.tp, lay.cp)
+    return np.where(lay.cp > 1, ring, 0.0) * x.stack.cp_exposed
+
+
+@term(
+    unit="s",
+    formula="2 all-to-all (dispatch, combine) of routed tokens*2h*(ep-1)/ep*busiest + etp gather",
+    source=GSHARD_2020,
+    on=EXPERT_SHARD,
+)
+def ep_forward_s(x: Inputs) -> FloatArray:
+    """Exposed expert-parallel traffic of one layer, forward; backward moves the same."""
+    lay = x.layouts
+    if x.model.experts is None:
+        return np.zeros(len(lay))
+    sent = routed_tokens(x) * 2.0 * x.model.hidden * busiest_rank(x)
+    exchange = 2 * all_to_all_s(x, sent * (lay.ep - 1) / lay.ep, lay.etp, lay.ep)
+    gathered = inside_s(x, "all_gather", sent * lay.etp, lay.etp)
+    scattered = inside_s(x, "reduce_scatter", sent * lay.etp, lay.etp)
+    return (exchange + np.where(lay.etp > 1, gathered + scattered, 0.0)) * x.stack.ep_exposed
+
+
+@term(
+    unit="s",
+    formula="2*vpp*(latency + 2*T*h/tp / link) x exposed share, per micro-batch and stage",
+    source=MEGATRON_2021,
+    on=("tp", "cp", "pp", "vpp", "dp", "micro_batch"),
+)
+def pp_microbatch_s(x: Inputs) -> FloatArray:
+    """Exposed sends and receives of one micro-batch at one stage, forward and backward."""
+    lay = x.layouts
+    sent = 2.0 * x.rank_tokens * x.model.hidden / lay.tp
+    each = point_to_point_s(x, sent)
+    return np.where(lay.pp > 1, 2 * lay.vpp * each * x.stack.p2p_exposed, 0.0)
+
+
+def _data_s(
+    x: Inputs, op: Collective, buffer_bytes: FloatArray, stride: IntArray, n: IntArray
+) -> FloatArray:
+    """Return the seconds of a data-parallel collective, slowed where its rings leave the leaf."""
+    return group_s(x, op, buffer_bytes, stride, n, leaf_slowdown(x, stride, n))
+
+
+def shard_ways(x: Inputs) -> IntArray:
+    """Return the ranks over which ZeRO shards what is not an expert: dp*cp/dp_replicate."""
+    return np.maximum(x.layouts.dp * x.layouts.cp // x.layouts.dp_replicate, 1)
+
+
+def expert_shard_ways(x: Inputs) -> IntArray:
+    """Return the ranks over which ZeRO shards the experts: edp/dp_replicate."""
+    return np.maximum(x.layouts.edp // x.layouts.dp_replicate, 1)
+
+
+def parameter_bytes(x: Inputs) -> float:
+    """Return the bytes per parameter that an all-gather of parameters moves."""
+    return 1.0 if uses_fp8(x) else 2.0
+
+
+def _layer_gather_s(x: Inputs, outside: FloatArray) -> FloatArray:
+    return _data_s(x, "all_gather", parameter_bytes(x) * outside, x.layouts.tp, shard_ways(x))
+
+
+def _expert_gather_s(x: Inputs) -> FloatArray:
+    buffer = parameter_bytes(x) * expert_parameters(x)
+    return _data_s(x, "all_gather", buffer, x.layouts.ep * x.layouts.etp, expert_shard_ways(x))
+
+
+@term(
+    unit="s",
+    formula="all-gather of one layer's parameters over the shards (zero 3)",
+    source=FSDP_2023,
+    on=(*EXPERT_DATA, "zero"),
+)
+def dense_gather_s(x: Inputs) -> FloatArray:
+    """Gathering one dense layer under ZeRO-3, before any overlap."""
+    return np.where(x.layouts.zero == 3, _layer_gather_s(x, dense_layer_parameters(x)), 0.0)
+
+
+@term(
+    unit="s",
+    formula="all-gather of one layer's parameters, experts over their own shards (zero 3)",
+    source=FSDP_2023,
+    on=(*EXPERT_DATA, "zero"),
+)
+def moe_gather_s(x: Inputs) -> FloatArray:
+    """Gathering one layer with experts under ZeRO-3, before any overlap."""
+    both = _layer_gather_s(x, moe_layer_parameters(x)) + _expert_gather_s(x)
+    return np.where(x.layouts.zero == 3, both, 0.0)
+
+
+def _scatter_s(x: Inputs, outside: FloatArray, experts: FloatArray) -> FloatArray:
+    """Return the seconds per micro-batch of reducing one layer's gradients (zero 2 and 3).
+
+    Under an interleaved schedule pp micro-batches pass through a chunk in a row; ZeRO-2 reduces the
+    chunk's gradients once after them (Llama 3 sec. 3.3.2), so each carries 1/pp of the traffic.
+    """
+    lay, width = x.layouts, x.stack.gradient_reduce_bytes
+    total = _data_s(x, "reduce_scatter", width * outside, lay.tp, shard_ways(x))
+    wide = lay.ep * lay.etp
+    total = total + _data_s(x, "reduce_scatter", width * experts, wide, expert_shard_ways(x))
+    rounds = np.where((lay.zero == 2) & (lay.vpp > 1), lay.pp, 1)
+    return np.where(lay.zero >= 2, total / rounds, 0.0)
+
+
+@term(
+    unit="s",
+    formula="reduce-scatter of one layer's gradients, every micro-batch (zero 2, 3)",
+    source=ZERO_2020,
+    on=(*EXPERT_DATA, "vpp", "zero"),
+)
+def dense_scatter_s(x: Inputs) -> FloatArray:
+    """Reducing one dense layer's gradients into shards, before any overlap."""
+    return _scatter_s(x, dense_layer_parameters(x), np.zeros(len(x.layouts)))
+
+
+@term(
+    unit="s",
+    formula="reduce-scatter of one layer's gradients, experts over their own shards (zero 2, 3)",
+    source=ZERO_2020,
+    on=(*EXPERT_DATA, "vpp", "zero"),
+)
+def moe_scatter_s(x: Inputs) -> FloatArray:
+    """Reducing a layer with experts into shards, before any overlap."""
+    return _scatter_s(x, moe_layer_parameters(x), expert_parameters(x))
+
+
+@term(
+    unit="s",
+    formula="all-reduce of gradients (zero 0); reduce-scatter (1); all-reduce of shards (HSDP)",
+    source=PATARASUK_2009,
+    on=(*EXPERT_DATA, "vpp", "zero"),
+)
+def gradient_sync_s(x: Inputs) -> FloatArray:
+    """Once a step: gradients of the heaviest stage over its data-parallel groups, no overlap."""
+    lay, width = x.layouts, float(x.stack.gradient_reduce_bytes)
+    dense = width * stage_dense_parameters(x).max(axis=1)
+    experts = width * stage_expert_parameters(x).max(axis=1)
+    ways, expert_ways = shard_ways(x), expert_shard_ways(x)
+    wide = lay.ep * lay.etp
+    reduce = _data_s(x, "all_reduce", dense, lay.tp, ways)
+    reduce = reduce + _data_s(x, "all_reduce", experts, wide, expert_ways)
+    scatter = _data_s(x, "reduce_scatter", dense, lay.tp, ways)
+    scatter = scatter + _data_s(x, "reduce_scatter", experts, wide, expert_ways)
+    copies = _data_s(x, "all_reduce", dense / ways, lay.tp * ways, lay.dp_replicate)
+    copies = copies + _data_s(
+        x, "all_reduce", experts / expert_ways, wide * expert_ways, lay.dp_replicate
+    )
+    sharded = np.where(lay.zero == 1, scatter, np.where(lay.dp_replicate > 1, copies, 0.0))
+    return np.where(lay.zero == 0, reduce, sharded)
+
+
+@term(
+    unit="s",
+    formula="all-gather of updated parameters (zero 1, 2)",
+    source=ZERO_2020,
+    on=(*EXPERT_DATA, "vpp", "zero"),
+)
+def parameter_gather_s(x: Inputs) -> FloatArray:
+    """Once a step: updated parameters of the heaviest stage, no overlap."""
+    lay, width = x.layouts, parameter_bytes(x)
+    dense = width * stage_dense_parameters(x).max(axis=1)
+    experts = width * stage_expert_parameters(x).max(axis=1)
+    gather = _data_s(x, "all_gather", dense, lay.tp, shard_ways(x))
+    gather = gather + _data_s(x, "all_gather", experts, lay.ep * lay.etp, expert_shard_ways(x))
+    return np.where((lay.zero == 1) | (lay.zero == 2), gather, 0.0)
+
+
+@term(
+    unit="s",
+    formula="(dp-1)*(gradient + parameter bytes)/server link",
+    source=PARAMETER_SERVER_2014,
+    on=("tp", "pp", "vpp", "dp"),
+)
+def parameter_server_s(x: Inputs) -> FloatArray:
+    """One GPU gathers every replica's gradients, averages, and sends the parameters back."""
+    held = stage_dense_parameters(x).max(axis=1) + stage_expert_parameters(x).max(axis=1)
+    link = x.cluster.scale_up
+    # The server talks to its peers one after the other on a mesh or PCIe, at once on a switch;
+    # either way its own link carries every copy.
+    rate = 0.8 * link.bytes_per_s
+    return (x.layouts.dp - 1) * (4.0 + 4.0) * held / rate
+
+
+@term(
+    unit="s",
+    formula="all-reduce of V*h/tp gradients between the first and the last stage",
+    source=MEGATRON_2019,
+    on=("tp", "pp", "cp", "dp", "micro_batch"),
+)
+def tied_embedding_s(x: Inputs) -> FloatArray:
+    """Once a step: both ends' copies of tied embeddings are added."""
+    if not x.model.tied_embeddings:
+        return np.zeros(len(x.layouts))
+    sent = x.stack.gradient_reduce_bytes * embedding_parameters(x)
+    return np.where(x.layouts.pp > 1, point_to_point_s(x, sent), 0.0)
+
+
+@term(
+    unit="s",
+    formula="optimizer factor * 30 B * parameters/(shards) / HBM",
+    source=CALIBRATION,
+    on=(*EXPERT_DATA, "vpp", "zero"),
+)
+def optimizer_s(x: Inputs) -> FloatArray:
+    """The optimizer step of the heaviest stage; sharded from ZeRO-1 on."""
+    lay = x.layouts
+    ways = np.where(lay.zero >= 1, shard_ways(x), 1)
+    expert_ways = np.where(lay.zero >= 1, expert_shard_ways(x), 1)
+    held = stage_dense_parameters(x) / ways[:, None]
+    held = (held + stage_expert_parameters(x) / expert_ways[:, None]).max(axis=1)
+    return x.stack.optimizer * hbm_s(x, 30.0 * held)

@@ -1,0 +1,139 @@
+"""Term and Inputs: how a formula sees its arguments, and how it is computed only once.
+
+A term names the columns that it depends on. It is then evaluated on the distinct combinations of
+these columns only, and the result gathered: a million layouts hold a few hundred distinct kernels.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from planner.layouts.split import StageKinds, all_stages, stage_kinds
+from planner.layouts.table import IntArray, Layouts
+from planner.sources import Source
+from planner.specs.cluster import ClusterSpec
+from planner.specs.model import ModelSpec
+from planner.specs.stack import Stack, stack_named
+from planner.specs.workload import Workload
+
+FloatArray = NDArray[np.float64]
+
+
+@dataclass(frozen=True)
+class Term:
+    """One formula: what it is called, its unit, its text, where it comes from, what it reads."""
+
+    name: str
+    unit: str
+    formula: str
+    source: Source
+    on: tuple[str, ...]
+    function: Callable[[Inputs], FloatArray]
+    doc: str
+
+    def __call__(self, x: Inputs) -> FloatArray:
+        """Return the term for every layout of `x`, shape (layouts,) or (layouts, stage kinds)."""
+        return x.of(self)
+
+
+def term(
+    *, unit: str, formula: str, source: Source, on: tuple[str, ...] = ()
+) -> Callable[[Callable[[Inputs], FloatArray]], Term]:
+    """Make a term of a function; `on` names the columns it depends on (none: all of them)."""
+
+    def make(function: Callable[[Inputs], FloatArray]) -> Term:
+        doc = " ".join((function.__doc__ or "").split())
+        name = getattr(function, "__name__", "term")
+        return Term(name, unit, formula, source, on, function, doc)
+
+    return make
+
+
+class Inputs:
+    """One model, cluster and workload, and the layouts to score. Terms are kept once computed."""
+
+    def __init__(
+        self,
+        model: ModelSpec,
+        cluster: ClusterSpec,
+        workload: Workload,
+        layouts: Layouts,
+        *,
+        every_stage: bool = False,
+    ) -> None:
+        """Take the layouts; `every_stage` keeps all stages apart (for one layout, to show them)."""
+        self.model = model
+        self.cluster = cluster
+        self.workload = workload
+        self.layouts = layouts
+        self.stack: Stack = stack_named(workload.stack)
+        self._values: dict[str, FloatArray] = {}
+        self._reduced: dict[tuple[str, ...], tuple[Inputs, IntArray] | None] = {}
+        self._every_stage = every_stage
+        self._stages: StageKinds | None = None
+
+    def of(self, t: Term) -> FloatArray:
+        """Return a term's values; computed on the distinct arguments only."""
+        if t.name not in self._values:
+            reduced = self._reduce(t.on) if t.on else None
+            if reduced is None:
+                value = t.function(self)
+            else:
+                inner, inverse = reduced
+                value = inner.of(t)[inverse]
+            self._values[t.name] = value
+        return self._values[t.name]
+
+    def _reduce(self, on: tuple[str, ...]) -> tuple[Inputs, IntArray] | None:
+        """Return inputs with the distinct rows of `on`, or None where that gains nothing."""
+        if on not in self._reduced:
+            key = np.zeros(len(self.layouts), dtype=np.int64)
+            for name in on:
+                column: IntArray = getattr(self.layouts, name)
+                values, codes = np.unique(column, return_inverse=True)
+                key = key * len(values) + codes
+            _, first, inverse = np.unique(key, return_index=True, return_inverse=True)
+            if len(first) * 2 > len(self.layouts) or self._every_stage:
+                self._reduced[on] = None
+            else:
+                inner = Inputs(self.model, self.cluster, self.workload, self.layouts.take(first))
+                self._reduced[on] = (inner, inverse)
+        return self._reduced[on]
+
+    @property
+    def stages(self) -> StageKinds:
+        """Return the kinds of stage of each layout; multi-token prediction sits on the last."""
+        if self._stages is None:
+            kinds = (all_stages if self._every_stage else stage_kinds)(self.model, self.layouts)
+            extra = kinds.last * self.model.mtp_layers
+            if self.model.experts:
+                kinds = kinds._replace(moe_layers=kinds.moe_layers + extra)
+            else:
+                kinds = kinds._replace(dense_layers=kinds.dense_layers + extra)
+            self._stages = kinds
+        return self._stages
+
+    @property
+    def rank_tokens(self) -> IntArray:
+        """Return the tokens of one micro-batch on one rank: micro_batch * seq / cp."""
+        return self.layouts.micro_batch * self.workload.seq_tokens // self.layouts.cp
+
+    @property
+    def sp_ways(self) -> IntArray:
+        """Return how many ways the norms and residuals are split: tp with sp, else 1."""
+        return np.where(self.layouts.sp == 1, self.layouts.tp, 1)
+
+    @property
+    def qk_dim(self) -> int:
+        """Return the width of one query (and key) head."""
+        mla = self.model.mla
+        return mla.qk_nope_head_dim + mla.qk_rope_head_dim if mla else self.model.head_dim
+
+    @property
+    def v_dim(self) -> int:
+        """Return the width of one value head."""
+        return self.model.mla.v_head_dim if self.model.mla else self.model.head_dim

@@ -1,0 +1,92 @@
+"""Time of single kernels: matrix multiplies, fused attention, memory-bound work."""
+
+from __future__ import annotations
+
+import numpy as np
+from numpy.typing import NDArray
+
+from planner.estimate.inputs import FloatArray, Inputs
+from planner.specs.cluster import GemmFit
+
+HBM_SUSTAINED = 0.8
+"""Share of the datasheet memory bandwidth that streaming kernels reach (hardware tables)."""
+MISALIGNED_BY_8 = 1.34
+"""A width divisible by 8 and not by 64 costs a third (fit; BLOOM's head width shows it)."""
+MISALIGNED = 13.4
+"""A width not even divisible by 8 leaves the tensor cores."""
+ATTENTION_HALF_TOKENS = 750.0
+"""Sequence at which fused attention runs at half of its rate (kernel tables, 450 to 1,100)."""
+ATTENTION_BACKWARD_RATE = 0.74
+"""Backward over forward rate of fused attention; backward has 2.5 x the FLOPs."""
+WEIGHT_GRADIENT_RATE = 0.99
+
+Array = FloatArray | NDArray[np.int64]
+
+
+def hbm_s(x: Inputs, amount_bytes: Array) -> FloatArray:
+    """Return the seconds that memory traffic of `amount_bytes` takes."""
+    return amount_bytes / (x.cluster.accelerator.hbm_bytes_per_s * HBM_SUSTAINED)
+
+
+def _alignment(width: Array) -> FloatArray:
+    whole = np.round(width).astype(np.int64)
+    return np.where(whole % 64 == 0, 1.0, np.where(whole % 8 == 0, MISALIGNED_BY_8, MISALIGNED))
+
+
+def uses_fp8(x: Inputs) -> bool:
+    """Return whether the workload's matrix multiplies run in FP8 on this accelerator."""
+    return x.workload.precision == "fp8" and x.cluster.accelerator.gemm_fp8 is not None
+
+
+def gemm_rate(x: Inputs, *, low_precision: bool = True) -> tuple[GemmFit, float, int]:
+    """Return (fit, sustained FLOP/s of huge shapes, bytes per element) of a matrix multiply."""
+    gpu = x.cluster.accelerator
+    if low_precision and uses_fp8(x) and gpu.gemm_fp8 is not None:
+        fit = gpu.gemm_fp8
+        return fit, gpu.peak_flops_per_s("fp8") * fit.emax * fit.derate * x.stack.gemm, 1
+    fit = gpu.gemm
+    precision = "fp16" if x.workload.precision == "fp16" else "bf16"
+    return fit, gpu.peak_flops_per_s(precision) * fit.emax * fit.derate * x.stack.gemm, 2
+
+
+def gemm_s(x: Inputs, m: Array, n: Array, k: Array, *, low_precision: bool = True) -> FloatArray:
+    """Return the seconds of one (m, k) x (k, n) multiply: t0 + max(FLOPs, bytes) * alignment.
+
+    Calibrated roofline with one half-efficiency size per dimension; source: kernel tables of
+    aiconfigurator@095f58a51, sustained in training by the accelerator's derate.
+    """
+    fit, rate, width = gemm_rate(x, low_precision=low_precision)
+    m, n, k = (np.maximum(np.asarray(v, dtype=np.float64), 1.0) for v in (m, n, k))
+    shape = (1 + fit.m0 / m) * (1 + fit.n0 / n) * (1 + fit.k0 / k)
+    flops_s = 2.0 * m * n * k / rate * shape
+    traffic_s = hbm_s(x, width * (m * k + k * n) + 2 * m * n)
+    aligned = np.sqrt(_alignment(n) * _alignment(k))
+    return fit.t0_us * 1e-6 + np.maximum(flops_s, traffic_s) * aligned
+
+
+def gemm_backward_s(
+    x: Inputs, m: Array, n: Array, k: Array, *, low_precision: bool = True
+) -> FloatArray:
+    """Return the seconds of both backward multiplies of a forward (m, n, k): data and weight."""
+    data = gemm_s(x, m, k, n, low_precision=low_precision)
+    weight = gemm_s(x, k, n, m, low_precision=low_precision) / WEIGHT_GRADIENT_RATE
+    return data + weight
+
+
+def attention_rate(x: Inputs) -> float:
+    """Return the FLOP/s that the stack's fused attention sustains in forward."""
+    gpu = x.cluster.accelerator
+    share = gpu.attention.te if x.stack.attention_kernel == "te" else gpu.attention.fa2
+    precision = "fp16" if x.workload.precision == "fp16" else "bf16"
+    return gpu.peak_flops_per_s(precision) * share * x.stack.attention
+
+
+def attended_share(x: Inputs) -> float:
+    """Return attended (query, key) pairs / causal pairs, averaged over the layers' windows."""
+    window, s = x.model.sliding_window_tokens, x.workload.seq_tokens
+    if window is None or window >= s:
+        return 1.0
+    local = (window * s - window * window / 2) / (s * s / 2)
+    period = x.model.full_attention_period
+    full = 1.0 / period if period else 0.0
+    return full + (1.0 - full) * local

@@ -1,0 +1,102 @@
+"""Parameters held by one rank, before any data-parallel sharding, in elements."""
+
+from __future__ import annotations
+
+import numpy as np
+
+from planner.estimate.inputs import FloatArray, Inputs, term
+from planner.sources import MEGATRON_2019, MEGATRON_CORE, SWITCH_2021
+from planner.specs.model import Norm
+from planner.specs.parameters import LayerParameters, layer_parameters, padded_vocab
+
+
+def _outside_experts(x: Inputs, layer: LayerParameters) -> FloatArray:
+    tp = x.layouts.tp
+    whole = layer.attention_replicated + layer.mlp_replicated + layer.router + layer.norms
+    kv_ways = np.minimum(tp, x.model.kv_heads)
+    return layer.attention_heads / tp + layer.attention_kv / kv_ways + layer.mlp / tp + whole
+
+
+@term(
+    unit="parameters",
+    formula="heads/tp + kv/min(tp, kv_heads) + mlp/tp + norms, biases and down-projections whole",
+    source=MEGATRON_2019,
+    on=("tp",),
+)
+def dense_layer_parameters(x: Inputs) -> FloatArray:
+    """One dense layer on one tensor-parallel rank."""
+    return _outside_experts(x, layer_parameters(x.model, moe=False))
+
+
+@term(
+    unit="parameters",
+    formula="attention as in a dense layer + shared experts/tp + router whole",
+    source=MEGATRON_CORE,
+    on=("tp",),
+)
+def moe_layer_parameters(x: Inputs) -> FloatArray:
+    """One layer with experts on one tensor-parallel rank, without its routed experts."""
+    if x.model.experts is None:
+        return np.zeros(len(x.layouts))
+    return _outside_experts(x, layer_parameters(x.model, moe=True))
+
+
+@term(unit="parameters", formula="experts/(ep*etp)", source=SWITCH_2021, on=("ep", "etp"))
+def expert_parameters(x: Inputs) -> FloatArray:
+    """Routed experts of one layer on one rank."""
+    if x.model.experts is None:
+        return np.zeros(len(x.layouts))
+    return layer_parameters(x.model, moe=True).experts / (x.layouts.ep * x.layouts.etp)
+
+
+@term(
+    unit="parameters",
+    formula="padded_vocab*hidden/tp + learned positions, vocabulary padded to 128*tp",
+    source=MEGATRON_CORE,
+    on=("tp",),
+)
+def embedding_parameters(x: Inputs) -> FloatArray:
+    """Token table (split over tp), learned positions and the embedding's norm, on the first stage."""
+    m = x.model
+    table = padded_vocab(m.vocab, x.layouts.tp) * m.hidden / x.layouts.tp
+    return table + m.learned_positions * m.hidden + (2 * m.hidden if m.embedding_norm else 0)
+
+
+@term(
+    unit="parameters",
+    formula="padded_vocab*hidden/tp + final norm (0 where tied on one stage)",
+    source=MEGATRON_CORE,
+    on=("tp", "pp"),
+)
+def head_parameters(x: Inputs) -> FloatArray:
+    """Output projection and final norm on the last stage; tied weights are a copy when pp > 1."""
+    m = x.model
+    table = padded_vocab(m.vocab, x.layouts.tp) * m.hidden / x.layouts.tp
+    held = np.where((x.layouts.pp == 1) & m.tied_embeddings, 0.0, table)
+    norm = m.hidden * (2 if m.norm == Norm.LAYERNORM else 1) if m.final_norm else 0
+    return held + norm + m.mtp_layers * 2 * m.hidden**2
+
+
+@term(
+    unit="parameters",
+    formula="dense layers + layers with experts + embedding (first) + head (last)",
+    source=MEGATRON_CORE,
+    on=("tp", "pp", "vpp"),
+)
+def stage_dense_parameters(x: Inputs) -> FloatArray:
+    """Parameters outside of routed experts on one rank of each kind of stage."""
+    s = x.stages
+    ends = s.first * embedding_parameters(x)[:, None] + s.last * head_parameters(x)[:, None]
+    dense = s.dense_layers * dense_layer_parameters(x)[:, None]
+    return dense + s.moe_layers * moe_layer_parameters(x)[:, None] + ends
+
+
+@term(
+    unit="parameters",
+    formula="layers with experts * experts/(ep*etp)",
+    source=MEGATRON_CORE,
+    on=("pp", "vpp", "ep", "etp"),
+)
+def stage_expert_parameters(x: Inputs) -> FloatArray:
+    """Routed experts' parameters on one rank of each kind of stage."""
+    return x.stages.moe_layers * expert_parameters(x)[:, None]

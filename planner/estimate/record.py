@@ -1,0 +1,104 @@
+"""Estimates in numbers for the layouts that are shown, and the terms behind one of them."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+
+from planner.estimate import communication, compute, experts, memory, params, step
+from planner.estimate.flops import step_flops
+from planner.estimate.inputs import Inputs, Term
+from planner.estimate.kernels import uses_fp8
+from planner.layouts.rules import Context
+from planner.layouts.table import Layouts
+
+AT_RISK = 0.92
+"""Share of the limit above which caching allocators start to thrash and runs turn slow."""
+
+
+def _terms() -> tuple[Term, ...]:
+    found: dict[str, Term] = {}
+    for module in (params, experts, compute, communication, memory, step):
+        for value in vars(module).values():
+            if isinstance(value, Term):
+                found.setdefault(value.name, value)
+    return tuple(found.values())
+
+
+TERMS = _terms()
+"""Every formula of the model, in the order in which they build on each other."""
+
+
+def peak_flops_per_s(context: Context) -> float:
+    """Return the dense peak that MFU is measured against: that of the precision trained in."""
+    x = Inputs(*context, Layouts.empty())
+    precision = "fp8" if uses_fp8(x) else context.workload.precision
+    return context.cluster.accelerator.peak_flops_per_s(str(precision))
+
+
+def estimate_record(context: Context, layouts: Layouts, row: int) -> dict[str, Any]:
+    """Return one layout's estimate as the plan record takes it, every stage apart."""
+    one = layouts.take([row])
+    x = Inputs(*context, one, every_stage=True)
+    parts = {name: float(value[0]) for name, value in step.time_parts(x).items()}
+    total = float(step.step_s(x)[0])
+    gpus = int(one.gpus[0])
+    tokens = context.workload.tokens / total
+    full = step_flops(context.model, context.workload, causal=False)
+    causal = step_flops(context.model, context.workload, causal=True)
+    per_gpu = full / total / gpus
+    peak = peak_flops_per_s(context)
+    return {
+        "step_time_s": total,
+        "tokens_per_s": tokens,
+        "tokens_per_s_per_gpu": tokens / gpus,
+        "tflops_per_gpu": per_gpu / 1e12,
+        "mfu": per_gpu / peak,
+        "mfu_causal": causal / total / gpus / peak,
+        "bubble_fraction": parts["bubble"] / total,
+        "time_s": parts,
+        "memory": _memory(x),
+        "dropped_tokens": experts.dropped_share(context.model, context.workload),
+    }
+
+
+def _memory(x: Inputs) -> dict[str, Any]:
+    columns = {name: t(x)[0] for name, t in memory.MEMORY_TERMS.items()}
+    stages = [
+        {name: float(column[p]) for name, column in columns.items()}
+        for p in range(len(columns["weights"]))
+    ]
+    for stage in stages:
+        stage["total"] = sum(stage.values())
+    peak = max(stage["total"] for stage in stages)
+    limit = memory.limit_bytes(x)
+    return {
+        "peak_bytes": peak,
+        "limit_bytes": limit,
+        "at_risk": AT_RISK * limit < peak <= limit,
+        "stages": stages,
+    }
+
+
+def term_values(context: Context, layouts: Layouts, row: int) -> list[dict[str, Any]]:
+    """Return every term of one layout: name, value, unit, formula, source and what it is.
+
+    A term that differs by stage gives the heaviest stage's value; layer parts are summed.
+    """
+    x = Inputs(*context, layouts.take([row]), every_stage=True)
+    out = []
+    for t in TERMS:
+        value = np.atleast_1d(t(x)[0])
+        parts = t.name in ("dense_layer_s", "moe_layer_s")
+        out.append(
+            {
+                "name": t.name,
+                "value": float(value.sum() if parts else value.max()),
+                "unit": t.unit,
+                "formula": t.formula,
+                "source": str(t.source),
+                "about": t.doc,
+            }
+        )
+    return out

@@ -1,0 +1,250 @@
+"""The step: layers to stages, stages to a pipeline, and what is left exposed at the end.
+
+Every part is in exposed seconds and they sum to the step time, so that a report can say where the
+time goes without a remainder.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+
+from planner.estimate.communication import (
+    EXPERT_DATA,
+    cp_forward_s,
+    dense_gather_s,
+    dense_scatter_s,
+    ep_forward_s,
+    gradient_sync_s,
+    moe_gather_s,
+    moe_scatter_s,
+    optimizer_s,
+    parameter_gather_s,
+    parameter_server_s,
+    pp_microbatch_s,
+    tied_embedding_s,
+    tp_backward_s,
+    tp_forward_s,
+)
+from planner.estimate.compute import (
+    EXPERT_SHARD,
+    SHARD,
+    attention_core_backward_s,
+    attention_core_forward_s,
+    attention_gemm_backward_s,
+    attention_gemm_forward_s,
+    dense_elementwise_backward_s,
+    dense_elementwise_forward_s,
+    embedding_s,
+    experts_backward_s,
+    experts_forward_s,
+    head_s,
+    mlp_backward_s,
+    mlp_forward_s,
+    moe_elementwise_backward_s,
+    moe_elementwise_forward_s,
+    selective_recompute_s,
+)
+from planner.estimate.inputs import FloatArray, Inputs, term
+from planner.estimate.kernels import hbm_s
+from planner.estimate.params import dense_layer_parameters, expert_parameters, moe_layer_parameters
+from planner.sources import CALIBRATION, FSDP_2023, MEGATRON_2021
+
+LAYER = tuple(
+    dict.fromkeys((*EXPERT_SHARD, *EXPERT_DATA, "vpp", "recompute", "zero", "num_microbatches"))
+)
+HOST_FORWARD = 0.36
+"""Share of a layer's host time that belongs to forward (fit)."""
+GRACE_HOST = 1.4
+"""Host time on Grace over x86 (fit, GB200 and GB300 runs)."""
+DP_FLOOR = 0.05
+"""Share of the gradient traffic that no overlap hides (fit)."""
+
+
+@term(
+    unit="s",
+    formula="projections + attention + feed-forward + elementwise",
+    source=CALIBRATION,
+    on=SHARD,
+)
+def dense_compute_forward_s(x: Inputs) -> FloatArray:
+    """Kernels of one dense layer, forward."""
+    attention = attention_gemm_forward_s(x) + attention_core_forward_s(x)
+    return attention + mlp_forward_s(x) + dense_elementwise_forward_s(x)
+
+
+@term(
+    unit="s",
+    formula="backward kernels + recomputed forward (full: all of it)",
+    source=CALIBRATION,
+    on=(*EXPERT_SHARD, "recompute", "zero", "num_microbatches"),
+)
+def dense_compute_backward_s(x: Inputs) -> FloatArray:
+    """Kernels of one dense layer, backward, with recomputation and gradient accumulation."""
+    once = attention_gemm_backward_s(x) + attention_core_backward_s(x)
+    once = once + mlp_backward_s(x) + dense_elementwise_backward_s(x) + selective_recompute_s(x)
+    full = np.where(x.layouts.recompute == 2, dense_compute_forward_s(x), 0.0)
+    return once + full + _accumulate_s(x, dense_layer_parameters(x))
+
+
+@term(
+    unit="s",
+    formula="projections + attention + experts + router, permute, elementwise",
+    source=CALIBRATION,
+    on=EXPERT_SHARD,
+)
+def moe_compute_forward_s(x: Inputs) -> FloatArray:
+    """Kernels of one layer with experts, forward, on the busiest rank."""
+    attention = attention_gemm_forward_s(x) + attention_core_forward_s(x)
+    return attention + experts_forward_s(x) + moe_elementwise_forward_s(x)
+
+
+@term(
+    unit="s",
+    formula="backward kernels + recomputed forward (full: all of it)",
+    source=CALIBRATION,
+    on=(*EXPERT_SHARD, "recompute", "zero", "num_microbatches"),
+)
+def moe_compute_backward_s(x: Inputs) -> FloatArray:
+    """Kernels of one layer with experts, backward, with recomputation and accumulation."""
+    once = attention_gemm_backward_s(x) + attention_core_backward_s(x)
+    once = once + experts_backward_s(x) + moe_elementwise_backward_s(x) + selective_recompute_s(x)
+    full = np.where(x.layouts.recompute == 2, moe_compute_forward_s(x), 0.0)
+    return once + full + _accumulate_s(x, moe_layer_parameters(x) + expert_parameters(x))
+
+
+def _accumulate_s(x: Inputs, held: FloatArray) -> FloatArray:
+    """Return the seconds of adding one micro-batch's gradients (not under FSDP, half when m = 1)."""
+    often = np.where(x.layouts.num_microbatches == 1, 0.5, 1.0)
+    return np.where(x.layouts.zero == 3, 0.0, often * x.stack.accumulate * hbm_s(x, 8.0 * held))
+
+
+def _host(x: Inputs, *, moe: bool) -> FloatArray:
+    """Return the host's seconds per layer and micro-batch, forward + backward."""
+    s, lay = x.stack, x.layouts
+    base = np.where(lay.tp > 1, s.host_s * s.host_tp, s.host_s)
+    if moe and x.model.experts:
+        base = s.host_moe_s + s.host_expert_s * x.model.experts.count / lay.ep
+    return base * (GRACE_HOST if x.cluster.node.host == "grace" else 1.0)
+
+
+def _layer_parts(x: Inputs, *, moe: bool) -> FloatArray:
+    """Return (compute, tp, cp, ep, dp, host) seconds of one layer and micro-batch, stacked.
+
+    Within each direction the device's time and the host's launch time do not add: the longer one
+    counts. ZeRO-3 traffic hides behind whichever that is, at the price of contention.
+    """
+    forward = moe_compute_forward_s(x) if moe else dense_compute_forward_s(x)
+    backward = moe_compute_backward_s(x) if moe else dense_compute_backward_s(x)
+    again = (x.layouts.recompute == 2).astype(np.float64)
+    tp_f, tp_b = tp_forward_s(x), tp_backward_s(x) + again * tp_forward_s(x)
+    cp_f, cp_b = cp_forward_s(x), (2 + again) * cp_forward_s(x)
+    ep_f = ep_forward_s(x) if moe else np.zeros(len(x.layouts))
+    ep_b = (1 + again) * ep_f
+    gather = moe_gather_s(x) if moe else dense_gather_s(x)
+    scatter = moe_scatter_s(x) if moe else dense_scatter_s(x)
+    host = _host(x, moe=moe)
+    parts = np.zeros((6, len(x.layouts)))
+    for kernels, tp, cp, ep, traffic, launch in (
+        (forward, tp_f, cp_f, ep_f, gather, HOST_FORWARD * host),
+        (
+            backward,
+            tp_b,
+            cp_b,
+            ep_b,
+            gather + scatter,
+            (1 - HOST_FORWARD + HOST_FORWARD * again) * host,
+        ),
+    ):
+        device = kernels + tp + cp + ep
+        busy = np.maximum(device, launch)
+        exposed = np.maximum(traffic - busy, 0.0)
+        contention = x.stack.fsdp_contention * np.minimum(traffic, device)
+        parts += np.stack([kernels, tp, cp, ep, exposed + contention, busy - device])
+    return parts
+
+
+LAYER_PARTS = ("compute", "tp", "cp", "ep", "dp", "host")
+_LAYER_DOC = "forward + backward, each max(device, host) + exposed ZeRO traffic"
+
+
+@term(unit="s", formula=_LAYER_DOC, source=FSDP_2023, on=LAYER)
+def dense_layer_s(x: Inputs) -> FloatArray:
+    """One dense layer and micro-batch by part (compute, tp, cp, ep, dp, host), shape (layouts, 6)."""
+    return _layer_parts(x, moe=False).T
+
+
+@term(unit="s", formula=_LAYER_DOC, source=FSDP_2023, on=LAYER)
+def moe_layer_s(x: Inputs) -> FloatArray:
+    """One layer with experts and micro-batch by part, shape (layouts, 6)."""
+    if x.model.experts is None:
+        return np.zeros((len(x.layouts), 6))
+    return _layer_parts(x, moe=True).T
+
+
+@term(
+    unit="s",
+    formula="layers * layer time + embedding (first) + head (last) + sends + 0.6 ms",
+    source=MEGATRON_2021,
+    on=(),
+)
+def stage_microbatch_s(x: Inputs) -> FloatArray:
+    """One micro-batch, forward and backward, at every kind of stage, shape (layouts, kinds)."""
+    s = x.stages
+    dense, moe = dense_layer_s(x).sum(axis=1), moe_layer_s(x).sum(axis=1)
+    layers = s.dense_layers * dense[:, None] + s.moe_layers * moe[:, None]
+    ends = s.first * embedding_s(x)[:, None] + s.last * head_s(x)[:, None]
+    each = pp_microbatch_s(x)[:, None] + x.stack.microbatch_s
+    return np.where(s.count > 0, layers + ends + each, 0.0)
+
+
+@term(
+    unit="s",
+    formula="(sum of all stages' time - the slowest's) / vpp",
+    source=MEGATRON_2021,
+    on=(),
+)
+def bubble_s(x: Inputs) -> FloatArray:
+    """Time that the slowest stage waits for the others: (pp-1)/vpp stages when all are equal."""
+    each = stage_microbatch_s(x)
+    return ((each * x.stages.count).sum(axis=1) - each.max(axis=1)) / x.layouts.vpp
+
+
+@term(
+    unit="s",
+    formula="max(5%, traffic*exposed share - phi*one micro-batch's backward/forward)",
+    source=CALIBRATION,
+    on=(),
+)
+def exposed_sync_s(x: Inputs) -> FloatArray:
+    """Gradient and parameter traffic at the end of a step that no computation hides."""
+    window = stage_microbatch_s(x).max(axis=1) * x.stack.overlap
+    out = np.zeros(len(x.layouts))
+    for traffic, share in ((gradient_sync_s(x), 2 / 3), (parameter_gather_s(x), 1 / 3)):
+        left = traffic * x.stack.dp_exposed
+        out = out + np.maximum(left - share * window, DP_FLOOR * left)
+    return np.where(x.layouts.dp_sync == 1, parameter_server_s(x), out)
+
+
+def time_parts(x: Inputs) -> dict[str, FloatArray]:
+    """Return exposed seconds by name; they sum to the step time."""
+    s, m = x.stages, x.layouts.num_microbatches
+    each = stage_microbatch_s(x)
+    slowest = each.argmax(axis=1)
+    rows = np.arange(len(x.layouts))
+    dense, moe = s.dense_layers[rows, slowest], s.moe_layers[rows, slowest]
+    layers = dense[:, None] * dense_layer_s(x) + moe[:, None] * moe_layer_s(x)
+    parts = {name: m * layers[:, i] for i, name in enumerate(LAYER_PARTS)}
+    ends = s.first[rows, slowest] * embedding_s(x) + s.last[rows, slowest] * head_s(x)
+    parts["compute"] = parts["compute"] + m * ends
+    parts["dp"] = parts["dp"] + exposed_sync_s(x)
+    parts["pp"] = m * pp_microbatch_s(x) + tied_embedding_s(x)
+    parts["bubble"] = bubble_s(x)
+    parts["optimizer"] = optimizer_s(x)
+    parts["overhead"] = m * x.stack.microbatch_s + x.stack.step_s
+    return parts
+
+
+def step_s(x: Inputs) -> FloatArray:
+    """Return the time of one training step: m * slowest stage + bubble + what is exposed once."""
+    once = exposed_sync_s(x) + tied_embedding_s(x) + optimizer_s(x) + x.stack.step_s
+    return x.layouts.num_microbatches * stage_microbatch_s(x).max(axis=1) + bubble_s(x) + once

@@ -1,0 +1,61 @@
+"""Explanation: one layout opened into its terms, or the reasons why it won't do and what would."""
+
+from __future__ import annotations
+
+import json
+from typing import Any, Literal
+
+from pydantic import ConfigDict, Field
+
+from planner.plan import Estimate, Layout, PlanRecord
+
+EXPLAIN_SCHEMA = "meshwright.explain/1"
+
+
+class TermValue(PlanRecord):
+    """One formula with its value for the layout; stage terms give the heaviest stage."""
+
+    name: str
+    value: float
+    unit: str
+    formula: str
+    source: str
+    about: str = ""
+
+
+class SyncRow(PlanRecord):
+    """What one gradient synchronisation moves under one scheme, in bytes."""
+
+    scheme: str
+    per_gpu_sent_bytes: float
+    busiest_link_bytes: float
+    total_bytes: float
+    formula: str
+    source: str
+
+
+class Explanation(PlanRecord):
+    """The answer of `explain`; `mends` are the nearest changes that make the layout work."""
+
+    schema_: Literal["meshwright.explain/1"] = Field(EXPLAIN_SCHEMA, alias="schema")
+    legal: bool
+    feasible: bool
+    reasons: list[str] = Field(default_factory=list)
+    mends: list[str] = Field(default_factory=list)
+    assumed: dict[str, int | str | bool] = Field(default_factory=dict)
+    layout: Layout | None = None
+    estimate: Estimate | None = None
+    stage_layers: list[list[int]] = Field(default_factory=list)
+    terms: list[TermValue] = Field(default_factory=list)
+    compared: list[str] = Field(default_factory=list)
+    gradient_sync: list[SyncRow] = Field(default_factory=list)
+    notes: list[str] = Field(default_factory=list)
+
+    model_config = ConfigDict(
+        frozen=True, extra="ignore", allow_inf_nan=False, populate_by_name=True
+    )
+
+    def to_json(self) -> str:
+        """Return the document that `explain --json` prints."""
+        data: dict[str, Any] = self.model_dump(mode="json", by_alias=True)
+        return json.dumps(data, allow_nan=False, separators=(",", ":")) + "\n"

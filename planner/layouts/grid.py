@@ -1,0 +1,202 @@
+"""Every layout of the declared ranges, expanded in three steps, each rule applied as soon as it can be.
+
+What a rule rejects at an early step stands for all the combinations that would have followed, and is
+counted as such: `enumerated` is the size of the whole product, and rejected + legal equals it.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+
+import numpy as np
+
+from planner.layouts.ranges import MAX_CP, MAX_ETP, MAX_VPP, MICRO_BATCHES, Fix
+from planner.layouts.rules import Context, Rule, rules_of
+from planner.layouts.table import COLUMNS, NAMES, IntArray, Layouts
+
+CHUNK_ROWS = 1 << 16
+Columns = dict[str, IntArray]
+
+_SHAPE = ("tp", "cp", "pp", "dp", "ep", "etp")
+_TURN = ("vpp", "schedule", "micro_batch", "num_microbatches")
+
+
+@dataclass
+class Tally:
+    """How many layouts were enumerated, and how many each rule rejected."""
+
+    enumerated: int = 0
+    legal: int = 0
+    rejected: Counter[str] = field(default_factory=Counter)
+
+
+def legal_layouts(context: Context, gpus: int, fix: Fix, tally: Tally) -> Iterator[Layouts]:
+    """Yield all legal layouts of exactly `gpus` GPUs, in chunks; `tally` is filled on the way."""
+    rules = rules_of(context.workload.stack)
+    shapes = _shapes(context, gpus, fix)
+    if not len(shapes["tp"]):
+        return
+    inner = _turn_count(shapes, context, fix) * _state_count(shapes, fix)
+    tally.enumerated += int(inner.sum())
+    shapes, inner = _sieve(
+        shapes, inner, [r for r in rules if set(r.on) <= {*_SHAPE}], context, tally
+    )
+    if not len(inner):
+        return
+    turn_rules = [r for r in rules if set(r.on) <= {*_SHAPE, *_TURN} and not set(r.on) <= {*_SHAPE}]
+    state_rules = [r for r in rules if not set(r.on) <= {*_SHAPE, *_TURN}]
+    turns = _turns(shapes, context, fix)
+    turns, inner = _sieve(turns, _state_count(turns, fix), turn_rules, context, tally)
+    start = 0
+    ends = np.cumsum(inner)
+    while start < len(inner):
+        stop = int(np.searchsorted(ends, (ends[start - 1] if start else 0) + CHUNK_ROWS, "right"))
+        stop = max(stop, start + 1)
+        part = {name: column[start:stop] for name, column in turns.items()}
+        states = _states(part, fix)
+        states, left = _sieve(
+            states, np.ones(len(states["tp"]), dtype=np.int64), state_rules, context, tally
+        )
+        tally.legal += len(left)
+        if len(left):
+            yield _layouts(states)
+        start = stop
+
+
+def _layouts(columns: Columns) -> Layouts:
+    return Layouts(**{name: columns[name] for name in COLUMNS})
+
+
+def _blank(columns: Columns) -> Layouts:
+    """Return layouts whose columns that are not expanded yet hold one."""
+    ones = np.ones(len(columns["tp"]), dtype=np.int64)
+    return Layouts(**{name: columns.get(name, ones) for name in COLUMNS})
+
+
+def _sieve(
+    columns: Columns, inner: IntArray, rules: list[Rule], context: Context, tally: Tally
+) -> tuple[Columns, IntArray]:
+    """Drop the rows that break a rule; each counts `inner` layouts under the first it breaks."""
+    layouts = _blank(columns)
+    alive = np.ones(len(inner), dtype=bool)
+    for rule in rules:
+        broken = rule.broken(layouts, context) & alive
+        if broken.any():
+            tally.rejected[rule.name] += int(inner[broken].sum())
+            alive &= ~broken
+    return {name: column[alive] for name, column in columns.items()}, inner[alive]
+
+
+def divisors(number: int) -> list[int]:
+    """Return the divisors of a positive number, ascending."""
+    low = [d for d in range(1, int(number**0.5) + 1) if number % d == 0]
+    return sorted({*low, *(number // d for d in low)})
+
+
+def _shapes(context: Context, gpus: int, fix: Fix) -> Columns:
+    """Return every (tp, cp, pp, ep, etp) with tp * cp * pp * dp = gpus."""
+    model, cluster = context.model, context.cluster
+    rows = []
+    experts = model.experts.count if model.experts else 1
+    expert_degrees = fix.pick("ep", divisors(experts))
+    top_tp = max(16, cluster.domain_gpus)
+    for tp in fix.pick("tp", [d for d in divisors(gpus) if d <= top_tp], ceiling=gpus):
+        if gpus % tp:
+            continue
+        widths = [d for d in divisors(tp) if d <= MAX_ETP] if model.experts else [1]
+        etps = fix.pick("etp", widths)
+        for cp in fix.pick("cp", [d for d in divisors(gpus // tp) if d <= MAX_CP], ceiling=gpus):
+            if gpus % (tp * cp):
+                continue
+            stages = [d for d in divisors(gpus // (tp * cp)) if d <= model.layers + 2]
+            for pp in fix.pick("pp", stages, ceiling=gpus):
+                dp = gpus // (tp * cp * pp)
+                if tp * cp * pp * dp == gpus and fix.allows("dp", dp):
+                    rows += [(tp, cp, pp, dp, ep, etp) for ep in expert_degrees for etp in etps]
+    table = np.array(rows, dtype=np.int64).reshape(-1, len(_SHAPE))
+    return {name: table[:, i] for i, name in enumerate(_SHAPE)}
+
+
+def _turn_options(pp: int, context: Context, fix: Fix) -> list[tuple[int, int]]:
+    """Return the (vpp, schedule) pairs that a pipeline of `pp` stages may run."""
+    top = 1 if pp == 1 else max(1, min(MAX_VPP, (context.model.layers + 2) // pp))
+    options = []
+    for vpp in fix.pick("vpp", range(1, top + 1)):
+        natural = [0] if pp == 1 else ([3] if vpp > 1 else [1, 2])
+        options += [(vpp, schedule) for schedule in fix.pick("schedule", natural)]
+    return options
+
+
+def _turn_count(shapes: Columns, context: Context, fix: Fix) -> IntArray:
+    per_pp = {int(pp): len(_turn_options(int(pp), context, fix)) for pp in np.unique(shapes["pp"])}
+    batches = len(fix.pick("micro_batch", MICRO_BATCHES))
+    return np.array([per_pp[int(pp)] * batches for pp in shapes["pp"]], dtype=np.int64)
+
+
+def _turns(shapes: Columns, context: Context, fix: Fix) -> Columns:
+    """Expand each shape by (vpp, schedule) and micro_batch."""
+    batches = np.array(fix.pick("micro_batch", MICRO_BATCHES), dtype=np.int64)
+    parts: list[Columns] = []
+    for pp in np.unique(shapes["pp"]):
+        rows = {name: column[shapes["pp"] == pp] for name, column in shapes.items()}
+        options = np.array(_turn_options(int(pp), context, fix), dtype=np.int64).reshape(-1, 2)
+        n, k, b = len(rows["tp"]), len(options), len(batches)
+        out = {name: np.repeat(column, k * b) for name, column in rows.items()}
+        out["vpp"] = np.tile(np.repeat(options[:, 0], b), n)
+        out["schedule"] = np.tile(np.repeat(options[:, 1], b), n)
+        out["micro_batch"] = np.tile(batches, n * k)
+        parts.append(out)
+    joined = {name: np.concatenate([p[name] for p in parts]) for name in parts[0]}
+    per_step = context.workload.global_batch // (joined["dp"] * joined["micro_batch"])
+    joined["num_microbatches"] = np.maximum(per_step, 1)
+    return joined
+
+
+def _state_options(tp: int, dp: int, plain: bool, fix: Fix) -> list[tuple[int, ...]]:
+    """Return (sp, zero, dp_replicate, recompute, offload, dp_sync) for a (tp, dp)."""
+    options = []
+    for sp in fix.pick("sp", (0, 1) if tp > 1 else (0,)):
+        for zero in fix.pick("zero", range(4)):
+            groups = [d for d in divisors(dp) if d < dp or d == 1] if zero == 3 else [1]
+            syncs = range(2) if plain and zero == 0 else range(1)
+            options += [
+                (sp, zero, replicate, recompute, 0, sync)
+                for replicate in fix.pick("dp_replicate", groups)
+                for recompute in fix.pick("recompute", range(len(NAMES["recompute"])))
+                for sync in fix.pick("dp_sync", syncs)
+            ]
+    return options
+
+
+def _kind_of_state(columns: Columns) -> tuple[IntArray, IntArray]:
+    """Return the distinct (tp > 1, dp, plain) keys and, for each row, the index of its key."""
+    plain = columns["tp"] * columns["cp"] * columns["pp"] * columns["ep"] == 1
+    key = (columns["dp"] << 2) | ((columns["tp"] > 1).astype(np.int64) << 1) | plain
+    keys, inverse = np.unique(key, return_inverse=True)
+    return keys, inverse.astype(np.int64)
+
+
+def _options_of(key: int, fix: Fix) -> list[tuple[int, ...]]:
+    return _state_options(2 if key & 2 else 1, key >> 2, bool(key & 1), fix)
+
+
+def _state_count(columns: Columns, fix: Fix) -> IntArray:
+    keys, inverse = _kind_of_state(columns)
+    return np.array([len(_options_of(int(k), fix)) for k in keys], dtype=np.int64)[inverse]
+
+
+def _states(columns: Columns, fix: Fix) -> Columns:
+    """Expand by what is kept where: sp, zero, dp_replicate, recompute, offload, dp_sync."""
+    names = ("sp", "zero", "dp_replicate", "recompute", "offload", "dp_sync")
+    keys, inverse = _kind_of_state(columns)
+    parts: list[Columns] = []
+    for i, key in enumerate(keys):
+        rows = {name: column[inverse == i] for name, column in columns.items()}
+        options = np.array(_options_of(int(key), fix), dtype=np.int64).reshape(-1, len(names))
+        n, k = len(rows["tp"]), len(options)
+        out = {name: np.repeat(column, k) for name, column in rows.items()}
+        out |= {name: np.tile(options[:, c], n) for c, name in enumerate(names)}
+        parts.append(out)
+    return {name: np.concatenate([p[name] for p in parts]) for name in parts[0]}

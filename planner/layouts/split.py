@@ -1,0 +1,103 @@
+"""Which layers each pipeline stage and virtual chunk holds, and how many kinds of stage that makes.
+
+Layers are dealt evenly where their number allows. Otherwise the embedding and the output head count
+as one layer each (as BLOOM's 70 + 2 and Llama 3's 126 + 2 do), so that the first and the last stage
+carry one layer less; what is left over goes to the chunks nearest the end, which hold the fewest
+micro-batches, but never to the last.
+"""
+
+from __future__ import annotations
+
+from functools import lru_cache
+from typing import NamedTuple
+
+import numpy as np
+
+from planner.layouts.table import IntArray, Layouts
+from planner.specs.model import ModelSpec
+
+
+class StageKinds(NamedTuple):
+    """Kinds of stage of each layout, shape (layouts, kinds); rows are padded with count 0.
+
+    `index` is the first stage of its kind: under 1F1B the one that holds the most micro-batches.
+    """
+
+    dense_layers: IntArray
+    moe_layers: IntArray
+    first: IntArray
+    last: IntArray
+    index: IntArray
+    count: IntArray
+
+
+def chunk_layers(layers: int, pp: int, vpp: int) -> list[list[int]]:
+    """Return the layers of each [stage][chunk]; layer order runs over stages, then chunks.
+
+    Raises ValueError when there are more chunks than layers and ends to fill them with.
+    """
+    chunks = pp * vpp
+    if layers % chunks == 0:
+        flat = [layers // chunks] * chunks
+    else:
+        base, extra = divmod(layers + 2, chunks)
+        flat = [base] * chunks
+        flat[0] -= 1
+        flat[-1] -= 1
+        for chunk in [*range(chunks - 2, 0, -1), chunks - 1, 0][:extra]:
+            flat[chunk] += 1
+    if not fits(layers, pp, vpp):
+        raise ValueError(f"{layers} layers do not fill {pp} stages of {vpp} chunks")
+    return [[flat[v * pp + p] for v in range(vpp)] for p in range(pp)]
+
+
+def fits(layers: int, pp: int, vpp: int) -> bool:
+    """Return whether every stage gets a layer and only the two end chunks may stay without."""
+    return pp * vpp <= (layers if vpp == 1 else layers + 2)
+
+
+def stage_layers(model: ModelSpec, pp: int, vpp: int) -> list[tuple[int, int]]:
+    """Return (dense layers, layers with experts) of each stage."""
+    moe = model.moe_layers
+    per_chunk = chunk_layers(model.layers, pp, vpp)
+    stages = [[0, 0] for _ in range(pp)]
+    at = 0
+    for v in range(vpp):
+        for p in range(pp):
+            held = moe[at : at + per_chunk[p][v]]
+            at += per_chunk[p][v]
+            stages[p][0] += len(held) - sum(held)
+            stages[p][1] += sum(held)
+    return [(dense, experts) for dense, experts in stages]
+
+
+@lru_cache(maxsize=4096)
+def _kinds(model: ModelSpec, pp: int, vpp: int) -> tuple[tuple[int, ...], ...]:
+    """Return (dense, moe, first, last, index, count) of each kind of stage."""
+    found: dict[tuple[int, int, int, int], list[int]] = {}
+    for p, (dense, moe) in enumerate(stage_layers(model, pp, vpp)):
+        key = (dense, moe, int(p == 0), int(p == pp - 1))
+        found.setdefault(key, [p, 0])[1] += 1
+    return tuple((*key, index, count) for key, (index, count) in found.items())
+
+
+def stage_kinds(model: ModelSpec, layouts: Layouts) -> StageKinds:
+    """Return the kinds of stage of each layout; all must satisfy `fits`."""
+    key = layouts.pp * (1 << 20) + layouts.vpp
+    unique, inverse = np.unique(key, return_inverse=True)
+    per_pair = [_kinds(model, int(k) >> 20, int(k) & ((1 << 20) - 1)) for k in unique]
+    width = max(len(kinds) for kinds in per_pair)
+    table = np.zeros((len(per_pair), width, 6), dtype=np.int64)
+    for i, kinds in enumerate(per_pair):
+        table[i, : len(kinds)] = kinds
+    return StageKinds(*(table[inverse][:, :, c] for c in range(6)))
+
+
+def all_stages(model: ModelSpec, layouts: Layouts) -> StageKinds:
+    """Return every stage of a single layout as a kind of its own, shape (1, pp)."""
+    pp, vpp = int(layouts.pp[0]), int(layouts.vpp[0])
+    stages = np.array(stage_layers(model, pp, vpp), dtype=np.int64)
+    at = np.arange(pp)
+    ends = ((at == 0).astype(np.int64), (at == pp - 1).astype(np.int64))
+    columns = (stages[:, 0], stages[:, 1], *ends, at, np.ones(pp, dtype=np.int64))
+    return StageKinds(*(c[None, :] for c in columns))

@@ -1,0 +1,135 @@
+"""The report of an explanation: what is wrong first, then every term down to its source."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+from rich import box
+from rich.console import Group, RenderableType
+from rich.table import Table
+from rich.text import Text
+
+from planner.plan import Estimate
+from planner.report.memory import memory_report
+from planner.report.tables import indented, layers_line, notes, time_report, title
+from planner.report.text import printable
+from planner.units import count, decimal_bytes, gib, seconds
+
+if TYPE_CHECKING:
+    from planner.explanation import Explanation, SyncRow, TermValue
+
+
+def explain_report(answer: Explanation) -> RenderableType:
+    """Return the whole report of `meshwright explain`."""
+    parts: list[RenderableType] = [verdict(answer)]
+    parts += section("What would mend it", answer.mends)
+    taken = [f"{field}={value}" for field, value in answer.assumed.items()]
+    parts += section(
+        "Left out, so the best legal value was taken", [", ".join(taken)] if taken else []
+    )
+    parts += section("Compared with the best layout", answer.compared)
+    if answer.estimate:
+        parts += [Text(), headline(answer.estimate)]
+        if answer.layout:
+            parts.append(layers_line(answer.layout, answer.estimate, answer.stage_layers))
+        parts += [Text(), time_report(answer.estimate)]
+        parts += [Text(), memory_report(answer.estimate.memory)]
+    sources = list(dict.fromkeys(row.source for row in _cited(answer) if row.source))
+    if answer.terms:
+        parts += [Text(), title("Terms"), terms_table(answer.terms, sources)]
+    if answer.gradient_sync:
+        parts += [Text(), title("One gradient synchronisation")]
+        parts.append(sync_table(answer.gradient_sync, sources))
+    cited = [indented(f"[{n}] {source}") for n, source in enumerate(sources, start=1)]
+    parts += [Text(), title("Sources"), *cited] if cited else []
+    return Group(*parts, *notes(answer.notes))
+
+
+def _cited(answer: Explanation) -> list[TermValue | SyncRow]:
+    return [*answer.terms, *answer.gradient_sync]
+
+
+def section(heading: str, lines: Sequence[str]) -> list[RenderableType]:
+    """Return lines under a heading; nothing when there are none."""
+    rows = [indented(line) for line in lines]
+    return [Text(), title(heading), *rows] if rows else []
+
+
+def verdict(answer: Explanation) -> RenderableType:
+    """Return the layout and whether it runs, with the reasons when it does not."""
+    name = answer.layout.short() if answer.layout else "this layout"
+    if not answer.legal:
+        state, style = "is not legal", "bold red"
+    elif not answer.feasible:
+        state, style = "is legal, but does not fit", "bold red"
+    else:
+        state, style = "is legal and fits in memory", "bold"
+    head = Text(f"{printable(name)} {state}", style)
+    return Group(head, *(indented(f"- {reason}") for reason in answer.reasons))
+
+
+def headline(estimate: Estimate) -> RenderableType:
+    """Return the figures that people compare."""
+    words = [
+        f"{seconds(estimate.step_time_s)} a step",
+        f"{estimate.tokens_per_s_per_gpu:,.0f} tokens/s/GPU",
+        f"{estimate.tflops_per_gpu:,.0f} TFLOP/s/GPU",
+        f"MFU {estimate.mfu:.1%} ({estimate.mfu_causal:.1%} causal)",
+        f"bubble {estimate.bubble_fraction:.1%}",
+    ]
+    return indented(", ".join(words))
+
+
+def terms_table(terms: Sequence[TermValue], sources: Sequence[str]) -> RenderableType:
+    """Return name, value and formula of each term; a number points to its source."""
+    table = _formula_table(("term", "value"))
+    for term in terms:
+        table.add_row(
+            printable(term.name),
+            human(term.value, term.unit),
+            _formula(term.formula, term.source, sources),
+            style="" if term.value else "dim",
+        )
+    return table
+
+
+def sync_table(rows: Sequence[SyncRow], sources: Sequence[str]) -> RenderableType:
+    """Return the traffic of each scheme of gradient synchronisation."""
+    table = _formula_table(("scheme", "a GPU sends", "busiest link", "in all"))
+    for row in rows:
+        amounts = (row.per_gpu_sent_bytes, row.busiest_link_bytes, row.total_bytes)
+        table.add_row(
+            printable(row.scheme),
+            *map(decimal_bytes, amounts),
+            _formula(row.formula, row.source, sources),
+        )
+    return table
+
+
+def _formula_table(headings: Sequence[str]) -> Table:
+    """Return a table of a name, figures, and a formula that wraps."""
+    table = Table(box=box.SIMPLE_HEAD, pad_edge=False, padding=(0, 2, 0, 0), show_edge=False)
+    table.add_column(headings[0], no_wrap=True)
+    for heading in headings[1:]:
+        table.add_column(heading, justify="right", no_wrap=True)
+    table.add_column("formula [source]", overflow="fold")
+    return table
+
+
+def _formula(formula: str, source: str, sources: Sequence[str]) -> Text:
+    text = Text(printable(formula))
+    return text.append(f" [{sources.index(source) + 1}]", "dim") if source else text
+
+
+def human(value: float, unit: str) -> str:
+    """Return a value in the unit that reads best: bytes as GiB, seconds as ms, counts as 1.2B."""
+    if unit == "bytes":
+        return gib(value)
+    if unit == "s":
+        return seconds(value)
+    if unit == "bytes/s":
+        return f"{value / 1e9:,.1f} GB/s"
+    if unit in {"", "1", "ratio"}:
+        return f"{value:,.4g}"
+    return f"{count(value)} {unit}"

@@ -1,0 +1,188 @@
+"""Finding specs: shipped ones by name, the user's own by path.
+
+Names come from file names alone, so that listing them parses nothing. A name matches whatever its
+case and punctuation: `Llama-3.1-70B` and `llama31_70b` are the same model.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, Literal
+
+from planner.errors import SpecError, did_you_mean
+from planner.files import data_folder
+from planner.specs.cluster import Accelerator, ClusterSpec
+from planner.specs.huggingface import is_config, model_from_config
+from planner.specs.model import ModelSpec
+from planner.specs.parse import shown
+from planner.specs.read import read_mapping, validate
+
+Kind = Literal["model", "cluster", "accelerator"]
+_FOLDERS = {
+    "model": ("model_specs", "."),
+    "cluster": ("hardware_specs", "clusters"),
+    "accelerator": ("hardware_specs", "accelerators"),
+}
+_MOST_NODES = 1_000_000
+_SUFFIXES = (".yaml", ".yml", ".json")
+
+
+def model_names() -> tuple[str, ...]:
+    """Return the names of the shipped models, sorted; reads no file."""
+    return tuple(_shipped("model"))
+
+
+def cluster_names() -> tuple[str, ...]:
+    """Return the names of the shipped clusters, sorted; reads no file."""
+    return tuple(_shipped("cluster"))
+
+
+def accelerator_names() -> tuple[str, ...]:
+    """Return the names of the shipped accelerators, sorted; reads no file."""
+    return tuple(_shipped("accelerator"))
+
+
+def load_model(text: str) -> ModelSpec:
+    """Return the model that `text` names.
+
+    `text` is a shipped name, or the path of a YAML or JSON spec, of a Hugging Face config.json, or
+    of a directory that holds one. Raises SpecError when there is no such model or it is wrong.
+    """
+    path = _find("model", text)
+    if _exists(text) and path.is_dir():
+        path = _config_in(path)
+    data = read_mapping(path)
+    is_spec = {"layers", "hidden"} & set(data)
+    if is_config(data) or (path.suffix.lower() == ".json" and not is_spec):
+        return model_from_config(data, _name_from(path), shown(path))
+    return validate(ModelSpec, {"name": path.stem, **data}, shown(path))
+
+
+def load_cluster(text: str) -> ClusterSpec:
+    """Return the cluster that `text` names: a shipped name or a YAML path, `:N` for N nodes.
+
+    Without `:N` the file's own `nodes` hold, else as many as it lists `hosts`, else one. Raises
+    SpecError when there is no such cluster or it is wrong.
+    """
+    name, nodes = _split_nodes(text)
+    path = _find("cluster", name)
+    data = {"name": path.stem, **read_mapping(path)}
+    hosts = data.get("hosts")
+    data.setdefault("nodes", len(hosts) if isinstance(hosts, list) and hosts else 1)
+    if nodes is not None:
+        data["nodes"] = nodes
+    if "accelerator" in data:
+        data["accelerator"] = _accelerator(data["accelerator"], shown(path))
+    return validate(ClusterSpec, data, shown(path))
+
+
+def load_accelerator(text: str) -> Accelerator:
+    """Return the accelerator that `text` names: a shipped name or a YAML path."""
+    path = _find("accelerator", text)
+    return validate(Accelerator, _accelerator_data(path), shown(path))
+
+
+def _accelerator(value: Any, origin: str) -> Any:
+    """Return an accelerator's fields from a name, fields, or `base: name` and what differs."""
+    if isinstance(value, str):
+        return _accelerator_data(_shipped_path("accelerator", value, origin))
+    if isinstance(value, Mapping) and "base" in value:
+        base = value["base"]
+        if not isinstance(base, str):
+            raise SpecError(f"{origin}: accelerator.base must be the name of an accelerator")
+        changes = {name: field for name, field in value.items() if name != "base"}
+        return {**_accelerator_data(_shipped_path("accelerator", base, origin)), **changes}
+    return value
+
+
+def _accelerator_data(path: Path) -> dict[str, Any]:
+    return {"name": path.stem, **read_mapping(path)}
+
+
+def _split_nodes(text: str) -> tuple[str, int | None]:
+    """Return what stands before `:N` and N; a path that exists may hold a colon itself."""
+    name, colon, count = text.rpartition(":")
+    if not colon or _exists(text):
+        return text, None
+    if re.fullmatch("0*[1-9][0-9]{0,6}", count) and int(count) <= _MOST_NODES:
+        return name, int(count)
+    raise SpecError(
+        f"cluster '{shown(text, 80)}': '{shown(count, 40)}' is not a number of nodes",
+        hint=f"write NAME:N with N from 1 to {_MOST_NODES:,}, such as dgx-h100:64",
+    )
+
+
+def _find(kind: Kind, text: str) -> Path:
+    """Return the file of a shipped name, or the path that `text` is."""
+    if "/" in text or text.lower().endswith(_SUFFIXES):
+        return Path(text)
+    if path := _shipped_as(kind, text):
+        return path
+    return Path(text) if _exists(text) else _shipped_path(kind, text, "")
+
+
+def _shipped_path(kind: Kind, name: str, origin: str) -> Path:
+    """Return the file of a shipped name; raise SpecError with the nearest name for others."""
+    if path := _shipped_as(kind, name):
+        return path
+    where = f"{origin}: " if origin else ""
+    near = did_you_mean(name[:100], _shipped(kind))
+    raise SpecError(
+        f"{where}no {kind} is named '{shown(name, 80)}'",
+        hint=f"{near} `meshwright specs list` shows every name; a file is given by path".lstrip(),
+    )
+
+
+def _shipped_as(kind: Kind, name: str) -> Path | None:
+    """Return the shipped file whose name is `name`, whatever its case and punctuation.
+
+    The dot goes last: `gpt-3-1.3b` is not `gpt-3-13b`, but `llama31-8b` is `llama-3.1-8b`.
+    """
+    names = _shipped(kind)
+    if name in names:
+        return names[name]
+    for dropped in ("-_ ", "-_. "):
+        key = _key(name, dropped)
+        found = [path for known, path in names.items() if _key(known, dropped) == key]
+        if len(found) > 1:
+            either = " or ".join(path.stem for path in found)
+            raise SpecError(f"'{shown(name, 80)}' may mean {either}", hint="write the name in full")
+        if found:
+            return found[0]
+    return None
+
+
+def _shipped(kind: Kind) -> dict[str, Path]:
+    """Return the files of the shipped specs by name, sorted."""
+    folder, inner = _FOLDERS[kind]
+    return {path.stem: path for path in sorted((data_folder(folder) / inner).glob("*.yaml"))}
+
+
+def _key(name: str, dropped: str) -> str:
+    """Return a name in lower case, without the `dropped` characters."""
+    return "".join(c for c in name.lower() if c not in dropped)
+
+
+def _exists(text: str) -> bool:
+    try:
+        return bool(text) and Path(text).exists()
+    except (OSError, ValueError):  # overlong, or holds a NUL
+        return False
+
+
+def _config_in(folder: Path) -> Path:
+    config = folder / "config.json"
+    if not config.is_file():
+        raise SpecError(
+            f"{shown(folder)} is a directory without a config.json",
+            hint="give a spec file, or a directory that a Hugging Face model was saved in",
+        )
+    return config
+
+
+def _name_from(path: Path) -> str:
+    """Return what to call the model of a config.json: its folder's name, else its own."""
+    name = path.resolve().parent.name if path.stem == "config" else path.stem
+    return name[:200] or "model"

@@ -1,0 +1,146 @@
+"""The small languages of the options: text in, words out, and one message for what is wrong."""
+
+from __future__ import annotations
+
+import pytest
+
+from planner.cli.asking import Asked, default_batch, on_hosts, workload_of
+from planner.cli.options import LAYOUT_FIELDS, fields_of, listed, shares_of, words_of
+from planner.errors import SpecError
+from planner.layouts.table import COLUMNS
+
+
+def test_layout_fields_are_the_columns_of_the_layout_table():
+    assert set(LAYOUT_FIELDS) == set(COLUMNS)
+
+
+@pytest.mark.parametrize(
+    ("text", "fields"),
+    [
+        ("", {}),
+        ("tp=8", {"tp": "8"}),
+        (" tp = 8 , pp=4..16 ", {"tp": "8", "pp": "4..16"}),
+        ("micro-batch=1|2,recompute=full", {"micro_batch": "1|2", "recompute": "full"}),
+        ("TP=8,", {"tp": "8"}),
+    ],
+)
+def test_fields_are_read_as_written(text, fields):
+    assert fields_of(text, option="--fix") == fields
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        ("tpp=8", "did you mean 'tp'"),
+        ("recomputation=full", "did you mean 'recompute'"),
+        ("8", "unknown layout field '8'"),
+        ("=8", "unknown layout field ''"),
+        ("tp", "'tp' has no value"),
+        ("tp=", "'tp' has no value"),
+        ("tp=1,tp=1", "'tp' is given twice"),
+        ("micro_batch=1,micro-batch=2", "'micro_batch' is given twice"),
+    ],
+)
+def test_what_is_no_field_is_refused_with_a_hint(text, said):
+    with pytest.raises(SpecError) as raised:
+        fields_of(text, option="--fix")
+    assert said in str(raised.value)
+    assert raised.value.hint
+
+
+def test_words_come_from_the_option_or_from_a_file(tmp_path):
+    file = tmp_path / "bad.txt"
+    file.write_text("node1, node2:3  # the loud one\n\nnode9\n")
+    assert words_of("node1,node2:3, node9", option="--unhealthy") == ("node1", "node2:3", "node9")
+    assert words_of(f"@{file}", option="--unhealthy") == ("node1", "node2:3", "node9")
+    assert words_of(None, option="--unhealthy") == ()
+
+
+@pytest.mark.parametrize("text", ["", ",", "@", "@/nowhere/at/all", "@."])
+def test_words_that_name_nothing_are_refused(text):
+    with pytest.raises(SpecError):
+        words_of(text, option="--unhealthy")
+
+
+@pytest.mark.parametrize("content", [b"", b"# none\n", b"\xff\xfe\x00", b"no\x1bde\n"])
+def test_a_list_file_needs_printable_names(tmp_path, content):
+    file = tmp_path / "hosts"
+    file.write_bytes(content)
+    with pytest.raises(SpecError):
+        listed(file, option="--nodes-file")
+
+
+@pytest.mark.parametrize("text", ["[1, 2.5, 0]", "1\n2.5\n0\n", "1,2.5,0"])
+def test_expert_shares_are_read_from_json_or_lines(tmp_path, text):
+    file = tmp_path / "load"
+    file.write_text(text)
+    assert shares_of(file, option="--expert-load") == (1.0, 2.5, 0.0)
+
+
+@pytest.mark.parametrize("text", ["", "[]", "[1, null]", "[1", "[[1]]", "one", "nan", "[1e999]"])
+def test_expert_shares_must_be_finite_numbers(tmp_path, text):
+    file = tmp_path / "load"
+    file.write_text(text)
+    with pytest.raises(SpecError, match="--expert-load"):
+        shares_of(file, option="--expert-load")
+
+
+def test_deep_json_is_refused_rather_than_recursed_into(tmp_path):
+    file = tmp_path / "load"
+    file.write_text("[" * 200_000)
+    with pytest.raises(SpecError):
+        shares_of(file, option="--expert-load")
+
+
+@pytest.mark.parametrize(
+    ("seq", "gpus", "batch"),
+    [
+        (8192, 256, 512),  # 4M tokens
+        (2048, 8, 2048),
+        (8192, 16384, 2048),  # 16M tokens, as Llama 3 405B was trained
+        (8192, 96, 384),  # 3 * 128: divides by every factor of 96
+        (2**23, 8, 1),
+    ],
+)
+def test_the_default_batch_is_about_4m_tokens_and_divides_evenly(seq, gpus, batch):
+    assert default_batch(seq, gpus) == batch
+
+
+def test_defaults_are_said_and_given_values_are_not(model, capsys):
+    work = workload_of(Asked("m", "c", global_batch=64), model, 8)
+    assert (work.seq_tokens, work.global_batch) == (8192, 64)
+    assert "--seq 8192" in capsys.readouterr().err
+    workload_of(Asked("m", "c", seq=4096, global_batch=64), model, 8)
+    assert capsys.readouterr().err == ""
+
+
+@pytest.mark.parametrize(
+    ("changes", "named"),
+    [
+        ({"seq": 0}, "--seq: 0"),
+        ({"seq": -8192}, "--seq: -8192"),
+        ({"global_batch": -1}, "--global-batch: -1"),
+        ({"global_batch": 10**30}, "--global-batch"),
+        ({"precision": "int3"}, "--precision: int3"),
+        ({"stack": "megatorn"}, "megatron"),
+        ({"expert_imbalance": 0.5}, "--expert-imbalance: 0.5"),
+        ({"expert_imbalance": float("nan")}, "--expert-imbalance: nan"),
+        ({"capacity_factor": float("inf")}, "--capacity-factor: inf"),
+    ],
+)
+def test_refused_workload_values_are_named_by_their_option(changes, named, model):
+    with pytest.raises(SpecError) as raised:
+        workload_of(Asked("m", "c", **changes), model, 8)
+    assert named in str(raised.value)
+
+
+def test_a_nodes_file_names_the_hosts(tmp_path, cluster):
+    file = tmp_path / "hosts"
+    file.write_text("b1\nb2\n")
+    named = on_hosts(cluster, file, counted=False)
+    assert (named.nodes, named.host(1)) == (2, "b2")
+    with pytest.raises(SpecError, match="lists 2 hosts"):
+        on_hosts(cluster, file, counted=True)
+    file.write_text("b1\nb2\nb1\n")
+    with pytest.raises(SpecError, match="'b1' twice"):
+        on_hosts(cluster, file, counted=False)

@@ -1,0 +1,37 @@
+"""Problems with optima proven by formulations other than ours (see README.md beside them)."""
+
+import json
+from pathlib import Path
+
+import pytest
+
+from planner.errors import InfeasibleError
+from planner.place import place
+
+FILES = sorted((Path(__file__).parents[2] / "measured" / "placement").glob("*.json"))
+
+
+@pytest.mark.parametrize("file", FILES, ids=lambda f: f.stem)
+def test_the_proven_optimum_is_found_and_proven(cluster_of, layout_of, file):
+    problem = json.loads(file.read_text())
+    leafs = [leaf["node_gpus"] for leaf in problem["cluster"]["leafs"]]
+    width = max(map(len, leafs))
+    cluster = cluster_of(width * len(leafs), per_leaf=width)
+    unhealthy = []
+    for k, healthy in enumerate(leafs):
+        padded = [*healthy, *[0] * (width - len(healthy))]
+        for n, gpus in enumerate(padded):
+            unhealthy += [f"{cluster.host(k * width + n)}:{g}" for g in range(gpus, 8)]
+    layout = layout_of(**problem["layout"])
+    expected = problem["expected"]
+    if expected["status"] == "infeasible":
+        with pytest.raises(InfeasibleError, match=f"short by {expected['lacking']}"):
+            place(cluster, layout, unhealthy=unhealthy)
+    else:
+        found = place(cluster, layout, unhealthy=unhealthy)
+        cuts = expected["pp_edges_crossing_leaf"]
+        assert (found.status, found.splits, found.bound) == ("optimal", cuts, cuts)
+
+
+def test_the_instances_are_there():
+    assert len(FILES) == 5
