@@ -115,9 +115,10 @@ class Whole(nn.Module):
         return loss_of(self.layers(ids), labels)
 
 
-def batches(
-    micro_batch: int, dp_rank: int, device: torch.device
-) -> Iterator[tuple[Tensor, Tensor]]:
+Batches = Iterator[tuple[Tensor, Tensor]]
+
+
+def batches(micro_batch: int, dp_rank: int, device: torch.device) -> Batches:
     """Yield (tokens, next tokens); counting upwards, so that there is something to learn."""
     random = torch.Generator().manual_seed(SEED + dp_rank)
     while True:
@@ -140,7 +141,7 @@ def engine_of(plan: dict[str, Any], config: dict[str, Any]) -> Any:
     return deepspeed.initialize(model=model, model_parameters=weights, config=config)[0]
 
 
-def step(engine: Any, data: Iterator[tuple[Tensor, Tensor]]) -> float:
+def step(engine: Any, data: Batches) -> float:
     """Train one global batch and return its mean loss on this rank."""
     if isinstance(engine.module, PipelineModule):
         return float(engine.train_batch(data_iter=data))

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from planner.estimate.inputs import FloatArray, Inputs
-from planner.estimate.memory import limit_bytes, peak_bytes
+from planner.estimate.memory import budget_bytes, limit_bytes, peak_bytes
 from planner.estimate.step import step_s
 from planner.layouts.grid import Tally, legal_layouts
 from planner.layouts.ranges import Fix
@@ -33,6 +33,7 @@ class Ranking:
     lightest: Layouts
     lightest_bytes: float
     limit_bytes: float
+    budget_bytes: float
 
     @property
     def feasible(self) -> int:
@@ -59,13 +60,14 @@ def rank(context: Context, gpus: int, fix: Fix) -> Ranking:
     Ties in time go to the smaller peak, then to the earlier row of the enumeration.
     """
     tally = Tally()
-    limit = limit_bytes(Inputs(*context, Layouts.empty()))
+    nothing = Inputs(*context, Layouts.empty())
+    budget = budget_bytes(nothing)
     parts, times, peaks = [], [], []
     lightest, lightest_bytes = Layouts.empty(), np.inf
     for layouts in legal_layouts(context, gpus, fix, tally):
         x = Inputs(*context, layouts)
         peak = peak_bytes(x)
-        fits = peak <= limit
+        fits = peak <= budget
         if not fits.all():
             low = int(np.where(fits, np.inf, peak).argmin())
             if peak[low] < lightest_bytes:
@@ -85,7 +87,8 @@ def rank(context: Context, gpus: int, fix: Fix) -> Ranking:
         peak_bytes=peak[order],
         lightest=lightest,
         lightest_bytes=lightest_bytes,
-        limit_bytes=limit,
+        limit_bytes=limit_bytes(nothing),
+        budget_bytes=budget,
     )
 
 

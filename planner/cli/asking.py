@@ -112,7 +112,7 @@ def workload_of(asked: Asked, model: ModelSpec, gpus: int) -> Workload:
     except ValidationError as error:
         raise _refused(error) from error
     if chosen:
-        say(f"not given, so taken: {', '.join(chosen)}")
+        say(f"defaults taken: {', '.join(chosen)}")
     return workload
 
 
@@ -133,14 +133,16 @@ def on_hosts(cluster: ClusterSpec, nodes_file: Path, *, counted: bool) -> Cluste
 
     Raises SpecError when a host is listed twice, or when ':N' was given and differs.
     """
-    from pydantic import ValidationError
-
+    from planner.place.hosts import HOSTNAME
     from planner.specs.cluster import ClusterSpec
+    from planner.specs.read import validate
 
     hosts = options.listed(nodes_file, option="--nodes-file")
     seen = Counter(hosts)
     if twice := next((h for h in dict.fromkeys(hosts) if seen[h] > 1), None):
         raise SpecError(f"--nodes-file: {nodes_file} lists {twice!r} twice")
+    if bad := next((h for h in hosts if not HOSTNAME.fullmatch(h)), None):
+        raise SpecError(f"--nodes-file: {nodes_file}: {bad[:80]!r} is not a hostname")
     if counted and cluster.nodes != len(hosts):
         raise SpecError(
             f"--nodes-file: {nodes_file} lists {len(hosts)} hosts, ':{cluster.nodes}' asks for "
@@ -148,10 +150,7 @@ def on_hosts(cluster: ClusterSpec, nodes_file: Path, *, counted: bool) -> Cluste
             hint="leave ':N' out, or list as many hosts",
         )
     data = cluster.model_dump() | {"hosts": hosts, "nodes": len(hosts)}
-    try:
-        return ClusterSpec.model_validate(data)
-    except ValidationError as error:
-        raise SpecError(f"--nodes-file: {nodes_file}: {error.errors()[0]['msg']}") from error
+    return validate(ClusterSpec, data, f"--nodes-file: {nodes_file}")
 
 
 def _counted(cluster: str) -> bool:

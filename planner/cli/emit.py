@@ -9,6 +9,7 @@ import typer
 
 from planner.cli import options as o
 from planner.cli.talk import answer_json
+from planner.errors import SpecError
 
 EXAMPLES = """\
 \b
@@ -51,6 +52,8 @@ def emit(
     from planner.cli import bundles
     from planner.plan import Plan
 
+    if plan_file.is_char_device():  # /dev/zero has no end
+        raise SpecError(f"{plan_file}: is a device, not a plan")
     targets = bundles.targets_of(target)
     bundles.refuse_early(output, targets, force=force)
     written = bundles.write(output, Plan.read(plan_file), targets, force=force)

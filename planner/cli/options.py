@@ -17,9 +17,9 @@ from planner.errors import SpecError, did_you_mean
 
 LAYOUT_FIELDS = (
     *("tp", "sp", "pp", "vpp", "cp", "ep", "etp", "dp", "dp_replicate", "zero"),
-    *("micro_batch", "num_microbatches", "recompute", "schedule", "offload", "dp_sync"),
+    *("micro_batch", "recompute", "schedule", "offload", "dp_sync"),
 )
-"""The columns of `planner.layouts.table.Layouts`, which is not imported: it loads numpy."""
+"""As `planner.layouts.ranges.FIXABLE`, which is not imported: it loads numpy."""
 
 LIST_FILE_BYTES = 16 * 1024**2
 """Largest list file that is read; a million host names fit."""
@@ -204,9 +204,10 @@ def shares_of(path: Path, *, option: str) -> tuple[float, ...]:
 
 def _text(path: Path, option: str) -> str:
     try:
+        if not path.exists():
+            raise SpecError(f"{option}: {path}: no such file")
         if not path.is_file():
-            why = "is a folder" if path.is_dir() else "there is no such file"
-            raise SpecError(f"{option}: {path}: {why}")
+            raise SpecError(f"{option}: {path}: not a regular file")
         if (size := path.stat().st_size) > LIST_FILE_BYTES:
             raise SpecError(
                 f"{option}: {path} has {size} bytes, at most {LIST_FILE_BYTES} are read"

@@ -72,4 +72,4 @@ def place(
         return
     from planner.report.placing import place_report
 
-    show(place_report(placement, request.cluster))
+    show(place_report(placement))

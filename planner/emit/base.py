@@ -37,7 +37,7 @@ class Artifact(NamedTuple):
 class Emitter(Protocol):
     """Turns a plan into the files of one framework.
 
-    `emit` returns the whole bundle: `bundle.shared_artifacts(...)` and the framework's own files.
+    `emit` returns the whole bundle: `shared.shared_artifacts(...)` and the framework's own files.
     """
 
     @property
@@ -134,7 +134,7 @@ def write_bundle(folder: Path, artifacts: Sequence[Artifact], *, force: bool) ->
     try:
         _refuse_if_not_ours(folder, target, force=force)
         target.parent.mkdir(parents=True, exist_ok=True)
-        scratch = Path(tempfile.mkdtemp(dir=target.parent, prefix=f".{target.name[:200]}."))
+        scratch = Path(tempfile.mkdtemp(dir=target.parent, prefix=".meshwright."))
         try:
             _fill(scratch / "new", artifacts)
             _swap(target, scratch / "new", scratch / "old")

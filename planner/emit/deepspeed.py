@@ -12,7 +12,7 @@ from collections.abc import Iterator
 from typing import Any
 
 from planner.emit.base import Artifact, placed
-from planner.emit.bundle import example, shared_artifacts
+from planner.emit.shared import example, shared_artifacts
 from planner.plan import Layout, Plan
 from planner.specs.workload import Precision
 
@@ -47,7 +47,7 @@ class DeepSpeed:
 
 
 def problems(plan: Plan) -> Iterator[str]:
-    """Yield what DeepSpeed 0.19.8 cannot run (runtime/pipe/engine.py, utils/groups.py)."""
+    """Yield what DeepSpeed 0.19.8 cannot run, or this bundle does not ask of it."""
     lay, work = plan.best.layout, plan.request.workload
     if lay.tp > 1:
         yield f"tp={lay.tp}: DeepSpeed splits tensors only for Hugging Face models (AutoTP)."
@@ -55,18 +55,13 @@ def problems(plan: Plan) -> Iterator[str]:
         yield f"DeepSpeed has no ring context parallelism (cp={lay.cp})."
     if lay.ep > 1:
         yield f"ep={lay.ep}: DeepSpeed's experts are a layer of their own, not in this bundle."
-    if lay.pp > 1 and lay.zero > 1:
-        yield f"DeepSpeed's pipelines need zero <= 1, not zero={lay.zero}."
-    if lay.vpp > 1 or lay.schedule == "gpipe":
-        yield f"DeepSpeed runs pipelines as plain 1F1B, not schedule={lay.schedule}."
     if lay.recompute == "selective":
         yield "DeepSpeed recomputes whole layers (recompute=full) or none."
     if work.precision is Precision.FP8:
         yield "DeepSpeed has no FP8 training."
     if lay.dp_sync != "all-reduce":
         yield f"DeepSpeed has no dp_sync={lay.dp_sync}."
-    if lay.pp > 1 and not stages_fit(plan):
-        yield "stage_layers does not give every stage the layers that it holds."
+    yield from pipeline_problems(plan)
     yield from hybrid_problems(plan)
     sequences = lay.micro_batch * lay.num_microbatches * lay.dp
     if sequences != work.global_batch:
@@ -74,6 +69,17 @@ def problems(plan: Plan) -> Iterator[str]:
             f"micro_batch*num_microbatches*dp = {sequences}, but global_batch is "
             f"{work.global_batch}."
         )
+
+
+def pipeline_problems(plan: Plan) -> Iterator[str]:
+    """Yield what DeepSpeed's PipelineEngine cannot run (runtime/pipe/engine.py)."""
+    lay = plan.best.layout
+    if lay.vpp > 1 or (lay.pp > 1 and lay.schedule == "gpipe"):
+        yield f"DeepSpeed runs pipelines as plain 1F1B, not schedule={lay.schedule}."
+    if lay.pp > 1 and lay.zero > 1:
+        yield f"DeepSpeed's pipelines need zero <= 1, not zero={lay.zero}."
+    if lay.pp > 1 and not stages_fit(plan):
+        yield "stage_layers does not give every stage the layers that it holds."
 
 
 def hybrid_problems(plan: Plan) -> Iterator[str]:
@@ -101,7 +107,7 @@ def config(plan: Plan) -> dict[str, Any]:
         "train_batch_size": work.global_batch,
         "train_micro_batch_size_per_gpu": lay.micro_batch,
         "gradient_accumulation_steps": lay.num_microbatches,
-        **precision(work.precision),
+        **precision(work.precision, lay),
         "zero_optimization": zero(lay),
         # torch's own AdamW: DeepSpeed's fused one is compiled at the first start and needs nvcc
         "optimizer": {
@@ -117,9 +123,9 @@ def config(plan: Plan) -> dict[str, Any]:
     return out
 
 
-def precision(kind: Precision) -> dict[str, Any]:
-    """Return the number format; gradients are summed over micro-batches in FP32."""
-    sums = {"data_types": {"grad_accum_dtype": "fp32"}}
+def precision(kind: Precision, lay: Layout) -> dict[str, Any]:
+    """Return the number format. Gradients add up in FP32, which DeepSpeed can only under ZeRO."""
+    sums = {"data_types": {"grad_accum_dtype": "fp32"}} if lay.zero else {}
     if kind is Precision.FP16:  # a loss scale of 0 is a dynamic one
         return {"fp16": {"enabled": True, "loss_scale": 0, "initial_scale_power": 16}} | sums
     return {"bf16": {"enabled": True}} | sums
@@ -212,6 +218,8 @@ def start_text(plan: Plan) -> str:
         parts.append(
             "The plan recomputes every layer: your model must do so too (as `Block` does)."
         )
+    if lay.zero == 0:
+        parts.append("Without ZeRO, DeepSpeed adds up gradients in 16 bit.")
     if lay.dp_replicate > 1:
         parts.append(
             f"The plan shards over {lay.dp // lay.dp_replicate} ranks and replicates "

@@ -10,7 +10,7 @@ from __future__ import annotations
 import re
 
 from planner.emit.base import Artifact, hosts_are_placeholders, one_line, placed, shell_line
-from planner.emit.bundle import example, shared_artifacts
+from planner.emit.shared import example, shared_artifacts
 from planner.plan import Layout, Plan
 
 
@@ -46,8 +46,6 @@ def _not_in_the_example(lay: Layout) -> list[str]:
     out = []
     if lay.ep > 1 or lay.etp > 1:
         out.append(f"train.py has no experts to split (ep={lay.ep}, etp={lay.etp}).")
-    if lay.offload != "none":
-        out.append("FSDP2 offloads weights and gradients with the optimizer, never it alone.")
     if lay.zero < 2 and lay.dp_replicate > 1:
         out.append(f"dp_replicate={lay.dp_replicate} needs fully_shard, that is, zero 2 or 3.")
     if lay.dp_sync == "parameter-server" and (lay.zero or lay.tp * lay.pp * lay.cp > 1):

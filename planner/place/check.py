@@ -30,9 +30,9 @@ def check_placement(
     """Raise PlacementError, listing what is wrong, unless `placement` is sound.
 
     Sound: each rank once, with the coordinates of the rank order; on a GPU of its own, healthy and
-    under the leaf it says; nodes filled by the same number of consecutive ranks; tensor-parallel
-    groups inside a node or scale-up domain; splits and tiers as claimed; no proof claimed without
-    a bound that meets the objective.
+    under the leaf it says; nodes filled by the same number of consecutive ranks, on ascending GPUs;
+    tensor-parallel groups inside a node or scale-up domain; splits and tiers as claimed; no proof
+    claimed without a bound that meets the objective.
     """
     ranks = np.array([r.rank for r in placement.ranks], dtype=np.int64)
     if not np.array_equal(ranks, np.arange(layout.gpus)):
@@ -82,6 +82,9 @@ def _gpu_faults(placement: Placement, node: IntArray, healthy: NDArray[np.bool_]
     _, first = np.unique(node * gpus + gpu, return_index=True)
     if (twice := np.setdiff1d(np.arange(len(gpu)), first)).size:
         faults.append(f"GPU used twice: {_name(placement, twice)}")
+    # launchers give a node's ranks its visible GPUs in ascending order
+    if (falling := np.flatnonzero((np.diff(node) == 0) & (np.diff(gpu) < 0))).size:
+        faults.append(f"GPUs of a node not in rank order: {_name(placement, falling + 1)}")
     return faults
 
 

@@ -15,7 +15,7 @@ import numpy as np
 from planner.place.groups import IntArray, splits
 from planner.plan import Layout
 
-EXACT_BOOLEANS = 600  # units * leafs up to which the exact model is tried: about a second
+EXACT_BOOLEANS = 200  # units * leafs up to which the exact model is tried: under a second
 
 
 def arrange(layout: Layout, leaf_of_block: IntArray, block_ranks: int) -> tuple[IntArray, int]:

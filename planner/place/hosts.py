@@ -82,6 +82,11 @@ def _host_names(cluster: ClusterSpec) -> tuple[str, ...]:
             f"cluster {cluster.name}: host_pattern {cluster.host_pattern!r} names no host: {error}",
             hint="use one number field, such as 'node{:05d}'",
         ) from error
+    if (odd := next((h for h in hosts if not HOSTNAME.fullmatch(h)), None)) is not None:
+        raise SpecError(
+            f"cluster {cluster.name}: {odd[:80]!r} is not a hostname",
+            hint="use letters, digits, '.', '-' and '_'",
+        )
     if len(set(hosts)) < len(hosts):
         double = Counter(hosts).most_common(1)[0][0]
         field = "hosts" if cluster.hosts else f"host_pattern {cluster.host_pattern!r}"

@@ -86,7 +86,7 @@ def place(
         ranks=rank_places(layout, job.free, job.tree, found.nodes, job.ranks),
         tiers=tiers(layout, spans),
         baseline={"splits": splits(layout, by_name["leaf"]), "tiers": tiers(layout, by_name)},
-        notes=[*found.notes, *_notes(job, lost)],
+        notes=[*found.notes, *_notes(job)],
     )
     check_placement(cluster, layout, placement, unhealthy=unhealthy)
     return placement
@@ -97,13 +97,15 @@ def _job(cluster: ClusterSpec, layout: Layout, free: FreeNodes) -> _Job:
     usable = free.with_gpus(ranks)
     needed = layout.gpus // ranks
     if needed > len(usable):
-        replica_nodes = layout.tp * layout.cp * layout.pp / ranks
-        fits = int(len(usable) / replica_nodes)
-        raise InfeasibleError(
+        fits = len(usable) * ranks // (layout.tp * layout.cp * layout.pp)
+        message = (
             f"needs {_many(needed, 'node')} with {ranks} healthy GPUs; "
-            f"{len(usable)} of {cluster.nodes} have them; short by {needed - len(usable)}",
-            hint=f"lower dp to at most {fits}, or add nodes" if fits else "lower pp, or add nodes",
+            f"{len(usable):,} of {cluster.nodes:,} have them; short by {needed - len(usable):,}"
         )
+        if ranks < min(cluster.node.gpus, layout.gpus):
+            message += f" ({_uneven(cluster, layout, ranks)})"
+        hint = f"lower dp to at most {fits}, or add nodes" if fits else "lower pp, or add nodes"
+        raise InfeasibleError(message, hint=hint)
     return _Job(cluster, layout, free, Tree.of(cluster), ranks, usable)
 
 
@@ -141,7 +143,7 @@ def _on_grid(job: _Job, blocks: IntArray) -> _Map | None:
     if packing is None:
         return None
     nodes = nodes_of(packing, cells_of, grid)
-    return _Map(nodes, packing.bound * grid.pipelines, _grid_notes(job, grid, rooms))
+    return _Map(nodes, packing.bound * grid.pipelines, _grid_notes(grid, rooms, packing.bound))
 
 
 def _in_general(job: _Job, blocks: IntArray) -> _Map:
@@ -149,25 +151,31 @@ def _in_general(job: _Job, blocks: IntArray) -> _Map:
     leaf_of_block = job.tree.leaf[blocks[:, 0]]
     which, bound = arrange(job.layout, leaf_of_block, blocks.shape[1] * job.ranks)
     if grid_of(job.layout, job.ranks, blocks.shape[1]) is None:
-        why = f"a stage of {job.layout.tp * job.layout.cp * job.layout.dp} ranks ends inside a node"
+        stage = job.layout.tp * job.layout.cp * job.layout.dp
+        why = f"a stage of {stage} ranks ends inside a node of {job.ranks}"
     else:
         why = "the free nodes do not hold every stage of every pipeline under one leaf"
     return _Map(blocks[which].reshape(-1), bound, (f"{why}: placed by search over single nodes",))
 
 
 def _hostname_order(job: _Job) -> IntArray:
-    """Return the usable nodes as a sorted host file lists them, numbers by value."""
+    """Return the usable nodes as a sorted host file lists them, numbers by value.
+
+    Names made from `host_pattern` are in that order already.
+    """
+    if job.cluster.hosts is None:
+        return job.usable[: job.nodes]
 
     def natural(node: int) -> list[int | str]:
-        parts = re.split(r"(\d+)", job.free.hosts[node])
+        parts = re.split(r"([0-9]{1,18})", job.free.hosts[node])
         return [int(part) if n % 2 else part for n, part in enumerate(parts)]
 
     return np.array(sorted(job.usable.tolist(), key=natural)[: job.nodes], dtype=np.int64)
 
 
-def _grid_notes(job: _Job, grid: Grid, rooms: dict[int, int]) -> tuple[str, ...]:
+def _grid_notes(grid: Grid, rooms: dict[int, int], cuts: int) -> tuple[str, ...]:
     notes = []
-    if grid.cell_nodes > 1 and len(rooms) > 1:
+    if grid.cell_nodes > 1 and cuts:
         notes.append(
             f"groups of {grid.cell_nodes} nodes that hold one stage of {grid.pipelines} "
             f"pipeline{'s' * (grid.pipelines > 1)} are kept under one leaf; "
@@ -181,19 +189,22 @@ def _grid_notes(job: _Job, grid: Grid, rooms: dict[int, int]) -> tuple[str, ...]
     return tuple(notes)
 
 
-def _notes(job: _Job, lost: int) -> list[str]:
+def _notes(job: _Job) -> list[str]:
     notes = []
-    idle = job.cluster.node.gpus - job.ranks
-    if idle and job.layout.gpus > job.ranks:
-        notes.append(
-            f"{job.layout.gpus} ranks do not fill nodes of {job.cluster.node.gpus} GPUs evenly: "
-            f"{job.ranks} ranks a node, {idle} GPU{'s' * (idle > 1)} of each idle"
-        )
+    if job.ranks < min(job.cluster.node.gpus, job.layout.gpus):
+        notes.append(_uneven(job.cluster, job.layout, job.ranks))
     if left_out := job.cluster.nodes - len(job.usable):
         notes.append(f"{_many(left_out, 'node')} with fewer than {job.ranks} healthy GPUs left out")
     if spare := len(job.usable) - job.nodes:
         notes.append(_many(spare, "spare node"))
     return notes
+
+
+def _uneven(cluster: ClusterSpec, layout: Layout, ranks: int) -> str:
+    return (
+        f"{layout.gpus:,} ranks in tensor-parallel groups of {layout.tp} do not fill nodes of "
+        f"{cluster.node.gpus} GPUs evenly: {ranks} ranks a node, the other GPUs idle"
+    )
 
 
 def _loosened(job: _Job, wished: int) -> str:

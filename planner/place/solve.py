@@ -94,7 +94,7 @@ def leaf_of_units(
     hint: Sequence[int],
     *,
     at_least: int = 0,
-    limit: float = 2.0,
+    limit: float = 0.5,
 ) -> tuple[list[int], int]:
     """Return a leaf (index into `rooms`) for each unit, and a bound on the weight of the cuts.
 

@@ -54,10 +54,10 @@ def stacked(parts: Mapping[str, float], limit: float, width: int) -> Text:
 
 
 def legend(names: Sequence[str]) -> Text:
-    """Return the letters of the terms that occur, 'W weights  G gradients'."""
+    """Return the letters of the terms that occur, 'W=weights G=gradients'."""
     words = Text()
     for name in names:
-        words.append(LETTERS[name], f"black {BACKGROUNDS[name]}").append(f" {name}  ")
+        words.append(LETTERS[name], f"black {BACKGROUNDS[name]}").append(f"={name} ")
     words.rstrip()
     return words
 

@@ -12,9 +12,10 @@ from rich.text import Text
 
 from planner.plan import Estimate
 from planner.report.memory import memory_report
-from planner.report.tables import indented, layers_line, notes, time_report, title
+from planner.report.parts import indented, notes, title
+from planner.report.tables import layers_line, time_report
 from planner.report.text import printable
-from planner.units import count, decimal_bytes, gib, seconds
+from planner.units import GIB, MIB, count, decimal_bytes, gib, seconds
 
 if TYPE_CHECKING:
     from planner.explanation import Explanation, SyncRow, TermValue
@@ -82,16 +83,20 @@ def headline(estimate: Estimate) -> RenderableType:
 
 
 def terms_table(terms: Sequence[TermValue], sources: Sequence[str]) -> RenderableType:
-    """Return name, value and formula of each term; a number points to its source."""
+    """Return name, value and formula of each term; a number points to its source.
+
+    Terms that are zero for this layout are named in one line.
+    """
     table = _formula_table(("term", "value"))
     for term in terms:
-        table.add_row(
-            printable(term.name),
-            human(term.value, term.unit),
-            _formula(term.formula, term.source, sources),
-            style="" if term.value else "dim",
-        )
-    return table
+        if term.value:
+            table.add_row(
+                printable(term.name),
+                human(term.value, term.unit),
+                _formula(term.formula, term.source, sources),
+            )
+    nothing = ", ".join(term.name for term in terms if not term.value)
+    return Group(table, Text(), indented(f"zero here: {nothing}")) if nothing else table
 
 
 def sync_table(rows: Sequence[SyncRow], sources: Sequence[str]) -> RenderableType:
@@ -125,7 +130,7 @@ def _formula(formula: str, source: str, sources: Sequence[str]) -> Text:
 def human(value: float, unit: str) -> str:
     """Return a value in the unit that reads best: bytes as GiB, seconds as ms, counts as 1.2B."""
     if unit == "bytes":
-        return gib(value)
+        return gib(value) if abs(value) >= GIB / 100 else f"{value / MIB:.2f} MiB"
     if unit == "s":
         return seconds(value)
     if unit == "bytes/s":

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 from rich import box
 from rich.console import Group, RenderableType
 from rich.table import Table
@@ -9,49 +11,57 @@ from rich.text import Text
 
 from planner.plan import Placement
 from planner.report.text import printable
-from planner.specs.cluster import ClusterSpec
 
 HOSTS_SHOWN = 8
+WHERE = {
+    "node": "inside a node",
+    "domain": "inside a scale-up domain",
+    "leaf": "under one leaf",
+    "pod": "inside a pod",
+    "across": "across pods",
+}
+"""Tier -> words; a group is counted at the widest tier that it needs."""
 
 
-def placement_lines(placement: Placement, cluster: ClusterSpec) -> list[str]:
+def placement_lines(placement: Placement) -> list[str]:
     """Return the placement in a few sentences."""
-    hosts, leafs = placement.hosts, dict.fromkeys(r.leaf for r in placement.ranks)
-    lines = [
-        f"{len(placement.ranks)} ranks on {len(hosts)} hosts under {_many(len(leafs), 'leaf')}; "
-        f"{_proof(placement)}",
-        _splits(placement),
-        *tier_lines(placement.tiers),
-    ]
-    if spare := cluster.nodes - len(hosts):
-        lines.append(f"{_many(spare, 'host')} of the cluster left over")
-    return [*lines, *(printable(note) for note in placement.notes)]
-
-
-def _proof(placement: Placement) -> str:
-    if placement.status == "optimal":
-        return "proved optimal"
-    return f"feasible: cost {placement.objective:g}, none is below {placement.bound:g}"
+    leafs = dict.fromkeys(r.leaf for r in placement.ranks)
+    head = (
+        f"{_many(len(placement.ranks), 'rank')} on {_many(len(placement.hosts), 'host')} "
+        f"under {_many(len(leafs), 'leaf')}"
+    )
+    lines = [f"{head}; {_splits(placement)}", *tier_lines(placement)]
+    return [*lines, *map(printable, placement.notes)]
 
 
 def _splits(placement: Placement) -> str:
-    words = f"{_many(placement.splits, 'pipeline edge')} between leafs"
+    """Return how often pipelines leave a leaf, how sure that is, and what hostname order costs."""
+    edges = f"{placement.splits:,}" if placement.splits else "no"
+    words = f"{edges} pipeline edge{'s' * (placement.splits != 1)} between leafs"
     before = placement.baseline.get("splits")
-    return words if before is None else f"{words} ({before} with hosts in name order)"
+    if before is not None and before != placement.splits:
+        words += f" ({before:,} with hosts in name order)"
+    if placement.status == "optimal":
+        return f"{words}, proved fewest" if placement.splits else words
+    return f"{words}, not proved fewest (at least {placement.bound:g})"
 
 
-def tier_lines(tiers: dict[str, dict[str, int]]) -> list[str]:
-    """Return 'tp groups: 64 inside a node' for every kind of group that has more than one GPU."""
-    return [
-        f"{kind} groups: " + ", ".join(f"{n:,} {_where(tier)}" for tier, n in counts.items() if n)
-        for kind, counts in tiers.items()
-        if any(counts.values())
-    ]
+def tier_lines(placement: Placement) -> list[str]:
+    """Return 'tp groups: 64 inside a node' for every kind of group with more than one member."""
+    grown = {k for k in placement.tiers if any(getattr(r, k, 1) for r in placement.ranks)}
+    by_name = placement.baseline.get("tiers") or {}
+    lines = []
+    for kind, counts in placement.tiers.items():
+        if kind in grown:
+            line = f"{kind} groups: {_counts(counts)}"
+            if by_name.get(kind, counts) != counts:
+                line += f" (hosts in name order: {_counts(by_name[kind])})"
+            lines.append(line)
+    return lines
 
 
-def _where(tier: str) -> str:
-    near = {"node": "inside a node", "leaf": "under one leaf", "pod": "inside a pod"}
-    return near.get(tier, "across pods" if tier == "across" else f"inside a {tier}")
+def _counts(counts: Mapping[str, int]) -> str:
+    return ", ".join(f"{number:,} {WHERE.get(t, t)}" for t, number in counts.items() if number)
 
 
 def _many(number: int, word: str) -> str:
@@ -59,9 +69,9 @@ def _many(number: int, word: str) -> str:
     return f"{number:,} {word if number == 1 else plural}"
 
 
-def place_report(placement: Placement, cluster: ClusterSpec) -> RenderableType:
+def place_report(placement: Placement) -> RenderableType:
     """Return the report of `meshwright place`: the sentences, then the ranks of each host."""
-    lines = [Text(line) for line in placement_lines(placement, cluster)]
+    lines = [Text(line) for line in placement_lines(placement)]
     return Group(*lines, Text(), _host_table(placement))
 
 

@@ -157,7 +157,8 @@ def _shipped_as(kind: Kind, name: str) -> Path | None:
 def _shipped(kind: Kind) -> dict[str, Path]:
     """Return the files of the shipped specs by name, sorted."""
     folder, inner = _FOLDERS[kind]
-    return {path.stem: path for path in sorted((data_folder(folder) / inner).glob("*.yaml"))}
+    files = (data_folder(folder) / inner).glob("*.yaml")
+    return {path.stem: path for path in sorted(files, key=lambda path: path.stem)}
 
 
 def _key(name: str, dropped: str) -> str:

@@ -42,8 +42,10 @@ class ConfigFields:
         """Return whether the field, in some spelling, has a value."""
         return self.get(name)[1] is not None
 
-    def integer(self, name: str, default: int | None = None, *, least: int = 1) -> int:
-        """Return a whole number from `least`; raise SpecError if it is missing or anything else."""
+    def integer(
+        self, name: str, default: int | None = None, *, least: int = 1, most: int = _LARGEST
+    ) -> int:
+        """Return a whole number in bounds; raise SpecError if it is missing or anything else."""
         spelling, value = self.get(name)
         if value is None:
             if default is None:
@@ -51,8 +53,8 @@ class ConfigFields:
             return default
         if isinstance(value, float) and value.is_integer():
             value = int(value)
-        if isinstance(value, bool) or not isinstance(value, int) or not least <= value <= _LARGEST:
-            raise self.wrong(spelling, value, f"a whole number from {least} to {_LARGEST}")
+        if isinstance(value, bool) or not isinstance(value, int) or not least <= value <= most:
+            raise self.wrong(spelling, value, f"a whole number from {least} to {most}")
         return value
 
     def flag(self, name: str, default: bool = False) -> bool:

@@ -25,6 +25,7 @@ _DROPOUTS = (
     "resid_pdrop",
     "embd_pdrop",
 )
+_MOST_LAYERS = 100_000  # what follows goes through them one by one
 _NOT_ATTENTION = (
     "attn_layer_period",
     "full_attention_interval",
@@ -73,8 +74,8 @@ def _text_part(config: Mapping[str, Any], origin: str) -> Mapping[str, Any]:
 
 def _decoder(c: ConfigFields) -> Fields:
     """Return the fields of a Llama-like decoder."""
-    layers, heads = c.integer("num_hidden_layers"), c.integer("num_attention_heads")
-    hidden = c.integer("hidden_size")
+    layers = c.integer("num_hidden_layers", most=_MOST_LAYERS)
+    hidden, heads = c.integer("hidden_size"), c.integer("num_attention_heads")
     mla = _latent_attention(c)
     max_seq = c.integer("max_position_embeddings", 2048)
     wide = c.absent.get("ffn_per_hidden")

@@ -34,7 +34,9 @@ class Workload(Record):
     capacity_factor: PositiveFloat | None = Field(
         None, description="An expert takes at most this many times its fair share; None: dropless."
     )
-    reserve_gib: float = Field(0.0, ge=0, description="Memory to leave free on every GPU.")
+    max_memory: PositiveFloat = Field(
+        0.92, le=1, description="Share of a GPU's usable memory that a plan may take."
+    )
 
     @model_validator(mode="after")
     def _load_is_a_share(self) -> Self:

@@ -149,9 +149,13 @@ def placement(cluster: ClusterSpec) -> Placement:
         bound=3,
         splits=3,
         ranks=ranks,
-        tiers={"tp": {"node": 4, "leaf": 0}, "pp": {"node": 0, "leaf": 16}},
-        baseline={"splits": 7},
-        notes=["dp groups ride one rail"],
+        tiers={
+            "tp": {"node": 4, "leaf": 0, "across": 0},
+            "cp": {"node": 32, "leaf": 0, "across": 0},
+            "pp": {"node": 0, "leaf": 16, "across": 0},
+        },
+        baseline={"splits": 7, "tiers": {"pp": {"node": 0, "leaf": 9, "across": 7}}},
+        notes=["1 spare node"],
     )
 
 
@@ -173,6 +177,7 @@ def plan(model: ModelSpec, cluster: ClusterSpec, placement: Placement) -> Plan:
             rank=7,
             layout=layout(tp=1, sp=False, pp=1, dp=32, zero=0, schedule="none"),
             estimate=estimate(9.0, stage(90.0)),
+            feasible=False,
             note="plain data parallelism",
         ),
     ]

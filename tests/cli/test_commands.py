@@ -83,8 +83,9 @@ def test_the_plan_report_says_what_matters_within_80_columns(asked, capsys, monk
     assert "130.4!" in out  # does not fit
     assert "#7 is plain data parallelism" in out
     assert "compute +500.00 ms" in out  # why the runner-up lost
-    assert "3 pipeline edges between leafs (7 with hosts in name order)" in out
-    assert "1 host of the cluster left over" in out
+    assert "32 ranks on 4 hosts under 1 leaf; 3 pipeline edges between leafs (7 with" in out
+    assert "1 spare node" in out
+    assert "cp groups" not in out  # one GPU each
     assert "10,000  tp does not divide the heads" in out
     assert "calibration covers H100" in out
     assert max(map(len, out.splitlines())) <= 80
@@ -184,6 +185,12 @@ def test_emit_refuses_what_is_no_plan(asked, emits, capsys, content):
     assert not Path("out").exists()
 
 
+@pytest.mark.parametrize("path", ["/dev/zero", "/dev/null", "."])
+def test_emit_reads_no_device_and_no_folder(asked, emits, capsys, path):
+    assert cli.main(["emit", path, "--target", "megatron", "-o", "out"]) == 2
+    assert capsys.readouterr().err.count("error:") == 1
+
+
 def test_emit_refuses_a_plan_that_the_target_cannot_express(asked, emits, plan):
     Path("p.json").write_text(plan.to_json())
     assert cli.main(["emit", "p.json", "--target", "torchrun", "-o", "out"]) == 2
@@ -205,6 +212,7 @@ def explained(plan) -> Explanation:
         terms=[
             TermValue(name="optimizer", value=2**30, unit="bytes", formula="12·P/tp", source=zero),
             TermValue(name="tp_time", value=0.5, unit="s", formula="V/B", source="elsewhere"),
+            TermValue(name="cp_time", value=0, unit="s", formula="0·V", source="elsewhere"),
             TermValue(name="weights", value=2**31, unit="bytes", formula="2·P/tp", source=zero),
         ],
         compared=["2.1 s slower than tp=8,pp=4"],
@@ -234,6 +242,7 @@ def test_explain_says_what_is_wrong_first_and_opens_every_term(
     assert -1 not in places
     assert places == sorted(places)
     assert out.count("Rajbhandari") == 1
+    assert "zero here: cp_time" in out
     assert "250.00 MB" in out  # a decimal unit, as link speeds are
     assert max(map(len, out.splitlines())) <= 80
 
@@ -262,8 +271,8 @@ def test_place_prints_the_placement(asked, capsys, placement):
     assert asked[0][1] == {"tp": "8", "pp": "2"}
     assert cli.main(words) == 0
     out = capsys.readouterr().out
-    assert "32 ranks on 4 hosts under 1 leaf; proved optimal" in out
-    assert "pp groups: 16 under one leaf" in out
+    assert "proved fewest" in out
+    assert "pp groups: 16 under one leaf (hosts in name order: 9 under one leaf, 7 acr" in out
     assert "node00004" in out
     assert "24-31" in out
 

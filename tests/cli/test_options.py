@@ -7,11 +7,11 @@ import pytest
 from planner.cli.asking import Asked, default_batch, on_hosts, workload_of
 from planner.cli.options import LAYOUT_FIELDS, fields_of, listed, shares_of, words_of
 from planner.errors import SpecError
-from planner.layouts.table import COLUMNS
+from planner.layouts.ranges import FIXABLE
 
 
-def test_layout_fields_are_the_columns_of_the_layout_table():
-    assert set(LAYOUT_FIELDS) == set(COLUMNS)
+def test_layout_fields_are_those_that_the_search_can_fix():
+    assert LAYOUT_FIELDS == FIXABLE
 
 
 @pytest.mark.parametrize(
@@ -143,4 +143,7 @@ def test_a_nodes_file_names_the_hosts(tmp_path, cluster):
         on_hosts(cluster, file, counted=True)
     file.write_text("b1\nb2\nb1\n")
     with pytest.raises(SpecError, match="'b1' twice"):
+        on_hosts(cluster, file, counted=False)
+    file.write_text("b1\n$(reboot)\n")
+    with pytest.raises(SpecError, match="not a hostname"):
         on_hosts(cluster, file, counted=False)

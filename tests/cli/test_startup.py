@@ -144,6 +144,29 @@ def test_debug_shows_where_an_internal_error_arose(monkeypatch, capsys):
     assert "Traceback" in capsys.readouterr().err
 
 
+@pytest.mark.skipif(os.name != "posix", reason="pty is POSIX")
+@pytest.mark.parametrize(("settings", "coloured"), [({}, True), ({"NO_COLOR": "1"}, False)])
+def test_colours_only_on_a_terminal_that_wants_them(settings, coloured, tmp_path):
+    import pty
+
+    script = "from planner.cli.talk import show; from rich.text import Text; show(Text('x', 'red'))"
+    clean = {k: v for k, v in os.environ.items() if k not in {"NO_COLOR", "FORCE_COLOR"}}
+    ours, theirs = pty.openpty()
+    with os.fdopen(ours, "rb", buffering=0) as reader:
+        subprocess.run(
+            [sys.executable, "-c", script],
+            stdout=theirs,
+            env=clean | {"TERM": "xterm-256color"} | settings,
+            cwd=ROOT,
+            check=True,
+            timeout=60,
+        )
+        shown = os.read(reader.fileno(), 1000)
+        os.close(theirs)
+    assert (b"\x1b[31m" in shown) == coloured
+    assert b"x" in shown
+
+
 def test_a_reader_that_leaves_early_is_no_error():
     command = [sys.executable, str(ROOT / "cli.py"), "specs", "list"]
     with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE) as process:

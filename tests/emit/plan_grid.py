@@ -124,9 +124,10 @@ def plan(
     stage_layers: list[list[int]] | None = None,
     hosts: tuple[str, ...] | None = None,
     capacity_factor: float | None = None,
+    placeholders: bool = False,
     **degrees: Any,
 ) -> Plan:
-    """Return a placed plan of one layout."""
+    """Return a placed plan of one layout; with `placeholders` the cluster names no hosts."""
     lay = layout(spec, **degrees)
     machines = cluster(lay.gpus, hosts=hosts)
     work = Workload(
@@ -146,10 +147,13 @@ def plan(
     )  # fmt: skip
     stages = even_stages(spec.layers, lay) if stage_layers is None else stage_layers
     assert machines.hosts
+    placed = placement(lay, machines.hosts)
+    if placeholders:
+        machines = machines.model_copy(update={"hosts": None})
     return Plan(
         schema="meshwright.plan/1",
         request=Request(model=spec, cluster=machines, workload=work),
         search=Search(enumerated=1, legal=1, feasible=1, rejected={}),
         plans=[RankedPlan(rank=1, layout=lay, estimate=estimate, stage_layers=stages)],
-        placement=placement(lay, machines.hosts),
+        placement=placed,
     )

@@ -30,7 +30,12 @@ STAGE = {
 
 
 def plan_of(
-    *, nodes: int = 1, hosts: list[str] | None = None, name: str = "small-llama", **layout: Any
+    *,
+    nodes: int = 1,
+    hosts: list[str] | None = None,
+    model: dict[str, Any] | None = None,
+    seq_tokens: int = 4096,
+    **layout: Any,
 ) -> Plan:
     """Return a plan of one layout on `nodes` equal nodes, its ranks placed in order."""
     lay = {**LAYOUT, **layout}
@@ -54,10 +59,10 @@ def plan_of(
         {
             "schema": "meshwright.plan/1",
             "request": {
-                "model": {**MODEL, "name": name},
+                "model": {**MODEL, **(model or {})},
                 "cluster": cluster,
                 "workload": {
-                    "seq_tokens": 4096,
+                    "seq_tokens": seq_tokens,
                     "global_batch": lay["dp"] * lay["micro_batch"] * lay["num_microbatches"],
                 },
             },
@@ -88,5 +93,7 @@ def estimate(stages: int) -> dict[str, Any]:
         "step_time_s": 1.5, "tokens_per_s": 1000.0, "tokens_per_s_per_gpu": 250.0,
         "tflops_per_gpu": 400.0, "mfu": 0.44, "mfu_causal": 0.4, "bubble_fraction": 0.1,
         "time_s": {"compute": 1.2, "dp": 0.3, "tp": 0.0},
-        "memory": {"peak_bytes": 9.5 * 2**30, "limit_bytes": 79 * 2**30, "stages": [STAGE] * stages},
+        "memory": {
+            "peak_bytes": 9.5 * 2**30, "limit_bytes": 79 * 2**30, "stages": [STAGE] * stages,
+        },
     }  # fmt: skip

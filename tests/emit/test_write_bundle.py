@@ -101,6 +101,12 @@ def test_a_parent_that_may_not_be_written_is_refused(tmp_path):
         write_bundle(tmp_path / "out", FIRST, force=False)
 
 
+@pytest.mark.parametrize("folder", ["/proc/nothing", "x" * 300])
+def test_what_the_file_system_refuses_is_said_in_one_sentence(tmp_path, folder):
+    with pytest.raises(SpecError, match="cannot be written"):
+        write_bundle(tmp_path / folder, FIRST, force=False)
+
+
 @pytest.mark.parametrize("bad", ["../escape", "/etc/escape", "a.txt"])
 def test_a_failure_half_way_leaves_the_earlier_bundle_and_no_litter(tmp_path, bad):
     write_bundle(tmp_path / "out", FIRST, force=False)
@@ -145,8 +151,8 @@ def test_other_host_names_are_refused_on_one_line(host):
 
 
 def test_any_words_come_out_of_bash_as_they_went_in():
-    words = ["a b", "it's", 'say "x"', "$(id)", "`id`", "$HOME", "a;b&c|d", "*", "~", "", "new\nline",
-             "tab\t", "back\\slash", "ünï", "!!", "#c", "-n"]  # fmt: skip
+    words = ["a b", "it's", 'say "x"', "$(id)", "`id`", "$HOME", "a;b&c|d", "*", "~", "",
+             "new\nline", "tab\t", "back\\slash", "ünï", "!!", "#c", "-n"]  # fmt: skip
     line = shell_line(["printf", "%s\\0", *words])
     out = subprocess.run(["bash", "-c", line], capture_output=True, check=True).stdout
     assert out.decode().split("\0")[:-1] == words

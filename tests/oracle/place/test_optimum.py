@@ -120,3 +120,35 @@ def test_maps_are_as_good_as_any_and_bounds_hold(cluster_of, layout_of, job):
     if fewest < math.inf:  # otherwise no map keeps every stage of a replica under one leaf
         assert found.bound <= fewest <= found.splits
         assert found.splits == fewest or found.status == "feasible"
+
+
+@settings(max_examples=150, deadline=None, derandomize=True)
+@given(data=st.data())
+def test_any_job_gets_a_sound_map_or_a_reason(cluster_of, layout_of, data):
+    """`place` checks each map by other code, and raises what is no PlannerError if it is wrong."""
+    gpus, trays = data.draw(st.sampled_from([1, 2, 3, 4, 8])), data.draw(st.integers(1, 5))
+    nodes, per_leaf = data.draw(st.integers(1, 40)), data.draw(st.integers(1, 12))
+    cluster = cluster_of(
+        nodes,
+        per_leaf=per_leaf,
+        per_pod=data.draw(st.sampled_from([None, 1, 2])),
+        gpus=gpus,
+        domain_gpus=gpus * trays,
+    )
+    degrees = {k: data.draw(st.integers(1, 4)) for k in ("cp", "pp", "dp")}
+    degrees["tp"] = data.draw(st.integers(1, gpus * trays))
+    stage = degrees["tp"] * degrees["cp"] * degrees["dp"]
+    ep = data.draw(st.sampled_from([e for e in range(1, stage + 1) if stage % e == 0]))
+    layout = layout_of(**degrees, ep=ep, etp=1)
+    down = data.draw(st.lists(st.integers(0, nodes - 1), max_size=3))
+    found, reason = None, ""
+    try:
+        found = place(cluster, layout, unhealthy=[f"{cluster.host(n)}:{n % gpus}" for n in down])
+    except InfeasibleError as error:
+        reason = error.message
+    assert (found is None) == ("short by" in reason)
+    if found is None:
+        return
+    assert len(found.ranks) == layout.gpus
+    for kind, size in {**degrees, "ep": ep}.items():
+        assert sum(found.tiers[kind].values()) == layout.gpus // size

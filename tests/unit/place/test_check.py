@@ -46,6 +46,12 @@ def test_a_gpu_that_is_not_there_is_seen(job):
         check_placement(cluster, layout, changed(sound, {5: {"gpu": 8}}))
 
 
+def test_gpus_out_of_rank_order_are_seen(job):
+    cluster, layout, sound = job
+    with pytest.raises(PlacementError, match="not in rank order: rank 3 on node00001:2"):
+        check_placement(cluster, layout, changed(sound, {2: {"gpu": 3}, 3: {"gpu": 2}}))
+
+
 def test_an_unhealthy_host_is_seen(job):
     cluster, layout, sound = job
     with pytest.raises(PlacementError, match="unhealthy GPU used: rank 2 on node00001:2"):

@@ -94,3 +94,9 @@ def test_a_pattern_that_gives_no_names_is_refused(cluster_of, pattern):
 def test_one_name_for_two_nodes_is_refused(cluster_of):
     with pytest.raises(SpecError, match="hosts gives the name 'a' to two nodes"):
         free_nodes(cluster_of(3, hosts=("b", "a", "a")))
+
+
+@pytest.mark.parametrize("host", ["a b", "", "a;reboot", "a:0", "@a", "a" * 254])
+def test_what_is_no_hostname_is_refused(cluster_of, host):
+    with pytest.raises(SpecError, match="is not a hostname"):
+        free_nodes(cluster_of(2, hosts=("ok", host)))

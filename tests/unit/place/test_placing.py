@@ -122,7 +122,11 @@ def test_context_groups_of_two_nodes_share_a_leaf(cluster_of, layout_of):
     found = place(cluster_of(12, per_leaf=6), layout_of(tp=8, cp=2, pp=3, dp=2))
     assert (found.status, found.splits) == ("optimal", 0)
     assert found.tiers["cp"] == {"node": 0, "leaf": 48, "pod": 0, "across": 0}
-    assert any("kept under one leaf" in note for note in found.notes)
+    # leafs of two groups: three leafs hold the two pipelines of three, each split once
+    cut = place(cluster_of(12, per_leaf=4), layout_of(tp=8, cp=2, pp=3, dp=2))
+    assert (cut.status, cut.splits) == ("optimal", 2)
+    assert cut.tiers["cp"]["leaf"] == 48
+    assert any("kept under one leaf" in note for note in cut.notes)
 
 
 def test_cells_that_strand_nodes_fall_back_to_single_nodes(cluster_of, layout_of):
@@ -147,7 +151,9 @@ def test_a_stage_that_ends_inside_a_node_is_placed_too(cluster_of, layout_of):
 def test_ranks_that_do_not_fill_nodes_are_spread_evenly(cluster_of, layout_of):
     found = place(cluster_of(4, per_leaf=4), layout_of(tp=4, pp=3))
     assert set(Counter(r.host for r in found.ranks).values()) == {4}
-    assert any("4 ranks a node, 4 GPUs of each idle" in note for note in found.notes)
+    assert any("4 ranks a node, the other GPUs idle" in note for note in found.notes)
+    with pytest.raises(InfeasibleError, match=r"needs 3 nodes with 4 .* by 1 \(12 ranks in tensor"):
+        place(cluster_of(2), layout_of(tp=4, pp=3))
 
 
 def test_tensor_and_expert_groups_stay_inside_an_nvlink_domain(cluster_of, layout_of):

@@ -1,0 +1,308 @@
+"""From a request to a placed plan: search, rank, place the best, and the baseline beside it."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+
+import numpy as np
+
+from planner.errors import InfeasibleError
+from planner.estimate.record import estimate_record
+from planner.layouts.grid import divisors
+from planner.layouts.ranges import Fix, parse_fix
+from planner.layouts.rules import Context, broken_rules
+from planner.layouts.split import chunk_layers
+from planner.layouts.table import Layouts
+from planner.place import free_nodes
+from planner.place import place as place_layout
+from planner.plan import Estimate, Layout, Placement, Plan, RankedPlan, Request, Search
+from planner.rank import Ranking, rank
+from planner.specs.cluster import ClusterSpec
+from planner.specs.model import ModelSpec
+from planner.specs.workload import Workload
+from planner.units import gib
+
+NEAR_TIE = 0.03
+"""Step times this close are within the estimate's own error: reports call them a tie."""
+MOST_STEPS_DOWN = 64
+TARGET_TRIES = 64
+
+Progress = Callable[[str], None]
+
+
+@dataclass(frozen=True)
+class PlanRequest:
+    """What is asked; `fix` holds raw text by layout field, `gpus` all of the cluster if None."""
+
+    model: ModelSpec
+    cluster: ClusterSpec
+    workload: Workload
+    fix: Mapping[str, str] = field(default_factory=dict)
+    top: int = 10
+    unhealthy: tuple[str, ...] = ()
+    gpus: int | None = None
+
+    @property
+    def context(self) -> Context:
+        """Return what rules and estimates look at."""
+        return Context(self.model, self.cluster, self.workload)
+
+
+def _quiet(_: str) -> None:
+    """Report no progress."""
+
+
+def plan(request: PlanRequest, *, progress: Progress = _quiet) -> Plan:
+    """Return the ranked layouts, the best of them placed, plain data parallelism among them.
+
+    Raises InfeasibleError when nothing is legal, nothing fits or no placement exists, and SpecError
+    for a field or a host that is not known.
+    """
+    started = time.perf_counter()
+    ranking, notes = search(request, progress)
+    searched = time.perf_counter()
+    rows = ranking.best_of_each_shape(request.top)
+    if not len(rows):
+        raise nothing_fits(request, ranking)
+    plans = [ranked(request, ranking.layouts, int(row), i + 1) for i, row in enumerate(rows)]
+    plans += baseline(request, ranking, plans)
+    progress("placing")
+    placement = place_layout(request.cluster, plans[0].layout, unhealthy=request.unhealthy)
+    placed = time.perf_counter()
+    return Plan(
+        request=Request(model=request.model, cluster=request.cluster, workload=request.workload),
+        search=search_record(ranking),
+        plans=plans,
+        placement=placement,
+        notes=[*notes, *_remarks(ranking, plans)],
+        timing={
+            "search_s": searched - started,
+            "place_s": placed - searched,
+            "total_s": placed - started,
+        },
+    )
+
+
+def search(request: PlanRequest, progress: Progress) -> tuple[Ranking, list[str]]:
+    """Return the ranking over all healthy GPUs, or over the most that any layout can use.
+
+    Raises InfeasibleError when no layout is legal on any of the node counts tried.
+    """
+    fix = parse_fix(request.fix)
+    gpus, notes = usable_gpus(request)
+    progress(f"scoring layouts of {gpus:,} GPUs")
+    ranking = rank(request.context, gpus, fix)
+    if ranking.tally.legal or request.gpus is not None:
+        return _some(request, ranking), notes
+    for fewer in _fewer(gpus, request.cluster.node.gpus):
+        other = rank(request.context, fewer, fix)
+        if other.tally.legal:
+            notes.append(
+                f"no layout is legal on all {gpus:,} GPUs; this one leaves {gpus - fewer:,} idle"
+            )
+            return other, notes
+    return _some(request, ranking), notes
+
+
+def _fewer(gpus: int, per_node: int) -> list[int]:
+    """Return GPU counts to try below `gpus`: whole nodes, then parts of one node."""
+    nodes = range(gpus // per_node - 1, 0, -1)
+    whole = [n * per_node for n in nodes][:MOST_STEPS_DOWN]
+    return whole + list(range(min(gpus, per_node) - 1, 0, -1))
+
+
+def usable_gpus(request: PlanRequest) -> tuple[int, list[str]]:
+    """Return the GPUs to plan for: those asked for, or all on nodes that are wholly healthy."""
+    cluster = request.cluster
+    free = free_nodes(cluster, request.unhealthy)
+    whole = len(free.with_gpus(cluster.node.gpus)) * cluster.node.gpus
+    healthy = max(whole, int(free.healthy.sum()) if cluster.nodes == 1 else 0)
+    if request.gpus is not None:
+        if request.gpus > healthy:
+            raise InfeasibleError(
+                f"{request.gpus} GPUs asked for; {cluster.name} has {healthy} on healthy nodes"
+            )
+        return request.gpus, []
+    if healthy == 0:
+        raise InfeasibleError(f"{cluster.name} has no healthy node left")
+    lost = cluster.gpus - healthy
+    notes = [f"{lost} of {cluster.gpus} GPUs are on unhealthy nodes and left out"] if lost else []
+    return healthy, notes
+
+
+def _some(request: PlanRequest, ranking: Ranking) -> Ranking:
+    if ranking.tally.legal:
+        return ranking
+    if not ranking.tally.enumerated:
+        raise InfeasibleError(
+            f"no layout of {ranking.gpus} GPUs has the fixed fields "
+            f"({', '.join(f'{k}={v}' for k, v in request.fix.items())})",
+            hint="tp * cp * pp * dp must equal the number of GPUs",
+        )
+    reasons = ranking.tally.rejected.most_common(3)
+    raise InfeasibleError(
+        f"none of {ranking.tally.enumerated:,} layouts on {ranking.gpus} GPUs is legal: "
+        + "; ".join(f"{name} ({count:,})" for name, count in reasons),
+        hint="change the global batch, the sequence length or the fixed fields",
+    )
+
+
+def nothing_fits(request: PlanRequest, ranking: Ranking) -> InfeasibleError:
+    """Return the error for a search whose every legal layout runs out of memory, with figures."""
+    light = layout_record(ranking.lightest, 0)
+    return InfeasibleError(
+        f"nothing fits: the lightest of {ranking.tally.legal:,} legal layouts needs "
+        f"{gib(ranking.lightest_bytes)} per GPU ({light.short()}); {gib(ranking.budget_bytes)} may be "
+        f"used, {request.workload.max_memory:.0%} of {gib(ranking.limit_bytes)}",
+        hint=f"more nodes, GPUs with more memory, or a shorter sequence than "
+        f"{request.workload.seq_tokens}",
+    )
+
+
+def layout_record(layouts: Layouts, row: int) -> Layout:
+    """Return one layout as a plan record."""
+    return Layout.model_validate(layouts.row(row))
+
+
+def ranked(request: PlanRequest, layouts: Layouts, row: int, number: int) -> RankedPlan:
+    """Return one layout with its estimate as a row of the ranked table."""
+    layout = layout_record(layouts, row)
+    estimate = Estimate.model_validate(estimate_record(request.context, layouts, row))
+    return RankedPlan(
+        rank=number,
+        layout=layout,
+        estimate=estimate,
+        stage_layers=chunk_layers(request.model.layers, layout.pp, layout.vpp),
+        feasible=estimate.memory.peak_bytes
+        <= estimate.memory.limit_bytes * request.workload.max_memory,
+    )
+
+
+def baseline(
+    request: PlanRequest, ranking: Ranking, plans: Sequence[RankedPlan]
+) -> list[RankedPlan]:
+    """Return plain data parallelism (DDP) as the last row, unless it is among `plans` already.
+
+    Where the batch has fewer sequences than there are GPUs it uses as many GPUs as it can.
+    """
+    for shown in plans:
+        lay = shown.layout
+        if lay.tp * lay.pp * lay.cp * lay.ep == 1 and lay.zero == 0:
+            return []
+    batch = request.workload.global_batch
+    dp = max(d for d in divisors(batch) if d <= ranking.gpus)
+    best: RankedPlan | None = None
+    for micro_batch in [d for d in divisors(batch // dp) if d <= 64]:
+        row = ranked(request, plain(dp, micro_batch, batch), 0, len(plans) + 1)
+        better = best is None or (row.feasible, -row.estimate.step_time_s) > (
+            best.feasible,
+            -best.estimate.step_time_s,
+        )
+        best = row if better else best
+    if best is None or broken_rules(plain(dp, 1, batch), 0, request.context):
+        return []
+    used = "" if dp == ranking.gpus else f" on {dp:,} of {ranking.gpus:,} GPUs"
+    memory = best.estimate.memory
+    over = f": does not fit ({gib(memory.peak_bytes)} of {gib(memory.limit_bytes)})"
+    note = f"plain data parallelism{used}" + ("" if best.feasible else over)
+    return [best.model_copy(update={"note": note})]
+
+
+def plain(dp: int, micro_batch: int, global_batch: int) -> Layouts:
+    """Return plain data parallelism (DDP, everything replicated) as layouts of one row."""
+    names = {"recompute": "none", "schedule": "none", "offload": "none", "dp_sync": "all-reduce"}
+    ones = dict.fromkeys(("tp", "pp", "vpp", "cp", "ep", "etp", "dp_replicate"), 1)
+    counts = {"num_microbatches": max(1, global_batch // (dp * micro_batch))}
+    row = {**ones, **names, **counts, "sp": 0, "zero": 0, "dp": dp, "micro_batch": micro_batch}
+    return Layouts.of([row])
+
+
+def search_record(ranking: Ranking) -> Search:
+    """Return how many layouts were enumerated, legal and feasible, and why the others fell out."""
+    tally = ranking.tally
+    rejected = dict(sorted(tally.rejected.items(), key=lambda item: (-item[1], item[0])))
+    rejected["does not fit in memory"] = tally.legal - ranking.feasible
+    return Search(
+        enumerated=tally.enumerated,
+        legal=tally.legal,
+        feasible=ranking.feasible,
+        rejected={name: count for name, count in rejected.items() if count},
+    )
+
+
+def _remarks(ranking: Ranking, plans: Sequence[RankedPlan]) -> list[str]:
+    notes = ["each row is the best of its (tp, pp, cp, ep, etp, dp); --fix shows its variants"]
+    best = plans[0].estimate
+    if best.memory.at_risk:
+        notes.append(
+            f"the first plan uses {best.memory.peak_bytes / best.memory.limit_bytes:.0%} of the "
+            "memory a process can have: allocators may thrash; --fix recompute=full lowers it"
+        )
+    ties = int((ranking.step_s <= best.step_time_s * (1 + NEAR_TIE)).sum())
+    if ties > 1:
+        notes.append(f"{ties:,} layouts are within {NEAR_TIE:.0%}, less than the estimate's error")
+    if best.time_s.get("host", 0) > 0.1 * best.step_time_s:
+        notes.append("the first plan is host-bound: try a larger micro-batch or CUDA graphs")
+    return notes
+
+
+def plan_for_target(request: PlanRequest, target: str) -> Plan:
+    """Return the best plan that a launch target can express, under the rules of its own stack.
+
+    Raises InfeasibleError naming what the target cannot express when none of the leading layouts
+    will do.
+    """
+    from planner.emit import emitter_named
+
+    emitter = emitter_named(target)
+    workload = request.workload.model_copy(update={"stack": emitter.stack})
+    own = replace(request, workload=workload)
+    ranking, notes = search(own, _quiet)
+    why: list[str] = []
+    for row in _varied(ranking):
+        first = ranked(own, ranking.layouts, row, 1)
+        draft = Plan(
+            request=Request(model=own.model, cluster=own.cluster, workload=workload),
+            search=search_record(ranking),
+            plans=[first],
+            notes=notes,
+        )
+        why = emitter.unsupported(draft)
+        if not why:
+            placement = place_layout(own.cluster, first.layout, unhealthy=own.unhealthy)
+            return draft.model_copy(update={"placement": placement})
+    if not ranking.feasible:
+        raise nothing_fits(own, ranking)
+    raise InfeasibleError(f"{target} cannot express any layout that fits: {'; '.join(why)}")
+
+
+def _varied(ranking: Ranking) -> list[int]:
+    """Return leading rows, one for each combination that an emitter may refuse, best first."""
+    lay = ranking.layouts
+    names = ("pp", "vpp", "cp", "ep", "etp", "zero", "dp_replicate", "recompute", "schedule", "tp")
+    names = (*names, "dp_sync", "sp")
+    key = np.stack([getattr(lay, name) for name in names], axis=1)
+    _, first = np.unique(key, axis=0, return_index=True)
+    return [int(row) for row in np.sort(first)]
+
+
+def place(request: PlanRequest, layout: Mapping[str, str]) -> Placement:
+    """Return the placement of one layout; fields left out take the best legal value.
+
+    Raises InfeasibleError when the layout is illegal or there is no room for it.
+    """
+    from planner.workflow.explaining import completed
+
+    found = completed(request, layout)
+    if found.layout is None or not found.legal:
+        raise InfeasibleError(
+            f"this layout is not legal: {'; '.join(found.reasons)}", hint="; ".join(found.mends[:1])
+        )
+    return place_layout(request.cluster, found.layout, unhealthy=request.unhealthy)
+
+
+def fix_of(layout: Mapping[str, str]) -> Fix:
+    """Return the choices of a `--layout`, one value a field."""
+    return parse_fix(layout)

@@ -1,0 +1,170 @@
+"""The torchrun bundle for real: PyTorch on CPU, gloo, one process a rank."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import math
+import os
+import re
+import signal
+import socket
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from plans import plan_of
+
+from planner.emit import bundle
+from planner.emit.base import write_bundle
+from planner.plan import Plan
+
+pytest.importorskip("torch")
+pytestmark = pytest.mark.frameworks
+
+LINE = re.compile(r"^rank (\d+) coordinates tp=(\d+) cp=(\d+) dp=(\d+) pp=(\d+) loss=(\S+)$", re.M)
+
+
+@contextlib.contextmanager
+def started(folder: Path, port: int, **env: str) -> Iterator[subprocess.Popen[str]]:
+    """Start the bundle's run.sh in a process group of its own, and leave nothing running."""
+    process = subprocess.Popen(
+        ["bash", "run.sh"],
+        cwd=folder,
+        env={
+            **os.environ,
+            "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}",
+            "OMP_NUM_THREADS": "1",
+            "GLOO_SOCKET_IFNAME": "lo",
+            "MASTER_PORT": str(port),
+            "CUDA_VISIBLE_DEVICES": "",
+            **env,
+        },
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        start_new_session=True,
+    )
+    try:
+        yield process
+    finally:
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(process.pid, signal.SIGKILL)
+        process.wait()
+
+
+def free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
+
+
+def run(folder: Path, **env: str) -> tuple[int, str]:
+    with started(folder, free_port(), **env) as process:
+        out, _ = process.communicate(timeout=120)
+        return process.returncode, out
+
+
+def written(folder: Path, plan: Plan) -> Path:
+    write_bundle(folder, bundle(plan, "torchrun"), force=False)
+    return folder
+
+
+def losses_of(out: str) -> list[float]:
+    (line,) = re.findall(r"^losses (.*)$", out, re.M)
+    return [float(word) for word in line.split()]
+
+
+def assert_ranks_stand_as_planned(out: str, plan: Plan) -> None:
+    assert plan.placement
+    seen = {int(rank): tuple(map(int, place)) for rank, *place, _ in LINE.findall(out)}
+    assert seen == {r.rank: (r.tp, r.cp, r.dp, r.pp) for r in plan.placement.ranks}, out
+    assert all(math.isfinite(float(loss)) for *_, loss in LINE.findall(out))
+
+
+@pytest.fixture(scope="module")
+def alone(tmp_path_factory: pytest.TempPathFactory) -> list[float]:
+    """Return the losses of the same model and batch on one rank: no collective, no split."""
+    plan = plan_of(num_microbatches=4)
+    code, out = run(written(tmp_path_factory.mktemp("alone") / "out", plan))
+    assert code == 0, out
+    return losses_of(out)
+
+
+LAYOUTS: dict[str, dict[str, Any]] = {
+    "tp-sp-fsdp": {"tp": 2, "sp": True, "dp": 2, "zero": 3, "num_microbatches": 2},
+    "pp-zero1": {"pp": 2, "dp": 2, "zero": 1, "num_microbatches": 2, "schedule": "1f1b"},
+    "hsdp-recompute": {"dp": 4, "dp_replicate": 2, "zero": 3, "recompute": "full"},
+    "replicas": {"dp": 4},
+    "parameter-server": {"dp": 4, "dp_sync": "parameter-server"},
+    "cp-tp": {"cp": 2, "tp": 2, "zero": 2, "recompute": "selective", "num_microbatches": 4},
+}
+
+
+@pytest.mark.parametrize("name", LAYOUTS)
+def test_a_layout_starts_with_its_coordinates_and_trains_as_one_rank_does(tmp_path, alone, name):
+    plan = plan_of(**LAYOUTS[name])
+    code, out = run(written(tmp_path / "a 'bundle'", plan))
+    assert code == 0, out
+    assert_ranks_stand_as_planned(out, plan)
+    assert losses_of(out) == pytest.approx(alone, rel=1e-4)
+    assert alone[0] != pytest.approx(alone[-1], rel=1e-3)  # the steps do change the model
+
+
+def test_two_nodes_find_their_ranks_by_host_and_interleave_a_pipeline(tmp_path):
+    plan = plan_of(
+        nodes=2,
+        hosts=["zeta", "alpha.test"],
+        **{"pp": 2, "vpp": 2, "dp": 2, "zero": 3, "num_microbatches": 2, "schedule": "interleaved"},
+    )
+    folder, port = written(tmp_path / "out", plan), free_port()
+    with (
+        started(folder, port, MASTER_ADDR="127.0.0.1", MESHWRIGHT_HOSTNAME="alpha") as second,
+        started(folder, port, MASTER_ADDR="127.0.0.1", MESHWRIGHT_HOSTNAME="zeta") as first,
+    ):
+        outs = [node.communicate(timeout=120)[0] for node in (first, second)]
+    assert (first.returncode, second.returncode) == (0, 0), "".join(outs)
+    assert_ranks_stand_as_planned("".join(outs), plan)
+    assert {int(rank) for rank, *_ in LINE.findall(outs[0])} == {0, 1}
+
+
+def says_once(out: str) -> str:
+    (said,) = re.findall(r"^preflight: (.*)$", out, re.M)
+    assert "Traceback" not in out.replace("to enable traceback", "")
+    assert not LINE.findall(out)
+    return str(said)
+
+
+def test_two_ranks_swapped_in_the_map_stop_the_job(tmp_path):
+    folder = written(tmp_path / "out", plan_of(tp=2, dp=2))
+    rank_map = json.loads((folder / "rank_map.json").read_text())
+    one, two = rank_map["ranks"][1:3]
+    one["tp"], one["dp"], two["tp"], two["dp"] = two["tp"], two["dp"], one["tp"], one["dp"]
+    (folder / "rank_map.json").write_text(json.dumps(rank_map))
+    code, out = run(folder)
+    assert code != 0
+    assert "rank 1 expected coordinates tp=0 dp=1, saw tp=1 dp=0 (and 1 more)" in says_once(out)
+
+
+@pytest.mark.parametrize(
+    ("hosts", "names", "says"),
+    [
+        (["zeta", "alpha"], ["alpha", "zeta"], "rank 0 expected host zeta, saw alpha"),
+        (None, ["same", "same"], "rank 1 expected another host than rank 0"),
+    ],
+)
+def test_nodes_that_stand_elsewhere_stop_the_job(tmp_path, hosts, names, says):
+    folder, port = written(tmp_path / "out", plan_of(nodes=2, hosts=hosts, dp=2)), free_port()
+    script = {"TRAIN_SCRIPT": str(folder / "preflight.py"), "SKIP_PREFLIGHT": "1"}
+    env = [
+        {"NODE_RANK": str(i), "MASTER_ADDR": "127.0.0.1", "MESHWRIGHT_HOSTNAME": n, **script}
+        for i, n in enumerate(names)
+    ]
+    with started(folder, port, **env[0]) as first, started(folder, port, **env[1]) as second:
+        outs = [node.communicate(timeout=120)[0] for node in (first, second)]
+    assert first.returncode != 0
+    assert second.returncode != 0
+    assert says in says_once("".join(outs))
