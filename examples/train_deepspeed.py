@@ -167,6 +167,8 @@ def main() -> None:
     place = preflight.check(HERE)
     deepspeed.init_distributed()
     engine = engine_of(plan, config)
+    mine = sum(isinstance(module, Block) for module in engine.module.modules())
+    print(f"rank {place['rank']} holds {mine} layers", flush=True)
     data = batches(config["train_micro_batch_size_per_gpu"], place["dp"], engine.device)
     for number in range(options.steps):
         loss = step(engine, data)

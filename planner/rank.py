@@ -72,9 +72,10 @@ def rank(context: Context, gpus: int, fix: Fix) -> Ranking:
             low = int(np.where(fits, np.inf, peak).argmin())
             if peak[low] < lightest_bytes:
                 lightest, lightest_bytes = layouts.take([low]), float(peak[low])
-        parts.append(layouts.take(fits))
-        times.append(step_s(x)[fits])
-        peaks.append(peak[fits])
+        if fits.any():
+            parts.append(layouts.take(fits))
+            times.append(step_s(Inputs(*context, parts[-1])))
+            peaks.append(peak[fits])
     layouts = Layouts.concat(parts) if parts else Layouts.empty()
     time = np.concatenate(times) if times else np.zeros(0)
     peak = np.concatenate(peaks) if peaks else np.zeros(0)

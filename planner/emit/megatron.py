@@ -8,9 +8,9 @@ Megatron-FSDP must not have that.
 from __future__ import annotations
 
 from planner.emit.base import Artifact, placed
-from planner.emit.shared import shared_artifacts
 from planner.emit.megatron_flags import flags
 from planner.emit.megatron_rules import problems
+from planner.emit.shared import shared_artifacts
 from planner.plan import Layout, Plan
 
 

@@ -53,6 +53,24 @@ def term(
     return make
 
 
+def ranks_of(values: IntArray, bound: int | None = None) -> tuple[IntArray, int]:
+    """Return each value's rank among the distinct values, and how many there are.
+
+    Small non-negative integers (below `bound`, default: the largest + 1) are ranked through a table
+    of the values present, without a sort.
+    """
+    if not len(values):
+        return values, 0
+    bound = int(values.max()) + 1 if bound is None else bound
+    if bound > 64 * len(values) + (1 << 16):
+        distinct, ranks = np.unique(values, return_inverse=True)
+        return ranks.astype(np.int64), len(distinct)
+    present = np.zeros(bound, dtype=np.bool_)
+    present[values] = True
+    table = np.cumsum(present)
+    return (table - 1)[values], int(table[-1])
+
+
 class Inputs:
     """One model, cluster and workload, and the layouts to score. Terms are kept once computed."""
 
@@ -73,6 +91,7 @@ class Inputs:
         self.stack: Stack = stack_named(workload.stack)
         self._values: dict[str, FloatArray] = {}
         self._reduced: dict[tuple[str, ...], tuple[Inputs, IntArray] | None] = {}
+        self._codes: dict[str, tuple[IntArray, int]] = {}
         self._every_stage = every_stage
         self._stages: StageKinds | None = None
 
@@ -91,18 +110,26 @@ class Inputs:
     def _reduce(self, on: tuple[str, ...]) -> tuple[Inputs, IntArray] | None:
         """Return inputs with the distinct rows of `on`, or None where that gains nothing."""
         if on not in self._reduced:
-            key = np.zeros(len(self.layouts), dtype=np.int64)
-            for name in on:
-                column: IntArray = getattr(self.layouts, name)
-                values, codes = np.unique(column, return_inverse=True)
-                key = key * len(values) + codes
-            _, first, inverse = np.unique(key, return_index=True, return_inverse=True)
+            first, inverse = self._distinct(on)
             if len(first) * 2 > len(self.layouts) or self._every_stage:
                 self._reduced[on] = None
             else:
                 inner = Inputs(self.model, self.cluster, self.workload, self.layouts.take(first))
                 self._reduced[on] = (inner, inverse)
         return self._reduced[on]
+
+    def _distinct(self, on: tuple[str, ...]) -> tuple[IntArray, IntArray]:
+        """Return one row of each distinct combination of `on`, and each row's combination."""
+        code, count = np.zeros(len(self.layouts), dtype=np.int64), 1
+        for name in on:
+            if name not in self._codes:
+                self._codes[name] = ranks_of(getattr(self.layouts, name))
+            column, width = self._codes[name]
+            if width > 1:
+                code, count = ranks_of(code * width + column, count * width)
+        first = np.zeros(count, dtype=np.int64)
+        first[code] = np.arange(len(code))
+        return first, code
 
     @property
     def stages(self) -> StageKinds:

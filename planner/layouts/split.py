@@ -90,7 +90,7 @@ def stage_kinds(model: ModelSpec, layouts: Layouts) -> StageKinds:
     table = np.zeros((len(per_pair), width, 6), dtype=np.int64)
     for i, kinds in enumerate(per_pair):
         table[i, : len(kinds)] = kinds
-    return StageKinds(*(table[inverse][:, :, c] for c in range(6)))
+    return StageKinds(*(np.ascontiguousarray(table[:, :, c])[inverse] for c in range(6)))
 
 
 def all_stages(model: ModelSpec, layouts: Layouts) -> StageKinds:

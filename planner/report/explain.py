@@ -15,7 +15,7 @@ from planner.report.memory import memory_report
 from planner.report.parts import indented, notes, title
 from planner.report.tables import layers_line, time_report
 from planner.report.text import printable
-from planner.units import GIB, MIB, count, decimal_bytes, gib, seconds
+from planner.units import GB, GIB, MIB, count, decimal_bytes, gib, seconds
 
 if TYPE_CHECKING:
     from planner.explanation import Explanation, SyncRow, TermValue
@@ -25,7 +25,7 @@ def explain_report(answer: Explanation) -> RenderableType:
     """Return the whole report of `meshwright explain`."""
     parts: list[RenderableType] = [verdict(answer)]
     parts += section("What would mend it", answer.mends)
-    taken = [f"{field}={value}" for field, value in answer.assumed.items()]
+    taken = [f"{field}={_word(value)}" for field, value in answer.assumed.items()]
     parts += section(
         "Left out, so the best legal value was taken", [", ".join(taken)] if taken else []
     )
@@ -48,7 +48,11 @@ def explain_report(answer: Explanation) -> RenderableType:
 
 
 def _cited(answer: Explanation) -> list[TermValue | SyncRow]:
-    return [*answer.terms, *answer.gradient_sync]
+    return [*(term for term in answer.terms if term.value), *answer.gradient_sync]
+
+
+def _word(value: object) -> str:
+    return str(value).lower() if isinstance(value, bool) else str(value)
 
 
 def section(heading: str, lines: Sequence[str]) -> list[RenderableType]:
@@ -76,7 +80,7 @@ def headline(estimate: Estimate) -> RenderableType:
         f"{seconds(estimate.step_time_s)} a step",
         f"{estimate.tokens_per_s_per_gpu:,.0f} tokens/s/GPU",
         f"{estimate.tflops_per_gpu:,.0f} TFLOP/s/GPU",
-        f"MFU {estimate.mfu:.1%} ({estimate.mfu_causal:.1%} causal)",
+        f"MFU {estimate.mfu:.1%}",
         f"bubble {estimate.bubble_fraction:.1%}",
     ]
     return indented(", ".join(words))
@@ -128,13 +132,14 @@ def _formula(formula: str, source: str, sources: Sequence[str]) -> Text:
 
 
 def human(value: float, unit: str) -> str:
-    """Return a value in the unit that reads best: bytes as GiB, seconds as ms, counts as 1.2B."""
+    """Return a value as it reads best: bytes as GiB, seconds as ms, counts as 1.23B.
+
+    The unit of a count is left out: a term's name ends in it.
+    """
     if unit == "bytes":
         return gib(value) if abs(value) >= GIB / 100 else f"{value / MIB:.2f} MiB"
     if unit == "s":
         return seconds(value)
     if unit == "bytes/s":
-        return f"{value / 1e9:,.1f} GB/s"
-    if unit in {"", "1", "ratio"}:
-        return f"{value:,.4g}"
-    return f"{count(value)} {unit}"
+        return f"{value / GB:,.1f} GB/s"
+    return count(value) if abs(value) >= 1000 else f"{value:.4g}"

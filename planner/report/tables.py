@@ -33,7 +33,8 @@ def plan_report(plan: Plan) -> RenderableType:
         Text(),
         ranked_table(plan.plans),
         Text(),
-        title(f"The winner: {plan.best.layout.short()}"),
+        title("The winner"),
+        indented(plan.best.layout.short()),
         layers_line(plan.best.layout, plan.best.estimate, plan.best.stage_layers),
         Text(),
         time_report(plan.best.estimate),
@@ -122,7 +123,8 @@ def why_lost(best: RankedPlan, second: RankedPlan) -> list[RenderableType]:
     ours, theirs = best.estimate, second.estimate
     slower = theirs.step_time_s - ours.step_time_s
     lines: list[RenderableType] = [
-        title(f"Why #{second.rank} lost: {second.layout.short()}"),
+        title(f"Why #{second.rank} lost"),
+        indented(second.layout.short()),
         indented(
             f"slower by {seconds(slower)} ({slower / ours.step_time_s:.1%}), "
             f"peak memory {(theirs.memory.peak_bytes - ours.memory.peak_bytes) / GIB:+.2f} GiB"

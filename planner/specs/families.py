@@ -19,7 +19,8 @@ class Family:
     """How one model_type differs from Llama."""
 
     absent: Mapping[str, Any] = field(default_factory=dict)
-    """Hugging Face fields: what the class takes where the config is silent."""
+    """Hugging Face fields: what the class takes where the config is silent (`ffn_per_hidden`: an
+    absent intermediate_size is so many times the hidden size)."""
     fixed: Mapping[str, Any] = field(default_factory=dict)
     """ModelSpec fields that the architecture settles."""
     more: Callable[[ConfigFields, Fields], Fields] = lambda _, __: {}

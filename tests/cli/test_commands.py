@@ -78,7 +78,7 @@ def test_the_plan_report_says_what_matters_within_80_columns(asked, capsys, monk
     out = capsys.readouterr().out
     assert "tiny-70b on lab: 32 of 40 GPUs" in out
     assert "12,345 layouts enumerated, 2,345 legal, 345 fit" in out
-    assert "The winner: tp=8,pp=2,dp=2,zero=1,micro_batch=1" in out
+    assert "The winner\n  tp=8,pp=2,dp=2,zero=1,micro_batch=1\n" in out
     assert "77.9*" in out  # at risk
     assert "130.4!" in out  # does not fit
     assert "#7 is plain data parallelism" in out

@@ -83,8 +83,9 @@ def test_a_schedule_or_sp_that_follows_from_the_degrees_takes_no_column(plan: Pl
         (2**20, "bytes", "1.00 MiB"),
         (0.0125, "s", "12.50 ms"),
         (4e11, "bytes/s", "400.0 GB/s"),
-        (3.2e14, "FLOPs", "320.00T FLOPs"),
-        (0.8125, "", "0.8125"),
+        (3.2e14, "FLOPs", "320.00T"),
+        (5, "micro-batches", "5"),
+        (1.125, "tokens/mean", "1.125"),
     ],
 )
 def test_values_are_shown_in_units_that_read_well(value, unit, text):

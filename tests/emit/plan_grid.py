@@ -157,3 +157,15 @@ def plan(
         plans=[RankedPlan(rank=1, layout=lay, estimate=estimate, stage_layers=stages)],
         placement=placed,
     )
+
+
+def renamed(answer: Plan, host: str) -> Plan:
+    """Return the plan with the last node called `host`, as only a file by another hand can be."""
+    assert answer.placement
+    last = answer.placement.hosts[-1]
+    ranks = [
+        r.model_copy(update={"host": host}) if r.host == last else r for r in answer.placement.ranks
+    ]
+    return answer.model_copy(
+        update={"placement": answer.placement.model_copy(update={"ranks": ranks})}
+    )

@@ -164,6 +164,7 @@ def test_experts_stand_in_the_same_layers(change, tmp_path):
 
 
 def test_every_third_layer_sees_the_whole_sequence(tmp_path):
+    megatron_harness.load()
     from megatron.core.transformer.utils import is_layer_window_attention
 
     spec = model(sliding_window_tokens=1024, full_attention_period=3)

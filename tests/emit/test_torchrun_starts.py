@@ -51,9 +51,11 @@ def started(folder: Path, port: int, **env: str) -> Iterator[subprocess.Popen[st
     try:
         yield process
     finally:
-        with contextlib.suppress(ProcessLookupError):
-            os.killpg(process.pid, signal.SIGKILL)
-        process.wait()
+        if process.poll() is None:
+            # torchrun ends its ranks on SIGTERM; killed outright it would leave them running
+            with contextlib.suppress(ProcessLookupError):
+                os.killpg(process.pid, signal.SIGTERM)
+            process.wait()
 
 
 def free_port() -> int:
@@ -100,7 +102,7 @@ LAYOUTS: dict[str, dict[str, Any]] = {
     "hsdp-recompute": {"dp": 4, "dp_replicate": 2, "zero": 3, "recompute": "full"},
     "replicas": {"dp": 4},
     "parameter-server": {"dp": 4, "dp_sync": "parameter-server"},
-    "cp-tp": {"cp": 2, "tp": 2, "zero": 2, "recompute": "selective", "num_microbatches": 4},
+    "cp-zero2": {"cp": 2, "zero": 2, "recompute": "selective", "num_microbatches": 4},
 }
 
 
@@ -133,20 +135,20 @@ def test_two_nodes_find_their_ranks_by_host_and_interleave_a_pipeline(tmp_path):
 
 def says_once(out: str) -> str:
     (said,) = re.findall(r"^preflight: (.*)$", out, re.M)
-    assert "Traceback" not in out.replace("to enable traceback", "")
+    assert 'preflight.py", line' not in out  # torchrun has a traceback of its own, ours has none
     assert not LINE.findall(out)
     return str(said)
 
 
 def test_two_ranks_swapped_in_the_map_stop_the_job(tmp_path):
-    folder = written(tmp_path / "out", plan_of(tp=2, dp=2))
+    folder = written(tmp_path / "out", plan_of(dp=2))
     rank_map = json.loads((folder / "rank_map.json").read_text())
-    one, two = rank_map["ranks"][1:3]
-    one["tp"], one["dp"], two["tp"], two["dp"] = two["tp"], two["dp"], one["tp"], one["dp"]
+    one, two = rank_map["ranks"]
+    one["dp"], two["dp"] = two["dp"], one["dp"]
     (folder / "rank_map.json").write_text(json.dumps(rank_map))
     code, out = run(folder)
     assert code != 0
-    assert "rank 1 expected coordinates tp=0 dp=1, saw tp=1 dp=0 (and 1 more)" in says_once(out)
+    assert "rank 0 expected coordinates dp=1, saw dp=0 (and 1 more)" in says_once(out)
 
 
 @pytest.mark.parametrize(
