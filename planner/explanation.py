@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import json
-from typing import Any, Literal
+from typing import Any, Final, Literal
 
 from pydantic import ConfigDict, Field
 
 from planner.plan import Estimate, Layout, PlanRecord
 
-EXPLAIN_SCHEMA = "meshwright.explain/1"
+EXPLAIN_SCHEMA: Final = "meshwright.explain/1"
 
 
 class TermValue(PlanRecord):

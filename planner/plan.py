@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import Any, Literal, Self
+from typing import Any, Final, Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
@@ -16,7 +16,7 @@ from planner.specs.cluster import ClusterSpec
 from planner.specs.model import ModelSpec
 from planner.specs.workload import Workload
 
-PLAN_SCHEMA = "meshwright.plan/1"
+PLAN_SCHEMA: Final = "meshwright.plan/1"
 
 
 class PlanRecord(BaseModel):

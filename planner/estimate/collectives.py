@@ -2,8 +2,8 @@
 
 Inside a scale-up domain: alpha + V/B + gamma*sqrt(V), fitted to nccl-tests. Between domains: the
 ring's bandwidth is what the NICs of a domain give the group together, and each of its n-1 steps has
-a latency. V is what nccl-tests' bus bandwidth counts: 2(n-1)/n of the buffer for all-reduce, (n-1)/n
-for the others.
+a latency. V is what nccl-tests' bus bandwidth counts: 2(n-1)/n of the buffer for all-reduce,
+(n-1)/n for the others.
 """
 
 from __future__ import annotations
@@ -11,10 +11,10 @@ from __future__ import annotations
 import numpy as np
 
 from planner.estimate.inputs import FloatArray, Inputs
+from planner.estimate.kernels import Array
 from planner.layouts.table import IntArray
 from planner.specs.cluster import Collective, CollectiveFit
 
-Array = FloatArray | IntArray
 
 UNMEASURED_SHARE = 0.75
 """Bus bandwidth over link rate where a scale-up domain has no measured collective."""
@@ -43,8 +43,8 @@ def _inside_parameters(
             share = share * np.minimum(n - 1, x.cluster.domain_gpus - 1)
             share = share / max(1, x.cluster.domain_gpus - 1)
         steps = 2 * (n - 1) if op == "all_reduce" else n - 1
-        alpha = link.latency_us * 1e-6 + steps * 1e-6
-        return alpha, np.maximum(share, 1e-3) * link.bytes_per_s, np.zeros(n.shape)
+        startup: FloatArray = link.latency_us * 1e-6 + steps * 1e-6
+        return startup, np.maximum(share, 1e-3) * link.bytes_per_s, np.zeros(n.shape)
     at = np.log2([f.gpus for f in fits])
     size = np.log2(np.maximum(n, 1))
     alpha = np.interp(size, at, [f.alpha_us for f in fits]) * 1e-6
@@ -63,15 +63,17 @@ def inside_s(x: Inputs, op: Collective, buffer_bytes: Array, n: IntArray) -> Flo
 
 def ranks_per_domain(x: Inputs, stride: IntArray, n: IntArray) -> IntArray:
     """Return how many of `n` ranks, `stride` GPUs apart, share a scale-up domain."""
-    return np.clip(x.cluster.domain_gpus_used // np.maximum(stride, 1), 1, np.maximum(n, 1))
+    room = x.cluster.domain_gpus_used // np.maximum(stride, 1)
+    local: IntArray = np.clip(room, 1, np.maximum(n, 1))
+    return local
 
 
 def leaf_slowdown(x: Inputs, stride: IntArray, n: IntArray) -> FloatArray:
     """Return how much slower a ring between leafs is than the NICs that feed it.
 
-    Pipelines are placed leaf by leaf, so each of the tp*pp rings of a stage leaves a leaf on as many
-    NICs as it has ranks in a node; uplinks carry 1/oversubscription of the NICs below them. The same
-    one level up, between pods. See docs/model.md, section Network.
+    Pipelines are placed leaf by leaf, so each of the tp*pp rings of a stage leaves a leaf on as
+    many NICs as it has ranks in a node; uplinks carry 1/oversubscription of the NICs below them.
+    The same one level up, between pods. See docs/model.md, section Network.
     """
     c, lay = x.cluster, x.layouts
     gpus = lay.gpus
@@ -100,13 +102,14 @@ def group_s(
     buffer_bytes: Array,
     stride: IntArray,
     n: IntArray,
+    *,
     slowdown: FloatArray | float = 1.0,
 ) -> FloatArray:
     """Return the seconds of a collective among `n` ranks that stand `stride` GPUs apart.
 
     All ranks of the group in one domain feed the ring through their own NICs; inside the domain the
-    ring is bounded by the scale-up links. `slowdown` is `leaf_slowdown` for groups whose rings leave
-    the leaf, as those of data parallelism do.
+    ring is bounded by the scale-up links. `slowdown` is `leaf_slowdown` for groups whose rings
+    leave the leaf, as those of data parallelism do.
     """
     n = np.maximum(n, 1)
     local = ranks_per_domain(x, stride, n)

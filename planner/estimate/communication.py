@@ -131,17 +131,19 @@ def _data_s(
     x: Inputs, op: Collective, buffer_bytes: FloatArray, stride: IntArray, n: IntArray
 ) -> FloatArray:
     """Return the seconds of a data-parallel collective, slowed where its rings leave the leaf."""
-    return group_s(x, op, buffer_bytes, stride, n, leaf_slowdown(x, stride, n))
+    return group_s(x, op, buffer_bytes, stride, n, slowdown=leaf_slowdown(x, stride, n))
 
 
 def shard_ways(x: Inputs) -> IntArray:
     """Return the ranks over which ZeRO shards what is not an expert: dp*cp/dp_replicate."""
-    return np.maximum(x.layouts.dp * x.layouts.cp // x.layouts.dp_replicate, 1)
+    ways: IntArray = np.maximum(x.layouts.dp * x.layouts.cp // x.layouts.dp_replicate, 1)
+    return ways
 
 
 def expert_shard_ways(x: Inputs) -> IntArray:
     """Return the ranks over which ZeRO shards the experts: edp/dp_replicate."""
-    return np.maximum(x.layouts.edp // x.layouts.dp_replicate, 1)
+    ways: IntArray = np.maximum(x.layouts.edp // x.layouts.dp_replicate, 1)
+    return ways
 
 
 def parameter_bytes(x: Inputs) -> float:
@@ -271,7 +273,8 @@ def parameter_server_s(x: Inputs) -> FloatArray:
     # The server talks to its peers one after the other on a mesh or PCIe, at once on a switch;
     # either way its own link carries every copy.
     rate = 0.8 * link.bytes_per_s
-    return (x.layouts.dp - 1) * (4.0 + 4.0) * held / rate
+    total: FloatArray = (x.layouts.dp - 1) * (4.0 + 4.0) * held / rate
+    return total
 
 
 @term(

@@ -9,6 +9,7 @@ from planner.estimate.inputs import FloatArray, Inputs, term
 from planner.estimate.kernels import (
     ATTENTION_BACKWARD_RATE,
     ATTENTION_HALF_TOKENS,
+    Array,
     attended_share,
     attention_rate,
     gemm_backward_s,
@@ -17,13 +18,12 @@ from planner.estimate.kernels import (
     hbm_s,
     uses_fp8,
 )
-from planner.layouts.table import IntArray
 from planner.sources import CALIBRATION, DEEPSEEK_V2, FLASH_ATTENTION_2, MEGATRON_2019, SWITCH_2021
 from planner.specs.parameters import padded_vocab
 
 SHARD = ("tp", "sp", "cp", "micro_batch")
 EXPERT_SHARD = (*SHARD, "ep", "etp")
-Multiply = tuple[FloatArray | IntArray, FloatArray | IntArray, FloatArray | IntArray]
+Multiply = tuple[Array, Array, Array]
 
 GROUPED_RATE = 0.85
 GROUPED_HALF_TOKENS = 110.0
@@ -63,11 +63,13 @@ def _mlp_multiplies(x: Inputs, width: int) -> list[Multiply]:
 
 
 def _forward(x: Inputs, multiplies: list[Multiply]) -> FloatArray:
-    return np.sum([gemm_s(x, *shape) for shape in multiplies], axis=0)
+    total: FloatArray = np.sum([gemm_s(x, *shape) for shape in multiplies], axis=0)
+    return total
 
 
 def _backward(x: Inputs, multiplies: list[Multiply]) -> FloatArray:
-    return np.sum([gemm_backward_s(x, *shape) for shape in multiplies], axis=0)
+    total: FloatArray = np.sum([gemm_backward_s(x, *shape) for shape in multiplies], axis=0)
+    return total
 
 
 @term(unit="s", formula="sum over qkv, out of GEMM(m, n, k)", source=MEGATRON_2019, on=SHARD)

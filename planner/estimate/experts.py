@@ -27,10 +27,12 @@ def expert_shares(model: ModelSpec, workload: Workload) -> FloatArray:
     if workload.expert_load is not None:
         if len(workload.expert_load) != count:
             raise SpecError(
-                f"expert_load has {len(workload.expert_load)} shares, {model.name} has {count} experts"
+                f"expert_load has {len(workload.expert_load)} shares, "
+                f"{model.name} has {count} experts"
             )
         load = np.array(workload.expert_load, dtype=np.float64)
-        return load / load.sum()
+        shares: FloatArray = load / load.sum()
+        return shares
     low, high = 0.0, 64.0
     target = min(workload.expert_imbalance, count)
     ranks = np.arange(1, count + 1, dtype=np.float64)
@@ -39,7 +41,8 @@ def expert_shares(model: ModelSpec, workload: Workload) -> FloatArray:
         weights = ranks**-exponent
         low, high = (exponent, high) if count / weights.sum() < target else (low, exponent)
     weights = ranks**-low
-    return weights / weights.sum()
+    zipf: FloatArray = weights / weights.sum()
+    return zipf
 
 
 @term(

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 from numpy.typing import NDArray
 
@@ -20,7 +22,7 @@ ATTENTION_BACKWARD_RATE = 0.74
 """Backward over forward rate of fused attention; backward has 2.5 x the FLOPs."""
 WEIGHT_GRADIENT_RATE = 0.99
 
-Array = FloatArray | NDArray[np.int64]
+Array = NDArray[np.floating[Any]] | NDArray[np.integer[Any]] | float
 
 
 def hbm_s(x: Inputs, amount_bytes: Array) -> FloatArray:

@@ -56,7 +56,7 @@ def expert_parameters(x: Inputs) -> FloatArray:
     on=("tp",),
 )
 def embedding_parameters(x: Inputs) -> FloatArray:
-    """Token table (split over tp), learned positions and the embedding's norm, on the first stage."""
+    """Token table (split over tp), learned positions, the embedding's norm; first stage."""
     m = x.model
     table = padded_vocab(m.vocab, x.layouts.tp) * m.hidden / x.layouts.tp
     return table + m.learned_positions * m.hidden + (2 * m.hidden if m.embedding_norm else 0)

@@ -14,7 +14,7 @@ from planner.layouts.rules import Context
 from planner.layouts.table import Layouts
 
 AT_RISK = 0.85
-"""Share of the limit above which caching allocators start to thrash (nanotron's sweep: 70 of 80 GB)."""
+"""Share of the limit above which allocators start to thrash (nanotron's sweep: 70 of 80 GB)."""
 
 
 def _terms() -> tuple[Term, ...]:

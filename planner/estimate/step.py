@@ -113,7 +113,7 @@ def moe_compute_backward_s(x: Inputs) -> FloatArray:
 
 
 def _accumulate_s(x: Inputs, held: FloatArray) -> FloatArray:
-    """Return the seconds of adding one micro-batch's gradients (not under FSDP, half when m = 1)."""
+    """Return the seconds of adding one micro-batch's gradients (0 in zero 3, half if m = 1)."""
     often = np.where(x.layouts.num_microbatches == 1, 0.5, 1.0)
     return np.where(x.layouts.zero == 3, 0.0, often * x.stack.accumulate * hbm_s(x, 8.0 * held))
 
@@ -169,7 +169,7 @@ _LAYER_DOC = "forward + backward, each max(device, host) + exposed ZeRO traffic"
 
 @term(unit="s", formula=_LAYER_DOC, source=FSDP_2023, on=LAYER)
 def dense_layer_s(x: Inputs) -> FloatArray:
-    """One dense layer and micro-batch by part (compute, tp, cp, ep, dp, host), shape (layouts, 6)."""
+    """One dense layer and micro-batch: (compute, tp, cp, ep, dp, host), shape (layouts, 6)."""
     return _layer_parts(x, moe=False).T
 
 
@@ -206,7 +206,9 @@ def stage_microbatch_s(x: Inputs) -> FloatArray:
 def bubble_s(x: Inputs) -> FloatArray:
     """Time that the slowest stage waits for the others: (pp-1)/vpp stages when all are equal."""
     each = stage_microbatch_s(x)
-    return ((each * x.stages.count).sum(axis=1) - each.max(axis=1)) / x.layouts.vpp
+    others = (each * x.stages.count).sum(axis=1) - each.max(axis=1)
+    bubble: FloatArray = others / x.layouts.vpp
+    return bubble
 
 
 @term(
@@ -247,4 +249,5 @@ def time_parts(x: Inputs) -> dict[str, FloatArray]:
 def step_s(x: Inputs) -> FloatArray:
     """Return the time of one training step: m * slowest stage + bubble + what is exposed once."""
     once = exposed_sync_s(x) + tied_embedding_s(x) + optimizer_s(x) + x.stack.step_s
-    return x.layouts.num_microbatches * stage_microbatch_s(x).max(axis=1) + bubble_s(x) + once
+    slowest: FloatArray = stage_microbatch_s(x).max(axis=1)
+    return x.layouts.num_microbatches * slowest + bubble_s(x) + once

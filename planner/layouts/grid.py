@@ -1,7 +1,7 @@
-"""Every layout of the declared ranges, expanded in three steps, each rule applied as soon as it can be.
+"""Every layout of the declared ranges, in three steps, each rule applied as soon as it can be.
 
-What a rule rejects at an early step stands for all the combinations that would have followed, and is
-counted as such: `enumerated` is the size of the whole product, and rejected + legal equals it.
+What a rule rejects at an early step stands for all the combinations that would have followed, and
+is counted as such: `enumerated` is the size of the whole product, and rejected + legal equals it.
 """
 
 from __future__ import annotations
@@ -156,7 +156,7 @@ def _turns(shapes: Columns, context: Context, fix: Fix) -> Columns:
 
 def _state_options(tp: int, dp: int, plain: bool, fix: Fix) -> list[tuple[int, ...]]:
     """Return (sp, zero, dp_replicate, recompute, offload, dp_sync) for a (tp, dp)."""
-    options = []
+    options: list[tuple[int, ...]] = []
     for sp in fix.pick("sp", (0, 1) if tp > 1 else (0,)):
         for zero in fix.pick("zero", range(4)):
             groups = [d for d in divisors(dp) if d < dp or d == 1] if zero == 3 else [1]

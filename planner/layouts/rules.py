@@ -70,21 +70,24 @@ class Rule:
 
 
 def _divides(part: NDArray[np.int64], whole: int) -> Mask:
-    return whole % part == 0
+    divides: Mask = whole % part == 0
+    return divides
 
 
 def _tp_straddles(x: Layouts, c: Context) -> Mask:
     node, domain = c.cluster.node.gpus, c.cluster.domain_gpus_used
     inside = (x.tp <= node) & (node % x.tp == 0)
     wide = (x.tp > node) & (x.tp % node == 0) & (x.tp <= domain)
-    return ~(inside | wide)
+    straddles: Mask = ~(inside | wide)
+    return straddles
 
 
 def _kv_uneven(x: Layouts, c: Context) -> Mask:
     if c.model.mla is not None:
         return np.zeros(len(x), dtype=bool)
     g = c.model.kv_heads
-    return (g % x.tp != 0) & (x.tp % g != 0)
+    uneven: Mask = (g % x.tp != 0) & (x.tp % g != 0)
+    return uneven
 
 
 def _ffn_uneven(x: Layouts, c: Context) -> Mask:
@@ -101,7 +104,8 @@ def _never(x: Layouts) -> Mask:
 
 
 def _batch_uneven(x: Layouts, c: Context) -> Mask:
-    return c.workload.global_batch % (x.dp * x.micro_batch) != 0
+    uneven: Mask = c.workload.global_batch % (x.dp * x.micro_batch) != 0
+    return uneven
 
 
 def _too_many_chunks(x: Layouts, c: Context) -> Mask:
@@ -113,7 +117,8 @@ def _schedule_disagrees(x: Layouts) -> Mask:
     single = (x.pp == 1) & (x.schedule == 0)
     flat = (x.pp > 1) & (x.vpp == 1) & ((x.schedule == 1) | (x.schedule == 2))
     interleaved = (x.pp > 1) & (x.vpp > 1) & (x.schedule == 3)
-    return ~(single | flat | interleaved)
+    disagrees: Mask = ~(single | flat | interleaved)
+    return disagrees
 
 
 RULES: tuple[Rule, ...] = (
@@ -195,7 +200,8 @@ RULES: tuple[Rule, ...] = (
     ),
     Rule(
         "ep x etp does not fit the stage",
-        "ep={ep} x etp={etp} does not divide the tp x cp x dp = {tp} x {cp} x {dp} ranks of a stage",
+        "ep={ep} x etp={etp} does not divide the tp x cp x dp = {tp} x {cp} x {dp} ranks of a "
+        "stage",
         (
             "tp",
             "cp",
@@ -269,7 +275,8 @@ RULES: tuple[Rule, ...] = (
     ),
     Rule(
         "replicas of shards need zero 3",
-        "dp_replicate={dp_replicate} (HSDP) needs zero=3 and must divide dp={dp} into groups of > 1",
+        "dp_replicate={dp_replicate} (HSDP) needs zero=3 and must divide dp={dp} into groups of "
+        "> 1",
         (
             "dp_replicate",
             "zero",

@@ -27,8 +27,8 @@ class StageKinds(NamedTuple):
     moe_layers: IntArray
     first: IntArray
     last: IntArray
-    index: IntArray
-    count: IntArray
+    index: IntArray  # type: ignore[assignment]  # not tuple.index
+    count: IntArray  # type: ignore[assignment]  # not tuple.count
 
 
 def chunk_layers(layers: int, pp: int, vpp: int) -> list[list[int]]:

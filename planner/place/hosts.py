@@ -17,6 +17,9 @@ from planner.specs.cluster import ClusterSpec
 HOSTNAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,252}")
 SUGGEST_AMONG = 20_000  # a near miss is looked for among at most so many hosts: difflib is slow
 
+PATTERN = re.compile(r"[A-Za-z0-9._-]*\{(:0?[1-9]?d)?\}[A-Za-z0-9._-]*")
+"""A host name with one counter; a wider format could ask for gigabytes of zeros."""
+
 
 @dataclass(frozen=True)
 class FreeNodes:
@@ -76,6 +79,11 @@ def with_hosts(cluster: ClusterSpec, hosts: Sequence[str]) -> ClusterSpec:
 
 def _host_names(cluster: ClusterSpec) -> tuple[str, ...]:
     """Return the hosts; those of `with_hosts` did not pass the cluster's own validation."""
+    if cluster.hosts is None and not PATTERN.fullmatch(cluster.host_pattern):
+        raise SpecError(
+            f"cluster {cluster.name}: host_pattern {cluster.host_pattern[:80]!r} is not allowed",
+            hint="write letters, digits, '.', '-' and one counter such as {:05d}: node{:05d}",
+        )
     hosts = tuple(map(cluster.host, range(cluster.nodes)))
     if (odd := next((h for h in hosts if not HOSTNAME.fullmatch(h)), None)) is not None:
         raise SpecError(

@@ -232,7 +232,7 @@ class ClusterSpec(Record):
 
     @property
     def domain_gpus_used(self) -> int:
-        """Return the GPUs of the fullest scale-up domain: 64 of an NVL72 rack filled by 16 trays."""
+        """Return the GPUs of the fullest scale-up domain: 64 of an NVL72 rack of 16 trays."""
         return self.node.gpus * -(-self.nodes // self.domains)
 
     @property

@@ -8,6 +8,7 @@ from dataclasses import dataclass, field, replace
 
 import numpy as np
 
+from planner.emit import emitter_named
 from planner.errors import InfeasibleError
 from planner.estimate.record import estimate_record
 from planner.layouts.grid import divisors
@@ -154,8 +155,8 @@ def nothing_fits(request: PlanRequest, ranking: Ranking) -> InfeasibleError:
     light = layout_record(ranking.lightest, 0)
     return InfeasibleError(
         f"nothing fits: the lightest of {ranking.tally.legal:,} legal layouts needs "
-        f"{gib(ranking.lightest_bytes)} per GPU ({light.short()}); {gib(ranking.budget_bytes)} may be "
-        f"used, {request.workload.max_memory:.0%} of {gib(ranking.limit_bytes)}",
+        f"{gib(ranking.lightest_bytes)} per GPU ({light.short()}); {gib(ranking.budget_bytes)} may "
+        f"be used, {request.workload.max_memory:.0%} of {gib(ranking.limit_bytes)}",
         hint=f"more nodes, GPUs with more memory, or a shorter sequence than "
         f"{request.workload.seq_tokens}",
     )
@@ -254,8 +255,6 @@ def plan_for_target(request: PlanRequest, target: str) -> Plan:
     Raises InfeasibleError naming what the target cannot express when none of the leading layouts
     will do.
     """
-    from planner.emit import emitter_named
-
     emitter = emitter_named(target)
     workload = request.workload.model_copy(update={"stack": emitter.stack})
     own = replace(request, workload=workload)
@@ -281,8 +280,8 @@ def plan_for_target(request: PlanRequest, target: str) -> Plan:
 def _varied(ranking: Ranking) -> list[int]:
     """Return leading rows, one for each combination that an emitter may refuse, best first."""
     lay = ranking.layouts
-    names = ("pp", "vpp", "cp", "ep", "etp", "zero", "dp_replicate", "recompute", "schedule", "tp")
-    names = (*names, "dp_sync", "sp")
+    names = ["pp", "vpp", "cp", "ep", "etp", "zero", "dp_replicate", "recompute", "schedule", "tp"]
+    names += ["dp_sync", "sp"]
     key = np.stack([getattr(lay, name) for name in names], axis=1)
     _, first = np.unique(key, axis=0, return_index=True)
     return [int(row) for row in np.sort(first)]
