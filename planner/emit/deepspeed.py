@@ -11,7 +11,7 @@ import json
 from collections.abc import Iterator
 from typing import Any
 
-from planner.emit.base import Artifact, placed
+from planner.emit.base import Artifact, hosts_are_placeholders, placed
 from planner.emit.shared import example, shared_artifacts
 from planner.plan import Layout, Plan
 from planner.specs.workload import Precision
@@ -173,8 +173,10 @@ def run_text(plan: Plan) -> str:
 exec deepspeed --num_gpus {place.gpus_per_node} --master_port "$MASTER_PORT" \\
   "${{TRAIN[@]}}" "$@\""""
     else:
+        unknown = ":?set it to the address of node 0; the names in hostfile are placeholders"
+        address = unknown if hosts_are_placeholders(plan) else f":-{place.hosts[0]}"
         launch = f"""\
-MASTER_ADDR="${{MASTER_ADDR:-{place.hosts[0]}}}"
+MASTER_ADDR="${{MASTER_ADDR{address}}}"
 WHERE=(--hostfile hostfile --master_addr "$MASTER_ADDR" --master_port "$MASTER_PORT")
 if [[ -n "${{NODE_RANK:-}}" ]]; then
   WHERE+=(--no_ssh --node_rank "$NODE_RANK")  # NODE_RANK: the line in hostfile, counted from 0
@@ -214,6 +216,11 @@ def start_text(plan: Plan) -> str:
         "ZeRO stage, pipeline split and recompute, so that you see it start. Then put your own\n"
         "model into it, or your own script into `TRAIN_SCRIPT`; `ds_config.json` stays as it is.",
     ]
+    if hosts_are_placeholders(plan) and nodes > 1:
+        parts.append(
+            "The cluster lists no hosts: write the real names into `hostfile`, in the same order,\n"
+            "and set MASTER_ADDR to the first."
+        )
     if lay.recompute == "full":
         parts.append(
             "The plan recomputes every layer: your model must do so too (as `Block` does)."

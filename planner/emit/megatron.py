@@ -7,7 +7,7 @@ Megatron-FSDP must not have that.
 
 from __future__ import annotations
 
-from planner.emit.base import Artifact, placed
+from planner.emit.base import Artifact, hosts_are_placeholders, placed
 from planner.emit.megatron_flags import flags
 from planner.emit.megatron_rules import problems
 from planner.emit.shared import shared_artifacts
@@ -89,7 +89,7 @@ set -euo pipefail
 
 # Yours to set, here or in the environment:
 MEGATRON_PATH="${{MEGATRON_PATH:-}}"     # a checkout of Megatron-LM (holds pretrain_gpt.py)
-MASTER_PORT="${{MASTER_PORT:-29500}}"    # a free port on the first host
+MASTER_PORT="${{MASTER_PORT:-29500}}"    # free on the first host, the next one too
 # Random tokens, so that it starts without data. Yours instead, for example:
 #   DATA_ARGS=(--data-path corpus_text_document --split 99,1,0
 #              --tokenizer-type HuggingFaceTokenizer --tokenizer-model path/to/tokenizer)
@@ -104,7 +104,7 @@ if [[ ! -f "$MEGATRON_PATH/pretrain_gpt.py" ]]; then
   exit 2
 fi
 
-{NODE_RANK_SCRIPT}
+{node_text(plan)}
 # One flag and its values a line. read splits at spaces and expands nothing, so that the
 # brackets, stars and bars of layouts reach Megatron as they stand.
 ARGS=()
@@ -114,34 +114,56 @@ done < "$HERE/megatron.args"
 
 source "$HERE/env.sh"
 export PYTHONPATH="$MEGATRON_PATH${{PYTHONPATH:+:$PYTHONPATH}}"
-exec torchrun --nnodes "$NODES" --nproc-per-node "$GPUS_PER_NODE" --node-rank "$NODE_RANK" \\
-  --master-addr "$MASTER_ADDR" --master-port "$MASTER_PORT" \\
-  "$MEGATRON_PATH/pretrain_gpt.py" "${{ARGS[@]}}" "${{DATA_ARGS[@]}}" "$@"
+start() {{ # a port, a script and its options
+  local port="$1"
+  shift
+  torchrun --nnodes "$NODES" --nproc-per-node "$GPUS_PER_NODE" --node-rank "$NODE_RANK" \\
+    --master-addr "$MASTER_ADDR" --master-port "$port" "$@"
+}}
+
+# Every rank where the plan has it? SKIP_PREFLIGHT=1 leaves the question out.
+[[ -n "${{SKIP_PREFLIGHT:-}}" ]] || start "$((MASTER_PORT + 1))" "$HERE/preflight.py"
+start "$MASTER_PORT" "$MEGATRON_PATH/pretrain_gpt.py" "${{ARGS[@]}}" "${{DATA_ARGS[@]}}" "$@"
 """
 
 
-NODE_RANK_SCRIPT = """\
-# The number of this node is its line in hosts.txt. NODE_RANK and MASTER_ADDR override.
+def node_text(plan: Plan) -> str:
+    """Return the lines of `run.sh` that set NODE_RANK and MASTER_ADDR, unless they are set."""
+    hosts = placed(plan).hosts
+    if len(hosts) == 1:
+        return 'NODE_RANK=0\nMASTER_ADDR="${MASTER_ADDR:-127.0.0.1}"\n'
+    if hosts_are_placeholders(plan):
+        return """\
+# The cluster file lists no hosts, so the names in hosts.txt say nothing about this node.
+: "${NODE_RANK:?set NODE_RANK to the number of this node, from 0}"
+: "${MASTER_ADDR:?set MASTER_ADDR to the address of node 0}"
+"""
+    return FIND_NODE
+
+
+FIND_NODE = """\
+# The number of this node is its line in hosts.txt; a domain that one of the names lacks is ignored.
 mapfile -t HOSTS < "$HERE/hosts.txt"
-if [[ -z "${NODE_RANK:-}" ]]; then
-  if [[ "$NODES" -eq 1 ]]; then
-    NODE_RANK=0
-    MASTER_ADDR="${MASTER_ADDR:-127.0.0.1}"
-  else
-    full="$(hostname -f 2>/dev/null || hostname)"
-    for i in "${!HOSTS[@]}"; do
-      case "${HOSTS[i],,}" in
-        "${full,,}" | "${HOSTNAME,,}") NODE_RANK="$i" ;;
-      esac
-    done
-  fi
-fi
-if [[ -z "${NODE_RANK:-}" ]]; then
-  echo "run.sh: '$HOSTNAME' is not in hosts.txt; set NODE_RANK (0..$((NODES - 1))) and" >&2
-  echo "  MASTER_ADDR (the node of rank 0), or write your host names into the cluster file" >&2
-  exit 2
-fi
 MASTER_ADDR="${MASTER_ADDR:-${HOSTS[0]}}"
+if [[ -z "${NODE_RANK:-}" ]]; then
+  name="${MESHWRIGHT_HOSTNAME:-$HOSTNAME}"
+  name="${name,,}"
+  same=() short=()
+  for i in "${!HOSTS[@]}"; do
+    host="${HOSTS[i],,}"
+    if [[ "$host" == "$name" ]]; then
+      same+=("$i")
+    elif [[ "${host%%.*}" == "${name%%.*}" && ("$host" != *.* || "$name" != *.*) ]]; then
+      short+=("$i")
+    fi
+  done
+  [[ ${#same[@]} -gt 0 ]] || same=("${short[@]}")
+  if [[ ${#same[@]} -ne 1 ]]; then
+    echo "run.sh: ${#same[@]} lines of hosts.txt name this host ('$name'); set NODE_RANK" >&2
+    exit 2
+  fi
+  NODE_RANK="${same[0]}"
+fi
 """
 
 
@@ -164,8 +186,8 @@ logging and what changes no shape (rotary base, scoring of the router) are Megat
 start, yours to set. Where you start `pretrain_gpt.py` another way, source `env.sh` too: it belongs
 to the flags.
 
-To check where ranks stand first: put `preflight.py` of this folder in place of `pretrain_gpt.py`
-in the last line of `run.sh`."""
+`run.sh` first checks on every rank that it stands where the plan has it; SKIP_PREFLIGHT=1 leaves
+that out. MASTER_ADDR, MASTER_PORT and NODE_RANK override what it finds."""
 
 
 EMITTER = Megatron()

@@ -43,8 +43,8 @@ def _inside_parameters(
             share = share * np.minimum(n - 1, x.cluster.domain_gpus - 1)
             share = share / max(1, x.cluster.domain_gpus - 1)
         steps = 2 * (n - 1) if op == "all_reduce" else n - 1
-        startup: FloatArray = link.latency_us * 1e-6 + steps * 1e-6
-        return startup, np.maximum(share, 1e-3) * link.bytes_per_s, np.zeros(n.shape)
+        alpha = np.asarray(link.latency_us * 1e-6 + steps * 1e-6, dtype=np.float64)
+        return alpha, np.maximum(share, 1e-3) * link.bytes_per_s, np.zeros(n.shape)
     at = np.log2([f.gpus for f in fits])
     size = np.log2(np.maximum(n, 1))
     alpha = np.interp(size, at, [f.alpha_us for f in fits]) * 1e-6

@@ -27,7 +27,8 @@ Array = NDArray[np.floating[Any]] | NDArray[np.integer[Any]] | float
 
 def hbm_s(x: Inputs, amount_bytes: Array) -> FloatArray:
     """Return the seconds that memory traffic of `amount_bytes` takes."""
-    return amount_bytes / (x.cluster.accelerator.hbm_bytes_per_s * HBM_SUSTAINED)
+    sustained = x.cluster.accelerator.hbm_bytes_per_s * HBM_SUSTAINED
+    return np.asarray(amount_bytes, dtype=np.float64) / sustained
 
 
 def _alignment(width: Array) -> FloatArray:

@@ -413,8 +413,8 @@ def limit_bytes(x: Inputs) -> float:
 def budget_bytes(x: Inputs) -> float:
     """Return the bytes that a plan may take: the limit times the workload's `max_memory`.
 
-    The estimate counts context, NCCL and fragmentation already, so the default keeps 4 % away: Llama 3
-    405B ran on 8,192 GPUs (tp 8, pp 16) with what is estimated here at 95.9 % of its memory. Runs
+    The estimate counts context, NCCL and fragmentation already, so the default keeps 3 % away: Llama 3
+    405B ran on 8,192 GPUs (tp 8, pp 16) with what is estimated here at 96 % of its memory. Runs
     above 85 % are marked, since in a published sweep all above 70 of 80 GB turned slow.
     """
     return limit_bytes(x) * x.workload.max_memory

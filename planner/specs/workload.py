@@ -35,7 +35,7 @@ class Workload(Record):
         None, description="An expert takes at most this many times its fair share; None: dropless."
     )
     max_memory: PositiveFloat = Field(
-        0.96, le=1, description="Share of a GPU's usable memory that a plan may take."
+        0.97, le=1, description="Share of a GPU's usable memory that a plan may take."
     )
 
     @model_validator(mode="after")

@@ -18,7 +18,7 @@ from planner.layouts.split import chunk_layers
 from planner.layouts.table import Layouts
 from planner.place import free_nodes
 from planner.place import place as place_layout
-from planner.plan import Estimate, Layout, Placement, Plan, RankedPlan, Request, Search
+from planner.plan import Estimate, Layout, Plan, RankedPlan, Request, Search
 from planner.rank import Ranking, rank
 from planner.specs.cluster import ClusterSpec
 from planner.specs.model import ModelSpec
@@ -285,23 +285,3 @@ def _varied(ranking: Ranking) -> list[int]:
     key = np.stack([getattr(lay, name) for name in names], axis=1)
     _, first = np.unique(key, axis=0, return_index=True)
     return [int(row) for row in np.sort(first)]
-
-
-def place(request: PlanRequest, layout: Mapping[str, str]) -> Placement:
-    """Return the placement of one layout; fields left out take the best legal value.
-
-    Raises InfeasibleError when the layout is illegal or there is no room for it.
-    """
-    from planner.workflow.explaining import completed
-
-    found = completed(request, layout)
-    if found.layout is None or not found.legal:
-        raise InfeasibleError(
-            f"this layout is not legal: {'; '.join(found.reasons)}", hint="; ".join(found.mends[:1])
-        )
-    return place_layout(request.cluster, found.layout, unhealthy=request.unhealthy)
-
-
-def fix_of(layout: Mapping[str, str]) -> Fix:
-    """Return the choices of a `--layout`, one value a field."""
-    return parse_fix(layout)

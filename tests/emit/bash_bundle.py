@@ -13,6 +13,7 @@ import pytest
 from planner.emit.base import Artifact, write_bundle
 
 RECORDER = """#!/bin/bash
+[[ -z "${only_first:-}" || ! -e "$RECORD/argv" ]] || exit 0
 printf '%s\\0' "$@" > "$RECORD/argv"
 env -0 > "$RECORD/env"
 """
@@ -26,7 +27,10 @@ def started(
     words: Sequence[str] = (),
     **variables: str,
 ) -> tuple[list[str], dict[str, str]]:
-    """Write the bundle, run its `run.sh`, and return the launcher's (arguments, environment)."""
+    """Write the bundle, run its `run.sh`, and return the launcher's (arguments, environment).
+
+    Of several launches the last is written down, with `only_first` the first.
+    """
     if (bash := shutil.which("bash")) is None:
         pytest.skip("bash is not installed")
     bundle, tools = folder / "a bundle", folder / "bin"

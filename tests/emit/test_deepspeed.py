@@ -117,6 +117,11 @@ def test_several_nodes_start_over_ssh_or_one_by_one(tmp_path):
         assert argv == [*common, *extra, *TAIL]
 
 
+def test_placeholder_hosts_need_an_address(tmp_path):
+    with pytest.raises(AssertionError, match="MASTER_ADDR"):
+        start(tmp_path, plan(DENSE, dp=16, placeholders=True))
+
+
 def test_the_environment_file_is_plain_pairs():
     """The launcher splits every line at '=' and fails on anything else."""
     for line in texts(plan(DENSE, dp=8))[".deepspeed_env"].splitlines():

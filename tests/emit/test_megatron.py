@@ -167,7 +167,8 @@ def start(folder: Path, answer: Plan, **variables: str) -> tuple[list[str], dict
     code = folder / "Megatron LM"
     code.mkdir()
     (code / "pretrain_gpt.py").touch()
-    variables = {"MEGATRON_PATH": str(code), "NODE_RANK": "0"} | variables
+    fixed = {"MEGATRON_PATH": str(code), "NODE_RANK": "0", "SKIP_PREFLIGHT": "1"}
+    variables = fixed | variables
     return bash_bundle.started(folder, EMITTER.emit(answer), "torchrun", **variables)
 
 
@@ -210,10 +211,39 @@ def test_a_node_finds_its_rank_in_the_plans_order(tmp_path):
     assert argv[argv.index("--master-addr") + 1] == "b2"
 
 
-def test_a_node_outside_the_plan_does_not_start(tmp_path):
-    answer = plan(DENSE, dp=16, hosts=("b2", "a10"))
-    with pytest.raises(AssertionError, match="'stranger' is not in"):
-        start(tmp_path, answer, NODE_RANK="", HOSTNAME="stranger")
+@pytest.mark.parametrize(
+    ("name", "hosts", "rank"),
+    [
+        ("n1.rack.example", ("n2", "n1"), "1"),
+        ("n1", ("n2.rack", "n1.rack"), "1"),
+        ("n1", ("n1", "n1.rack"), "0"),
+    ],
+)
+def test_a_domain_that_one_name_lacks_is_ignored(name, hosts, rank, tmp_path):
+    answer = plan(DENSE, dp=16, hosts=hosts)
+    argv, _ = start(tmp_path, answer, NODE_RANK="", MESHWRIGHT_HOSTNAME=name)
+    assert argv[argv.index("--node-rank") + 1] == rank
+
+
+@pytest.mark.parametrize(
+    ("name", "found"), [("stranger", "0 lines"), ("n1", "2 lines"), ("n1.c", "0 lines")]
+)
+def test_a_node_that_is_not_one_of_the_plans_does_not_start(name, found, tmp_path):
+    answer = plan(DENSE, dp=16, hosts=("n1.a", "n1.b"))
+    with pytest.raises(AssertionError, match=found):
+        start(tmp_path, answer, NODE_RANK="", HOSTNAME=name)
+
+
+def test_placeholder_hosts_need_an_address(tmp_path):
+    answer = plan(DENSE, dp=16, placeholders=True)
+    with pytest.raises(AssertionError, match="MASTER_ADDR"):
+        start(tmp_path, answer)
+
+
+def test_the_preflight_runs_first(tmp_path):
+    argv, _ = start(tmp_path, plan(DENSE, dp=8), SKIP_PREFLIGHT="", only_first="1")
+    assert argv[-1].endswith("/preflight.py")
+    assert argv[argv.index("--master-port") + 1] == "29501"
 
 
 HOSTILE = "x$(touch owned)`id`'\"; rm -rf /\nexport EVIL=1 # *|"

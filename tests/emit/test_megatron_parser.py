@@ -75,6 +75,7 @@ def read(folder: Path, answer: Plan) -> tuple[Any, Any]:
         "torchrun",
         MEGATRON_PATH=str(folder / "Megatron-LM"),
         NODE_RANK="0",
+        SKIP_PREFLIGHT="1",
     )
     script = argv.index(str(folder / "Megatron-LM" / "pretrain_gpt.py"))
     queue = {k: v for k, v in env.items() if k == "CUDA_DEVICE_MAX_CONNECTIONS"}
