@@ -1,10 +1,11 @@
 #!/usr/bin/env python3
 """Train a tiny stand-in of a planned model with the plan's own layout, to see that it starts.
 
-Shapes are scaled down; degrees, rank order, schedule, sharding and recompute are the plan's. It
-runs on CUDA (nccl) and on CPU (gloo), in fp32 on synthetic tokens, and ends with every rank's
-coordinates and loss. A layout changes how the work is split, never the result: with the same
-seed and global batch, every layout prints the same losses up to rounding.
+Degrees, rank order, schedule, sharding and recompute are the plan's. Shapes are scaled down (and
+dense, also where the model has experts), micro-batches are at most 4 a stage and 2 sequences each.
+It runs on CUDA (nccl) and on CPU (gloo), in fp32 on synthetic tokens, and ends with every rank's
+coordinates and loss. A layout changes how the work is split, never the result: layouts that come
+to the same shapes and global batch print the same losses up to rounding.
 
     torchrun --nproc-per-node G train_tiny.py [--plan plan.json] [--steps 3]
 

@@ -14,7 +14,7 @@ from typing import Annotated
 import typer
 
 from planner import __version__
-from planner.cli import emit, explain, place, plan, specs
+from planner.cli import emit, explain, gradient_sync, place, plan, specs
 from planner.cli.talk import say
 from planner.errors import PlannerError
 
@@ -38,6 +38,7 @@ app.command(
 app.command("explain", epilog=explain.EXAMPLES)(explain.explain)
 app.command("place", epilog=place.EXAMPLES)(place.place)
 app.command("emit", epilog=emit.EXAMPLES)(emit.emit)
+app.command("gradient-sync", epilog=gradient_sync.EXAMPLES)(gradient_sync.gradient_sync)
 app.add_typer(
     specs.app,
     name="specs",

@@ -40,6 +40,7 @@ class Asked:
     stack: str = "any"
     expert_imbalance: float | None = None
     capacity_factor: float | None = None
+    max_memory: float | None = None
     expert_load: Path | None = None
     fix: str = ""
     top: int = 10
@@ -104,6 +105,7 @@ def workload_of(asked: Asked, model: ModelSpec, gpus: int) -> Workload:
         "stack": asked.stack,
         "expert_imbalance": asked.expert_imbalance,
         "capacity_factor": asked.capacity_factor,
+        "max_memory": asked.max_memory,
         "expert_load": load,
     }
     given = {name: value for name, value in given.items() if value is not None}
@@ -111,9 +113,22 @@ def workload_of(asked: Asked, model: ModelSpec, gpus: int) -> Workload:
         workload = Workload(seq_tokens=seq, global_batch=batch, **given)
     except ValidationError as error:
         raise _refused(error) from error
+    _refuse_expert_options(asked, model)
     if chosen:
         say(f"defaults taken: {', '.join(chosen)}")
     return workload
+
+
+def _refuse_expert_options(asked: Asked, model: ModelSpec) -> None:
+    """Raise SpecError where an option about experts is given for a model that has none."""
+    about = {
+        "--expert-imbalance": asked.expert_imbalance,
+        "--capacity-factor": asked.capacity_factor,
+        "--expert-load": asked.expert_load,
+    }
+    given = [name for name, value in about.items() if value is not None]
+    if given and model.experts is None:
+        raise SpecError(f"{given[0]}: {model.name} has no experts", hint="leave the option out")
 
 
 def default_batch(seq_tokens: int, gpus: int) -> int:

@@ -28,6 +28,7 @@ def explain(
     gpus: o.Gpus = None,
     expert_imbalance: o.ExpertImbalance = None,
     capacity_factor: o.CapacityFactor = None,
+    max_memory: o.MaxMemory = None,
     expert_load: o.ExpertLoad = None,
     as_json: o.Json = False,
 ) -> None:
@@ -47,6 +48,7 @@ def explain(
             stack=stack,
             expert_imbalance=expert_imbalance,
             capacity_factor=capacity_factor,
+            max_memory=max_memory,
             expert_load=expert_load,
             gpus=gpus,
         )

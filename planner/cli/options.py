@@ -86,6 +86,14 @@ CapacityFactor = Annotated[
         help="An expert takes at most this many times its share. Default: dropless.",
     ),
 ]
+MaxMemory = Annotated[
+    float | None,
+    typer.Option(
+        "--max-memory",
+        metavar="SHARE",
+        help="Share of a GPU's usable memory that a plan may take. Default: 0.97.",
+    ),
+]
 ExpertLoad = Annotated[
     Path | None,
     typer.Option(

@@ -39,6 +39,7 @@ def place(
     gpus: o.Gpus = None,
     expert_imbalance: o.ExpertImbalance = None,
     capacity_factor: o.CapacityFactor = None,
+    max_memory: o.MaxMemory = None,
     expert_load: o.ExpertLoad = None,
     as_json: o.Json = False,
 ) -> None:
@@ -58,6 +59,7 @@ def place(
             stack=stack,
             expert_imbalance=expert_imbalance,
             capacity_factor=capacity_factor,
+            max_memory=max_memory,
             expert_load=expert_load,
             unhealthy=unhealthy,
             gpus=gpus,

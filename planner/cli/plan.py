@@ -44,6 +44,7 @@ def plan(
     unhealthy: o.Unhealthy = None,
     expert_imbalance: o.ExpertImbalance = None,
     capacity_factor: o.CapacityFactor = None,
+    max_memory: o.MaxMemory = None,
     expert_load: o.ExpertLoad = None,
     output: Annotated[
         Path | None,
@@ -75,6 +76,7 @@ def plan(
             stack=stack,
             expert_imbalance=expert_imbalance,
             capacity_factor=capacity_factor,
+            max_memory=max_memory,
             expert_load=expert_load,
             fix=fix,
             top=top,

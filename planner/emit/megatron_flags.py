@@ -20,7 +20,7 @@ def flags(plan: Plan) -> list[tuple[str, list[Flag]]]:
         ("parallelism", parallel_flags(plan)),
         ("data parallelism", data_parallel_flags(lay)),
         ("recomputation", recompute_flags(model, lay)),
-        ("precision", precision_flags(model, work)),
+        ("precision", precision_flags(work)),
         ("batch", batch_flags(work, lay)),
         ("optimizer and logging: a start, tune to your run", optimizer_flags()),
     ]
@@ -227,7 +227,7 @@ def recompute_flags(model: ModelSpec, lay: Layout) -> list[Flag]:
     ]
 
 
-def precision_flags(model: ModelSpec, work: Workload) -> list[Flag]:
+def precision_flags(work: Workload) -> list[Flag]:
     """Return the number format. FP8 scales by tensor: delayed scaling refuses recomputed norms."""
     if work.precision is Precision.FP16:
         return [_flag("--fp16")]

@@ -15,7 +15,6 @@ from planner.estimate.kernels import Array
 from planner.layouts.table import IntArray
 from planner.specs.cluster import Collective, CollectiveFit
 
-
 UNMEASURED_SHARE = 0.75
 """Bus bandwidth over link rate where a scale-up domain has no measured collective."""
 

@@ -264,7 +264,7 @@ def parameter_gather_s(x: Inputs) -> FloatArray:
     unit="s",
     formula="(dp-1)*(gradient + parameter bytes)/server link",
     source=PARAMETER_SERVER_2014,
-    on=("tp", "pp", "vpp", "dp"),
+    on=("tp", "pp", "vpp", "dp", "ep", "etp", "dp_sync"),
 )
 def parameter_server_s(x: Inputs) -> FloatArray:
     """One GPU gathers every replica's gradients, averages, and sends the parameters back."""

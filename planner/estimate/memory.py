@@ -48,8 +48,8 @@ STATE_BYTES = {
 }
 """Mixed precision with Adam. Megatron: bf16 weights, fp32 main gradients, fp32 master, m and v.
 DeepSpeed: 16-bit weights and gradients, fp32 master, m, v and the gradients it upcasts at the step.
-FSDP2: fp32 weights and gradients, m and v; 16-bit copies are gathered (Megatron-LM docs/dist_optimizer,
-deepspeed/runtime/zero, torch FSDP2 memory tracker)."""
+FSDP2: fp32 weights and gradients, m and v; 16-bit copies are gathered (Megatron-LM
+docs/dist_optimizer, deepspeed/runtime/zero, torch FSDP2 memory tracker)."""
 
 STATES = ("tp", "cp", "pp", "vpp", "dp", "dp_replicate", "ep", "etp", "zero")
 
@@ -413,8 +413,8 @@ def limit_bytes(x: Inputs) -> float:
 def budget_bytes(x: Inputs) -> float:
     """Return the bytes that a plan may take: the limit times the workload's `max_memory`.
 
-    The estimate counts context, NCCL and fragmentation already, so the default keeps 3 % away: Llama 3
-    405B ran on 8,192 GPUs (tp 8, pp 16) with what is estimated here at 96 % of its memory. Runs
-    above 85 % are marked, since in a published sweep all above 70 of 80 GB turned slow.
+    The estimate counts context, NCCL and fragmentation already, so the default keeps 3 % away:
+    Llama 3 405B ran on 8,192 GPUs (tp 8, pp 16) with what is estimated here at 96 % of its memory.
+    Plans above 85 % are marked: in a published sweep all runs above 70 of 80 GB turned slow.
     """
     return limit_bytes(x) * x.workload.max_memory

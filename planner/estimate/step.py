@@ -94,6 +94,8 @@ def dense_compute_backward_s(x: Inputs) -> FloatArray:
 )
 def moe_compute_forward_s(x: Inputs) -> FloatArray:
     """Kernels of one layer with experts, forward, on the busiest rank."""
+    if x.model.experts is None:
+        return np.zeros(len(x.layouts))
     attention = attention_gemm_forward_s(x) + attention_core_forward_s(x)
     return attention + experts_forward_s(x) + moe_elementwise_forward_s(x)
 
@@ -106,6 +108,8 @@ def moe_compute_forward_s(x: Inputs) -> FloatArray:
 )
 def moe_compute_backward_s(x: Inputs) -> FloatArray:
     """Kernels of one layer with experts, backward, with recomputation and accumulation."""
+    if x.model.experts is None:
+        return np.zeros(len(x.layouts))
     once = attention_gemm_backward_s(x) + attention_core_backward_s(x)
     once = once + experts_backward_s(x) + moe_elementwise_backward_s(x) + selective_recompute_s(x)
     full = np.where(x.layouts.recompute == 2, moe_compute_forward_s(x), 0.0)

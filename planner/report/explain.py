@@ -116,6 +116,14 @@ def sync_table(rows: Sequence[SyncRow], sources: Sequence[str]) -> RenderableTyp
     return table
 
 
+def sync_report(rows: Sequence[SyncRow], heading: str, note: str) -> RenderableType:
+    """Return the whole report of `meshwright gradient-sync`."""
+    sources = list(dict.fromkeys(row.source for row in rows))
+    cited = [indented(f"[{n}] {source}") for n, source in enumerate(sources, start=1)]
+    table = sync_table(rows, sources)
+    return Group(title(heading), table, Text(), title("Sources"), *cited, *notes([note]))
+
+
 def _formula_table(headings: Sequence[str]) -> Table:
     """Return a table of a name, figures, and a formula that wraps."""
     table = Table(box=box.SIMPLE_HEAD, pad_edge=False, padding=(0, 2, 0, 0), show_edge=False)

@@ -181,7 +181,7 @@ class ClusterSpec(Record):
     node: Node
     scale_up: ScaleUp
     fabric: Fabric
-    nodes: PositiveInt = Field(le=1_000_000)
+    nodes: PositiveInt = Field(le=131_072)
     host_pattern: str = Field("node{:05d}", max_length=200)
     hosts: tuple[str, ...] | None = None
     sources: dict[str, str] = Field(default_factory=dict)

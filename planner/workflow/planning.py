@@ -12,7 +12,7 @@ from planner.emit import emitter_named
 from planner.errors import InfeasibleError
 from planner.estimate.record import estimate_record
 from planner.layouts.grid import divisors
-from planner.layouts.ranges import Fix, parse_fix
+from planner.layouts.ranges import MICRO_BATCHES, parse_fix
 from planner.layouts.rules import Context, broken_rules
 from planner.layouts.split import chunk_layers
 from planner.layouts.table import Layouts
@@ -194,15 +194,11 @@ def baseline(
             return []
     batch = request.workload.global_batch
     dp = max(d for d in divisors(batch) if d <= ranking.gpus)
-    best: RankedPlan | None = None
-    for micro_batch in [d for d in divisors(batch // dp) if d <= 64]:
-        row = ranked(request, plain(dp, micro_batch, batch), 0, len(plans) + 1)
-        better = best is None or (row.feasible, -row.estimate.step_time_s) > (
-            best.feasible,
-            -best.estimate.step_time_s,
-        )
-        best = row if better else best
-    if best is None or broken_rules(plain(dp, 1, batch), 0, request.context):
+    widths = [d for d in divisors(batch // dp) if d <= max(MICRO_BATCHES)]
+    rows = [ranked(request, plain(dp, b, batch), 0, len(plans) + 1) for b in widths]
+    fits = [row for row in rows if row.feasible]
+    best = min(fits, key=lambda row: row.estimate.step_time_s) if fits else rows[0]
+    if broken_rules(plain(dp, 1, batch), 0, request.context):
         return []
     used = "" if dp == ranking.gpus else f" on {dp:,} of {ranking.gpus:,} GPUs"
     memory = best.estimate.memory

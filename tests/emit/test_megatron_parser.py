@@ -13,6 +13,7 @@ from plan_grid import MODELS, model, plan
 
 from planner.emit.megatron import EMITTER
 from planner.plan import Plan
+from planner.specs.catalog import load_model
 
 pytestmark = pytest.mark.frameworks
 
@@ -137,6 +138,23 @@ def test_the_parser_reads_the_plan_back(name, row, tmp_path):
         strategy = {2: "optim_grads", 3: "optim_grads_params"}[answer.best.layout.zero]
         assert args.data_parallel_sharding_strategy == strategy
     assert megatron_harness.stage_layers(config) == answer.best.stage_layers
+
+
+SHIPPED = (
+    "deepseek-v3", "glm-4.5", "gpt-3-175b", "gpt-oss-120b", "kimi-k2", "llama-3.1-405b",
+    "llama-4-maverick", "mixtral-8x7b", "nemotron-4-340b", "qwen2.5-72b", "qwen3-235b-a22b",
+)  # fmt: skip
+
+
+@pytest.mark.parametrize("name", SHIPPED)
+def test_shipped_models_are_read_back(name, tmp_path):
+    spec = load_model(name)
+    answer = plan(spec, dp=8, seq=min(spec.max_seq_tokens, 2048))
+    assert EMITTER.unsupported(answer) == []
+    args, config = read(tmp_path, answer)
+    want = expected(answer)
+    assert {k: getattr(args, k) for k in want} == want
+    assert spec.experts is None or layer_kinds(config) == list(spec.moe_layers)
 
 
 def layer_kinds(config: Any) -> list[bool]:
