@@ -4,7 +4,7 @@
     python docs/generate.py --check    exit 1 if one of them is stale
 
 A block stands between `<!-- generated: NAME -->` and `<!-- end -->`; everything else is written by
-hand. Nothing generated holds a time or a path of this machine, so the same code gives the same text.
+hand. Nothing generated holds a timing or a path, so the same code gives the same text.
 """
 
 from __future__ import annotations
@@ -18,11 +18,15 @@ import sys
 from collections.abc import Callable, Iterable, Sequence
 from functools import partial
 from pathlib import Path
+from types import ModuleType
+from typing import Any
 
 import typer
 
 from planner.cli.app import app, main
-from planner.estimate import communication, compute, experts, memory, params, step
+from planner.emit import EMITTER_NAMES, emitter_named
+from planner.estimate import communication, compute, memory, params, step
+from planner.estimate import experts as routing
 from planner.estimate.record import TERMS
 from planner.layouts.rules import RULES
 from planner.specs.catalog import (
@@ -46,7 +50,8 @@ SYMBOLS = {"<": "\\<", "|": "\\|", "*": "\\*", "_": "\\_"}
 def table(head: Sequence[str], rows: Iterable[Sequence[object]]) -> str:
     """Return a Markdown table; numbers stand to the right."""
     body = [[str(cell) for cell in row] for row in rows]
-    numeric = [all(re.fullmatch(r"[\d.,]*[TBMk%]?", row[i]) for row in body) for i in range(len(head))]
+    columns = zip(*body, strict=True)
+    numeric = [all(re.fullmatch(r"[\d.,]*[TBMk]?", cell) for cell in cells) for cells in columns]
     lines = [list(head), ["---:" if right else "---" for right in numeric], *body]
     return "\n".join(f"| {' | '.join(line)} |" for line in lines)
 
@@ -89,7 +94,7 @@ def command_paths() -> list[str]:
     """Return every command, parents first, as a user types it."""
     found: list[str] = []
 
-    def walk(command: object, path: str) -> None:
+    def walk(command: Any, path: str) -> None:
         found.append(path)
         for name, child in getattr(command, "commands", {}).items():
             walk(child, f"{path} {name}")
@@ -104,7 +109,7 @@ def helps() -> str:
     return "\n\n".join(parts)
 
 
-def terms(module: object) -> str:
+def terms(module: ModuleType) -> str:
     """Return the formulas of one module of the estimate."""
     own = {id(value) for value in vars(module).values()}
     defined = [t for t in TERMS if id(t) in own and t.function.__module__ == module.__name__]
@@ -145,7 +150,8 @@ def models() -> str:
     for name in model_names():
         model = load_model(name)
         counted = count_parameters(model)
-        kind = f"{model.experts.count} experts, {model.experts.top_k} a token" if model.experts else ""
+        experts = model.experts
+        kind = f"{experts.count} experts, {experts.top_k} a token" if experts else ""
         shape = f"{model.layers} x {model.hidden}"
         rows.append((code(name), count(counted.total), count(counted.active), shape, kind))
     return table(("model", "parameters", "active", "layers x hidden", "experts"), rows)
@@ -163,7 +169,8 @@ def clusters() -> str:
         gpus = f"{c.node.gpus} {c.accelerator.name}"
         joined = [fabric.name or fabric.kind.value, nics, leaf, over] if c.node.nics else [""] * 4
         rows.append((code(name), gpus, plain(c.scale_up.kind), c.domain_gpus, *joined))
-    head = ("cluster", "node", "scale-up", "GPUs joined", "network", "NICs", "nodes a leaf", "uplinks")
+    network = ("network", "NICs", "nodes a leaf", "uplinks")
+    head = ("cluster", "node", "scale-up", "GPUs joined", *network)
     return table(head, rows)
 
 
@@ -187,9 +194,17 @@ def accelerators() -> str:
     return table(head, rows)
 
 
+def targets() -> str:
+    """Return the launch targets: whose rules a plan for them obeys, what read their files."""
+    emitters = [emitter_named(name) for name in EMITTER_NAMES]
+    rows = [(code(e.name), code(e.stack), plain(e.tested_with)) for e in emitters]
+    return table(("target", "planned with the rules of stack", "files tested with"), rows)
+
+
 BLOCKS: dict[str, Callable[[], str]] = {
     "help": helps,
     "rules": rules,
+    "targets": targets,
     "stacks": stacks,
     "models": models,
     "clusters": clusters,
@@ -198,7 +213,7 @@ BLOCKS: dict[str, Callable[[], str]] = {
     "terms of memory": partial(terms, memory),
     "terms of compute": partial(terms, compute),
     "terms of communication": partial(terms, communication),
-    "terms of experts": partial(terms, experts),
+    "terms of experts": partial(terms, routing),
     "terms of step": partial(terms, step),
 }
 

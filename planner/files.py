@@ -8,11 +8,16 @@ from pathlib import Path
 
 
 def write_whole(path: Path, text: str, *, executable: bool = False) -> None:
-    """Write `text` to `path` through a temporary file beside it and a rename."""
+    """Write `text` to `path` as UTF-8, whole or not at all."""
+    write_whole_bytes(path, text.encode("utf-8"), executable=executable)
+
+
+def write_whole_bytes(path: Path, data: bytes, *, executable: bool = False) -> None:
+    """Write `data` to `path` through a temporary file beside it and a rename."""
     handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
     try:
-        with os.fdopen(handle, "w", encoding="utf-8", newline="\n") as file:
-            file.write(text)
+        with os.fdopen(handle, "wb") as file:
+            file.write(data)
         os.chmod(temporary, 0o755 if executable else 0o644)
         os.replace(temporary, path)
     except BaseException:

@@ -21,6 +21,9 @@ KORTHIKANTI_2022 = Source("Korthikanti et al. 2022", "arXiv:2205.05198 eq. 1-6")
 ZERO_2020 = Source("Rajbhandari et al. 2020, ZeRO", "arXiv:1910.02054 sec. 5-7")
 FSDP_2023 = Source("Zhao et al. 2023, PyTorch FSDP", "arXiv:2304.11277 sec. 3")
 GPIPE_2019 = Source("Huang et al. 2019, GPipe", "arXiv:1811.06965 sec. 2")
+BREADTH_FIRST_2022 = Source("Lamy-Poirier 2022, breadth-first", "arXiv:2211.05953 sec. 4")
+ZERO_BUBBLE_2023 = Source("Qi et al. 2023, zero bubble", "arXiv:2401.10241 sec. 2-6")
+DUALPIPE = Source("DeepSeek-AI, DualPipe", "arXiv:2412.19437 sec. 3.2; github.com/deepseek-ai/DualPipe")
 PATARASUK_2009 = Source(
     "Patarasuk and Yuan 2009, ring all-reduce", "doi:10.1016/j.jpdc.2008.09.002"
 )

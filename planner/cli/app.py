@@ -14,7 +14,7 @@ from typing import Annotated
 import typer
 
 from planner import __version__
-from planner.cli import emit, explain, gradient_sync, place, plan, specs
+from planner.cli import emit, explain, gradient_sync, place, plan, specs, sweep
 from planner.cli.talk import say
 from planner.errors import PlannerError
 
@@ -38,6 +38,9 @@ app.command(
 app.command("explain", epilog=explain.EXAMPLES)(explain.explain)
 app.command("place", epilog=place.EXAMPLES)(place.place)
 app.command("emit", epilog=emit.EXAMPLES)(emit.emit)
+app.command(
+    "sweep", short_help="Plan a grid of points, one row each.", epilog=sweep.EXAMPLES
+)(sweep.sweep)
 app.command("gradient-sync", epilog=gradient_sync.EXAMPLES)(gradient_sync.gradient_sync)
 app.add_typer(
     specs.app,

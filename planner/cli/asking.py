@@ -3,19 +3,17 @@
 from __future__ import annotations
 
 import math
-import re
-from collections import Counter
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from planner.cli import options
+from planner.cli.machines import real_cluster
 from planner.cli.talk import say
 from planner.errors import SpecError
 from planner.units import count
 
 if TYPE_CHECKING:
-    from planner.specs.cluster import ClusterSpec
     from planner.specs.model import ModelSpec
     from planner.specs.workload import Workload
     from planner.workflow import PlanRequest
@@ -47,6 +45,9 @@ class Asked:
     unhealthy: str | None = None
     gpus: int | None = None
     nodes_file: Path | None = None
+    slurm_topology: Path | None = None
+    node_state: Path | None = None
+    pipelines: str = "under-leaf"
 
 
 def request_of(asked: Asked) -> PlanRequest:
@@ -59,8 +60,14 @@ def request_of(asked: Asked) -> PlanRequest:
     from planner.specs.catalog import load_cluster, load_model
 
     model, cluster = load_model(asked.model), load_cluster(asked.cluster)
-    if asked.nodes_file:
-        cluster = on_hosts(cluster, asked.nodes_file, counted=_counted(asked.cluster))
+    real = real_cluster(
+        cluster,
+        asked.cluster,
+        nodes_file=asked.nodes_file,
+        slurm_topology=asked.slurm_topology,
+        node_state=asked.node_state,
+    )
+    cluster = real.cluster
     if asked.gpus is not None and not 0 < asked.gpus <= cluster.gpus:
         raise SpecError(
             f"--gpus: {asked.gpus} is not between 1 and the {cluster.gpus} GPUs of {cluster.name}",
@@ -75,8 +82,11 @@ def request_of(asked: Asked) -> PlanRequest:
         workload=workload,
         fix=fix,
         top=asked.top,
-        unhealthy=unhealthy,
+        unhealthy=(*unhealthy, *real.avoid),
         gpus=asked.gpus,
+        busy=real.busy,
+        pipelines=options.rule_of(asked.pipelines),
+        notes=real.notes,
     )
 
 
@@ -141,35 +151,6 @@ def default_batch(seq_tokens: int, gpus: int) -> int:
     target = max(1.0, tokens / max(1, seq_tokens))
     odd = gpus // (gpus & -gpus)
     return odd << max(0, round(math.log2(target / odd)))
-
-
-def on_hosts(cluster: ClusterSpec, nodes_file: Path, *, counted: bool) -> ClusterSpec:
-    """Return `cluster` made of the hosts that a file lists, one a line, in leaf order.
-
-    Raises SpecError when a host is listed twice, or when ':N' was given and differs.
-    """
-    from planner.place.hosts import HOSTNAME
-    from planner.specs.cluster import ClusterSpec
-    from planner.specs.read import validate
-
-    hosts = options.listed(nodes_file, option="--nodes-file")
-    seen = Counter(hosts)
-    if twice := next((h for h in dict.fromkeys(hosts) if seen[h] > 1), None):
-        raise SpecError(f"--nodes-file: {nodes_file} lists {twice!r} twice")
-    if bad := next((h for h in hosts if not HOSTNAME.fullmatch(h)), None):
-        raise SpecError(f"--nodes-file: {nodes_file}: {bad[:80]!r} is not a hostname")
-    if counted and cluster.nodes != len(hosts):
-        raise SpecError(
-            f"--nodes-file: {nodes_file} lists {len(hosts)} hosts, ':{cluster.nodes}' asks for "
-            f"{cluster.nodes}",
-            hint="leave ':N' out, or list as many hosts",
-        )
-    data = cluster.model_dump() | {"hosts": hosts, "nodes": len(hosts)}
-    return validate(ClusterSpec, data, f"--nodes-file: {nodes_file}")
-
-
-def _counted(cluster: str) -> bool:
-    return re.search(r":\d+$", cluster) is not None
 
 
 def _refused(error: Any) -> SpecError:

@@ -34,12 +34,10 @@ def refuse_early(folder: Path | None, targets: tuple[str, ...], *, force: bool) 
         if targets:
             raise SpecError("--target: there is no folder to write into", hint="add -o DIR")
         return
+    from planner.emit.base import refuse_if_not_ours
+
     try:
-        if folder.is_dir() and not force and any(folder.iterdir()):
-            raise SpecError(
-                f"-o: {folder} is not empty",
-                hint="name another folder, or replace an earlier bundle with --force",
-            )
+        refuse_if_not_ours(folder, force=force)
         above = next(p for p in (folder, *folder.absolute().parents) if p.exists())
     except OSError as error:
         raise SpecError(f"-o: {folder}: {error.strerror}") from error

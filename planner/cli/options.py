@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 import math
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Literal
 
 import typer
 
@@ -113,6 +113,37 @@ Unhealthy = Annotated[
 Gpus = Annotated[
     int | None, typer.Option("--gpus", metavar="N", help="Use exactly N GPUs of the cluster.")
 ]
+NodesFile = Annotated[
+    Path | None,
+    typer.Option(
+        "--nodes-file",
+        metavar="FILE",
+        help="The hosts to use, in leaf order; also as node[001-032].",
+    ),
+]
+SlurmTopology = Annotated[
+    Path | None,
+    typer.Option(
+        "--slurm-topology",
+        metavar="FILE",
+        help="Slurm's topology.conf or topology.yaml: which hosts share a leaf.",
+    ),
+]
+NodeState = Annotated[
+    Path | None,
+    typer.Option(
+        "--node-state",
+        metavar="FILE",
+        help="Output of `scontrol show nodes` or `kubectl get nodes -o json`: what is up and free.",
+    ),
+]
+Pipelines = Annotated[
+    str,
+    typer.Option(
+        metavar="RULE",
+        help="under-leaf: fewest pipelines split between leafs. fastest: least step time.",
+    ),
+]
 Json = Annotated[bool, typer.Option("--json", help="One JSON document on stdout.")]
 Force = Annotated[bool, typer.Option("--force", help="Replace an earlier bundle in DIR.")]
 LayoutText = Annotated[
@@ -148,6 +179,16 @@ def fields_of(text: str, *, option: str) -> dict[str, str]:
     return out
 
 
+def rule_of(text: str) -> Literal["under-leaf", "fastest"]:
+    """Return the value of --pipelines; SpecError for a rule that there is not."""
+    if text == "under-leaf" or text == "fastest":
+        return text
+    near = did_you_mean(text, ("under-leaf", "fastest"))
+    raise SpecError(
+        f"--pipelines: {text[:80]!r} is not a rule", hint=near or "write under-leaf or fastest"
+    )
+
+
 def _field(name: str, option: str) -> str:
     field = name.lower().replace("-", "_")
     if field not in LAYOUT_FIELDS:
@@ -179,7 +220,7 @@ def listed(path: Path, *, option: str) -> tuple[str, ...]:
 
     Raises SpecError when the file cannot be read, holds binary data, or lists nothing.
     """
-    lines = (line.partition("#")[0] for line in _text(path, option).splitlines())
+    lines = (line.partition("#")[0] for line in text_of(path, option=option).splitlines())
     words = tuple(word for line in lines for word in line.replace(",", " ").split())
     if not words:
         raise SpecError(f"{option}: {path} lists nothing", hint="write one name a line")
@@ -193,7 +234,7 @@ def shares_of(path: Path, *, option: str) -> tuple[float, ...]:
 
     Raises SpecError when one is not a finite number.
     """
-    text = _text(path, option).strip()
+    text = text_of(path, option=option).strip()
     try:
         if text.startswith("["):
             words = json.loads(text)
@@ -210,16 +251,15 @@ def shares_of(path: Path, *, option: str) -> tuple[float, ...]:
     return numbers
 
 
-def _text(path: Path, option: str) -> str:
+def text_of(path: Path, *, option: str, most_bytes: int = LIST_FILE_BYTES) -> str:
+    """Return what a regular UTF-8 file of at most `most_bytes` holds; SpecError for any other."""
     try:
         if not path.exists():
             raise SpecError(f"{option}: {path}: no such file")
         if not path.is_file():
             raise SpecError(f"{option}: {path}: not a regular file")
-        if (size := path.stat().st_size) > LIST_FILE_BYTES:
-            raise SpecError(
-                f"{option}: {path} has {size} bytes, at most {LIST_FILE_BYTES} are read"
-            )
+        if (size := path.stat().st_size) > most_bytes:
+            raise SpecError(f"{option}: {path} has {size} bytes, at most {most_bytes} are read")
         return path.read_text(encoding="utf-8")
     except OSError as error:
         raise SpecError(f"{option}: {path}: {error.strerror}") from error

@@ -2,11 +2,6 @@
 
 from __future__ import annotations
 
-from pathlib import Path
-from typing import Annotated
-
-import typer
-
 from planner.cli import options as o
 from planner.cli.asking import Asked, request_of
 from planner.cli.talk import answer_json, show
@@ -17,6 +12,8 @@ Examples:
   meshwright place llama-3.1-70b dgx-h100:32 --layout tp=8,pp=4
   meshwright place llama-3.1-70b dgx-h100:32 --layout tp=8 --unhealthy node00007,node00012:3
   meshwright place llama-3.1-70b dgx-h100 --layout tp=8 --nodes-file hosts.txt --json
+  meshwright place llama-3.1-70b dgx-h100 --layout tp=8,pp=4 \
+      --slurm-topology /etc/slurm/topology.conf --node-state nodes.txt --pipelines fastest
 """
 
 
@@ -25,12 +22,10 @@ def place(
     cluster: o.Cluster,
     *,
     layout: o.LayoutText,
-    nodes_file: Annotated[
-        Path | None,
-        typer.Option(
-            "--nodes-file", metavar="FILE", help="The cluster's hosts, one a line, in leaf order."
-        ),
-    ] = None,
+    pipelines: o.Pipelines = "under-leaf",
+    nodes_file: o.NodesFile = None,
+    slurm_topology: o.SlurmTopology = None,
+    node_state: o.NodeState = None,
     unhealthy: o.Unhealthy = None,
     seq: o.Seq = None,
     global_batch: o.GlobalBatch = None,
@@ -64,6 +59,9 @@ def place(
             unhealthy=unhealthy,
             gpus=gpus,
             nodes_file=nodes_file,
+            slurm_topology=slurm_topology,
+            node_state=node_state,
+            pipelines=pipelines,
         )
     )
     from planner import workflow

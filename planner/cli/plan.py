@@ -42,6 +42,10 @@ def plan(
     top: Annotated[int, typer.Option(metavar="K", min=1, max=1000, help="Layouts to show.")] = 10,
     gpus: o.Gpus = None,
     unhealthy: o.Unhealthy = None,
+    pipelines: o.Pipelines = "under-leaf",
+    nodes_file: o.NodesFile = None,
+    slurm_topology: o.SlurmTopology = None,
+    node_state: o.NodeState = None,
     expert_imbalance: o.ExpertImbalance = None,
     capacity_factor: o.CapacityFactor = None,
     max_memory: o.MaxMemory = None,
@@ -82,6 +86,10 @@ def plan(
             top=top,
             unhealthy=unhealthy,
             gpus=gpus,
+            nodes_file=nodes_file,
+            slurm_topology=slurm_topology,
+            node_state=node_state,
+            pipelines=pipelines,
         )
     )
     found = _found(request, output, targets, force=force)

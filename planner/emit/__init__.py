@@ -11,7 +11,7 @@ if TYPE_CHECKING:
     from planner.emit.base import Artifact, Emitter
     from planner.plan import Plan
 
-EMITTER_NAMES = ("torchrun", "deepspeed", "megatron")
+EMITTER_NAMES = ("torchrun", "deepspeed", "megatron", "accelerate")
 
 
 def emitter_named(name: str) -> Emitter:

@@ -116,7 +116,7 @@ def placed(plan: Plan) -> Placement:
 
 def hosts_are_placeholders(plan: Plan) -> bool:
     """Return whether the hosts are made-up names, because the cluster lists none."""
-    return plan.request.cluster.hosts is None
+    return not plan.request.cluster.names_hosts
 
 
 def write_bundle(folder: Path, artifacts: Sequence[Artifact], *, force: bool) -> None:
@@ -132,7 +132,7 @@ def write_bundle(folder: Path, artifacts: Sequence[Artifact], *, force: bool) ->
     """
     target = Path(os.path.realpath(folder))
     try:
-        _refuse_if_not_ours(folder, target, force=force)
+        refuse_if_not_ours(folder, force=force)
         target.parent.mkdir(parents=True, exist_ok=True)
         scratch = Path(tempfile.mkdtemp(dir=target.parent, prefix=".meshwright."))
         try:
@@ -149,8 +149,9 @@ def write_bundle(folder: Path, artifacts: Sequence[Artifact], *, force: bool) ->
         ) from error
 
 
-def _refuse_if_not_ours(folder: Path, target: Path, *, force: bool) -> None:
-    """Raise SpecError when `target` holds something that must not be replaced."""
+def refuse_if_not_ours(folder: Path, *, force: bool) -> None:
+    """Raise SpecError when `folder` holds something that `write_bundle` would not replace."""
+    target = Path(os.path.realpath(folder))
     if not target.exists():
         return
     if not target.is_dir():

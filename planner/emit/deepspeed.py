@@ -9,15 +9,12 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator
-from typing import Any
 
 from planner.emit.base import Artifact, hosts_are_placeholders, placed
+from planner.emit.deepspeed_config import config
 from planner.emit.shared import example, shared_artifacts
-from planner.plan import Layout, Plan
+from planner.plan import Plan
 from planner.specs.workload import Precision
-
-BUCKET_ELEMENTS = 500_000_000
-"""Elements in one reduction or gather: DeepSpeed 0.19.8's default, runtime/zero/config.py."""
 
 
 class DeepSpeed:
@@ -34,7 +31,10 @@ class DeepSpeed:
     def emit(self, plan: Plan) -> list[Artifact]:
         """Return the configuration, the host file, the script and what every bundle carries."""
         shared = shared_artifacts(
-            plan, framework=f"DeepSpeed ({self.tested_with})", start=start_text(plan)
+            plan,
+            target=self.name,
+            framework=f"DeepSpeed ({self.tested_with})",
+            start=start_text(plan),
         )
         return [
             *shared,
@@ -98,58 +98,6 @@ def stages_fit(plan: Plan) -> bool:
     rows = plan.best.stage_layers
     held = [sum(row) for row in rows]
     return len(rows) == plan.best.layout.pp and sum(held) == plan.request.model.layers
-
-
-def config(plan: Plan) -> dict[str, Any]:
-    """Return `ds_config.json`: the batch, the precision, ZeRO, the pipeline, the optimizer."""
-    lay, work = plan.best.layout, plan.request.workload
-    out: dict[str, Any] = {
-        "train_batch_size": work.global_batch,
-        "train_micro_batch_size_per_gpu": lay.micro_batch,
-        "gradient_accumulation_steps": lay.num_microbatches,
-        **precision(work.precision, lay),
-        "zero_optimization": zero(lay),
-        # torch's own AdamW: DeepSpeed's fused one is compiled at the first start and needs nvcc
-        "optimizer": {
-            "type": "AdamW",
-            "params": {"lr": 0.0003, "betas": [0.9, 0.95], "weight_decay": 0.1, "torch_adam": True},
-        },
-        "gradient_clipping": 1.0,
-        "steps_per_print": 10,
-        "wall_clock_breakdown": False,
-    }
-    if lay.pp > 1:
-        out["pipeline"] = {"stages": lay.pp, "activation_checkpoint_interval": 0}
-    return out
-
-
-def precision(kind: Precision, lay: Layout) -> dict[str, Any]:
-    """Return the number format. Gradients add up in FP32, which DeepSpeed can only under ZeRO."""
-    sums = {"data_types": {"grad_accum_dtype": "fp32"}} if lay.zero else {}
-    if kind is Precision.FP16:  # a loss scale of 0 is a dynamic one
-        return {"fp16": {"enabled": True, "loss_scale": 0, "initial_scale_power": 16}} | sums
-    return {"bf16": {"enabled": True}} | sums
-
-
-def zero(lay: Layout) -> dict[str, Any]:
-    """Return the ZeRO stage with its buckets, in whole elements."""
-    if lay.zero == 0:
-        return {"stage": 0}
-    out: dict[str, Any] = {
-        "stage": lay.zero,
-        "overlap_comm": True,
-        "contiguous_gradients": True,
-        "reduce_scatter": True,
-        "reduce_bucket_size": BUCKET_ELEMENTS,
-        "allgather_bucket_size": BUCKET_ELEMENTS,
-    }
-    if lay.zero == 3:
-        out["stage3_prefetch_bucket_size"] = BUCKET_ELEMENTS // 10
-        out["stage3_param_persistence_threshold"] = 100_000
-        out["stage3_gather_16bit_weights_on_model_save"] = True
-        if lay.dp_replicate > 1:
-            out["zero_hpz_partition_size"] = lay.dp // lay.dp_replicate
-    return out
 
 
 def hostfile(plan: Plan) -> str:

@@ -7,9 +7,10 @@ Megatron-FSDP must not have that.
 
 from __future__ import annotations
 
-from planner.emit.base import Artifact, hosts_are_placeholders, placed
+from planner.emit.base import Artifact, placed
 from planner.emit.megatron_flags import flags
 from planner.emit.megatron_rules import problems
+from planner.emit.nodes import node_text
 from planner.emit.shared import shared_artifacts
 from planner.plan import Layout, Plan
 
@@ -28,7 +29,10 @@ class Megatron:
     def emit(self, plan: Plan) -> list[Artifact]:
         """Return `megatron.args`, `env.sh`, `run.sh` and what every bundle carries."""
         shared = shared_artifacts(
-            plan, framework=f"Megatron-LM ({self.tested_with})", start=start_text(plan)
+            plan,
+            target=self.name,
+            framework=f"Megatron-LM ({self.tested_with})",
+            start=start_text(plan),
         )
         return [
             *shared,
@@ -124,46 +128,6 @@ start() {{ # a port, a script and its options
 # Every rank where the plan has it? SKIP_PREFLIGHT=1 leaves the question out.
 [[ -n "${{SKIP_PREFLIGHT:-}}" ]] || start "$((MASTER_PORT + 1))" "$HERE/preflight.py"
 start "$MASTER_PORT" "$MEGATRON_PATH/pretrain_gpt.py" "${{ARGS[@]}}" "${{DATA_ARGS[@]}}" "$@"
-"""
-
-
-def node_text(plan: Plan) -> str:
-    """Return the lines of `run.sh` that set NODE_RANK and MASTER_ADDR, unless they are set."""
-    hosts = placed(plan).hosts
-    if len(hosts) == 1:
-        return 'NODE_RANK=0\nMASTER_ADDR="${MASTER_ADDR:-127.0.0.1}"\n'
-    if hosts_are_placeholders(plan):
-        return """\
-# The cluster file lists no hosts, so the names in hosts.txt say nothing about this node.
-: "${NODE_RANK:?set NODE_RANK to the number of this node, from 0}"
-: "${MASTER_ADDR:?set MASTER_ADDR to the address of node 0}"
-"""
-    return FIND_NODE
-
-
-FIND_NODE = """\
-# The number of this node is its line in hosts.txt; a domain that one of the names lacks is ignored.
-mapfile -t HOSTS < "$HERE/hosts.txt"
-MASTER_ADDR="${MASTER_ADDR:-${HOSTS[0]}}"
-if [[ -z "${NODE_RANK:-}" ]]; then
-  name="${MESHWRIGHT_HOSTNAME:-$HOSTNAME}"
-  name="${name,,}"
-  same=() short=()
-  for i in "${!HOSTS[@]}"; do
-    host="${HOSTS[i],,}"
-    if [[ "$host" == "$name" ]]; then
-      same+=("$i")
-    elif [[ "${host%%.*}" == "${name%%.*}" && ("$host" != *.* || "$name" != *.*) ]]; then
-      short+=("$i")
-    fi
-  done
-  [[ ${#same[@]} -gt 0 ]] || same=("${short[@]}")
-  if [[ ${#same[@]} -ne 1 ]]; then
-    echo "run.sh: ${#same[@]} lines of hosts.txt name this host ('$name'); set NODE_RANK" >&2
-    exit 2
-  fi
-  NODE_RANK="${same[0]}"
-fi
 """
 
 

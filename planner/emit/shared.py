@@ -18,11 +18,13 @@ RANK_MAP_SCHEMA = "meshwright.rank_map/1"
 AXES = ("tp", "cp", "ep", "dp", "pp")
 
 
-def shared_artifacts(plan: Plan, *, framework: str, start: str) -> list[Artifact]:
+def shared_artifacts(plan: Plan, *, target: str, framework: str, start: str) -> list[Artifact]:
     """Return plan.json, rank_map.json, preflight.py, hosts.txt and README.md.
 
-    `framework` is named in the README with its version; `start` is its section, in Markdown, on
-    how to start the job. Raises SpecError when the placement is missing or no launcher can keep it.
+    `target` is what `--target` takes; `framework` is named in the README with its version; `start`
+    is its section, in Markdown, on how to start the job.
+
+    Raises SpecError when the placement is missing or no launcher can keep it.
     """
     placed(plan)
     return [
@@ -30,7 +32,7 @@ def shared_artifacts(plan: Plan, *, framework: str, start: str) -> list[Artifact
         Artifact("rank_map.json", rank_map(plan)),
         Artifact("preflight.py", example("preflight.py")),
         Artifact("hosts.txt", hosts_text(plan)),
-        Artifact("README.md", readme(plan, framework=framework, start=start)),
+        Artifact("README.md", readme(plan, target=target, framework=framework, start=start)),
     ]
 
 
@@ -61,7 +63,7 @@ def hosts_text(plan: Plan) -> str:
     return "\n".join(placed(plan).hosts) + "\n"
 
 
-def readme(plan: Plan, *, framework: str, start: str) -> str:
+def readme(plan: Plan, *, target: str, framework: str, start: str) -> str:
     """Return the README: what was planned, what to expect, how to start, what to check first."""
     request, best, place = plan.request, plan.best, placed(plan)
     work, estimate = request.workload, best.estimate
@@ -76,6 +78,8 @@ Launch bundle for {framework}, {hosts}. The layout:
     {best.layout.short()}
 
 `plan.json` holds the whole plan: model, cluster, workload, estimate and placement.
+`meshwright emit plan.json --target {target} -o DIR` writes these files again; after you edit some,
+`meshwright emit --check .` says whether they still agree with the plan.
 
 | one training step | |
 |---|---|

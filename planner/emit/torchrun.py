@@ -29,7 +29,12 @@ class Torchrun:
     def emit(self, plan: Plan) -> list[Artifact]:
         """Return run.sh, env.sh, commands.txt, train.py, its model and what bundles share."""
         return [
-            *shared_artifacts(plan, framework=f"torchrun ({self.tested_with})", start=_start(plan)),
+            *shared_artifacts(
+                plan,
+                target=self.name,
+                framework=f"torchrun ({self.tested_with})",
+                start=_start(plan),
+            ),
             Artifact("run.sh", _run(plan), executable=True),
             Artifact("env.sh", ENVIRONMENT),
             Artifact("commands.txt", _commands(plan)),

@@ -223,7 +223,10 @@ def bubble_s(x: Inputs) -> FloatArray:
 )
 def exposed_sync_s(x: Inputs) -> FloatArray:
     """Gradient and parameter traffic at the end of a step that no computation hides."""
-    window = stage_microbatch_s(x).max(axis=1) * x.stack.overlap
+    # phi is fitted above one where several micro-batches hide it; never more than there are
+    window = stage_microbatch_s(x).max(axis=1) * np.minimum(
+        x.stack.overlap, x.layouts.num_microbatches
+    )
     out = np.zeros(len(x.layouts))
     for traffic, share in ((gradient_sync_s(x), 2 / 3), (parameter_gather_s(x), 1 / 3)):
         left = traffic * x.stack.dp_exposed

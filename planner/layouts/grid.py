@@ -159,7 +159,7 @@ def _state_options(tp: int, dp: int, plain: bool, fix: Fix) -> list[tuple[int, .
     options: list[tuple[int, ...]] = []
     for sp in fix.pick("sp", (0, 1) if tp > 1 else (0,)):
         for zero in fix.pick("zero", range(4)):
-            groups = [d for d in divisors(dp) if d < dp or d == 1] if zero == 3 else [1]
+            groups = divisors(dp) if zero == 3 else [1]  # all of dp: sharded over cp alone
             syncs = range(2) if plain and zero == 0 else range(1)
             options += [
                 (sp, zero, replicate, recompute, 0, sync)

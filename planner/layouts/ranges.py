@@ -28,6 +28,13 @@ class Choice:
         """Return whether `value` is among the choices."""
         return value in self.values if self.values is not None else self.low <= value <= self.high
 
+    @property
+    def only(self) -> int | None:
+        """Return the value where there is one choice, None where there are several."""
+        if self.values is not None:
+            return next(iter(self.values)) if len(self.values) == 1 else None
+        return self.low if self.low == self.high else None
+
     def listed(self) -> tuple[int, ...]:
         """Return the values in order; an interval is written out."""
         found = self.values if self.values is not None else range(self.low, self.high + 1)

@@ -40,11 +40,13 @@ def chunk_layers(layers: int, pp: int, vpp: int) -> list[list[int]]:
     if layers % chunks == 0:
         flat = [layers // chunks] * chunks
     else:
-        base, extra = divmod(layers + 2, chunks)
+        # where an end would be left empty, a stage of one chunk keeps a layer all the same
+        ends = 0 if vpp == 1 and layers + 2 < 2 * chunks else 1
+        base, extra = divmod(layers + 2 * ends, chunks)
         flat = [base] * chunks
-        flat[0] -= 1
-        flat[-1] -= 1
-        for chunk in [*range(chunks - 2, 0, -1), chunks - 1, 0][:extra]:
+        flat[0] -= ends
+        flat[-1] -= ends
+        for chunk in range(chunks - 2, chunks - 2 - extra, -1):
             flat[chunk] += 1
     if not fits(layers, pp, vpp):
         raise ValueError(f"{layers} layers do not fill {pp} stages of {vpp} chunks")

@@ -47,7 +47,7 @@ def check_placement(
     spans = _spans(cluster, node)
     faults = [
         *_gpu_faults(placement, node, free.healthy),
-        *_leaf_faults(placement, spans["leaf"]),
+        *_leaf_faults(cluster, placement, spans["leaf"]),
         *_fill_faults(node),
         *_coordinate_faults(layout, at),
     ]
@@ -88,8 +88,13 @@ def _gpu_faults(placement: Placement, node: IntArray, healthy: NDArray[np.bool_]
     return faults
 
 
-def _leaf_faults(placement: Placement, leaf: IntArray) -> list[str]:
-    wrong = [n for n, r in enumerate(placement.ranks) if r.leaf != f"leaf{leaf[n]:04d}"]
+def _leaf_faults(cluster: ClusterSpec, placement: Placement, leaf: IntArray) -> list[str]:
+    names = {int(k): cluster.leaf_name(int(k)) for k in np.unique(leaf)}
+    wrong = [
+        n
+        for n, (r, k) in enumerate(zip(placement.ranks, leaf.tolist(), strict=True))
+        if r.leaf != names[k]
+    ]
     return [f"under another leaf than claimed: {_name(placement, wrong)}"] if wrong else []
 
 

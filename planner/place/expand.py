@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 
 import numpy as np
 
@@ -34,11 +34,16 @@ def gpus_of(free: FreeNodes, nodes: IntArray, ranks: int) -> IntArray:
 
 
 def rank_places(
-    layout: Layout, free: FreeNodes, tree: Tree, nodes: IntArray, ranks: int
+    layout: Layout,
+    free: FreeNodes,
+    tree: Tree,
+    nodes: IntArray,
+    ranks: int,
+    name: Callable[[int], str],
 ) -> list[RankPlace]:
-    """Return one record a rank, in rank order."""
+    """Return one record a rank, in rank order; `name` says what to call a leaf."""
     host = [free.hosts[n] for n in nodes.tolist() for _ in range(ranks)]
-    leaf = [f"leaf{k:04d}" for k in tree.leaf[nodes].tolist() for _ in range(ranks)]
+    leaf = [name(k) for k in tree.leaf[nodes].tolist() for _ in range(ranks)]
     axes = {kind: steps.tolist() for kind, steps in coordinates(layout).items()}
     columns = [range(layout.gpus), host, gpus_of(free, nodes, ranks).tolist(), leaf]
     columns += [axes[kind] for kind in ("tp", "cp", "ep", "dp", "pp")]

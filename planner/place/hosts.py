@@ -13,8 +13,8 @@ from numpy.typing import NDArray
 
 from planner.errors import SpecError, did_you_mean
 from planner.specs.cluster import ClusterSpec
+from planner.specs.hostlist import HOSTNAME, expand
 
-HOSTNAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,252}")
 SUGGEST_AMONG = 20_000  # a near miss is looked for among at most so many hosts: difflib is slow
 
 PATTERN = re.compile(r"[A-Za-z0-9._-]*\{(:0?[1-9]?d)?\}[A-Za-z0-9._-]*")
@@ -50,23 +50,27 @@ def free_nodes(cluster: ClusterSpec, unhealthy: Sequence[str] = ()) -> FreeNodes
 
 
 def nodes_from_file(path: str | Path) -> list[str]:
-    """Return the hostnames in `path`: one a line, blank lines and `#` comments left out.
+    """Return the hostnames in `path`, in order; blank lines and `#` comments are left out.
 
-    Raises SpecError when the file cannot be read, is empty, repeats a host, or holds something
-    that is no hostname.
+    A line holds one or several, with commas or blanks between, also as `node[001-032]`. Raises
+    SpecError when the file cannot be read, is empty, repeats a host, or holds something that is no
+    hostname.
     """
     first_line: dict[str, int] = {}
-    for number, host in _lines(Path(path)):
-        if not HOSTNAME.fullmatch(host):
+    for number, line in _lines(Path(path)):
+        try:
+            hosts = expand(line)
+        except ValueError as error:
             raise SpecError(
-                f"{path}, line {number}: {host[:80]!r} is not a hostname",
-                hint="write one hostname a line: letters, digits, '.', '-' and '_'",
-            )
-        if host in first_line:
-            raise SpecError(
-                f"{path}, line {number}: host {host!r} is already on line {first_line[host]}"
-            )
-        first_line[host] = number
+                f"{path}, line {number}: {error}",
+                hint="write hostnames (letters, digits, '.', '-' and '_') or node[001-032]",
+            ) from error
+        for host in hosts:
+            if host in first_line:
+                raise SpecError(
+                    f"{path}, line {number}: host {host!r} is already on line {first_line[host]}"
+                )
+            first_line[host] = number
     if not first_line:
         raise SpecError(f"{path}: names no host", hint="write one hostname a line")
     return list(first_line)
@@ -74,12 +78,14 @@ def nodes_from_file(path: str | Path) -> list[str]:
 
 def with_hosts(cluster: ClusterSpec, hosts: Sequence[str]) -> ClusterSpec:
     """Return `cluster` made of `hosts`: they fill its leafs in the order given."""
-    return cluster.model_copy(update={"hosts": tuple(hosts), "nodes": len(hosts)})
+    listed = {"hosts": tuple(hosts), "nodes": len(hosts), "leafs": None}
+    # not model_copy: it would carry along what the old record has worked out and kept
+    return ClusterSpec.model_construct(**(dict(cluster) | listed))
 
 
 def _host_names(cluster: ClusterSpec) -> tuple[str, ...]:
     """Return the hosts; those of `with_hosts` did not pass the cluster's own validation."""
-    if cluster.hosts is None and not PATTERN.fullmatch(cluster.host_pattern):
+    if not cluster.names_hosts and not PATTERN.fullmatch(cluster.host_pattern):
         raise SpecError(
             f"cluster {cluster.name}: host_pattern {cluster.host_pattern[:80]!r} is not allowed",
             hint="write letters, digits, '.', '-' and one counter such as {:05d}: node{:05d}",

@@ -83,7 +83,9 @@ def place(
         objective=lost,
         bound=bound,
         splits=lost,
-        ranks=rank_places(layout, job.free, job.tree, found.nodes, job.ranks),
+        ranks=rank_places(
+            layout, job.free, job.tree, found.nodes, job.ranks, cluster.leaf_name
+        ),
         tiers=tiers(layout, spans),
         baseline={"splits": splits(layout, by_name["leaf"]), "tiers": tiers(layout, by_name)},
         notes=[*found.notes, *_notes(job)],
@@ -163,7 +165,7 @@ def _hostname_order(job: _Job) -> IntArray:
 
     Names made from `host_pattern` are in that order already.
     """
-    if job.cluster.hosts is None:
+    if not job.cluster.names_hosts:
         return job.usable[: job.nodes]
 
     def natural(node: int) -> list[int | str]:

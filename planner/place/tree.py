@@ -26,6 +26,8 @@ class Tree:
     @classmethod
     def of(cls, cluster: ClusterSpec) -> Tree:
         """Return the tree of `cluster`, all nodes at once."""
+        if cluster.leafs is not None:
+            return cls(*(np.array(listed, dtype=np.int64) for listed in cluster.positions))
         nodes: Any = np.arange(cluster.nodes, dtype=np.int64)
         above = (cluster.domain_of(nodes), cluster.leaf_of(nodes), cluster.pod_of(nodes))
         return cls(*(np.broadcast_to(cast(Any, a), cluster.nodes).astype(np.int64) for a in above))

@@ -13,7 +13,7 @@ from typing import Any, Literal
 
 from planner.errors import SpecError, did_you_mean
 from planner.files import data_folder
-from planner.specs.cluster import Accelerator, ClusterSpec
+from planner.specs.cluster import Accelerator, ClusterSpec, Leaf
 from planner.specs.huggingface import is_config, model_from_config
 from planner.specs.model import ModelSpec
 from planner.specs.parse import shown
@@ -63,19 +63,29 @@ def load_model(text: str) -> ModelSpec:
 def load_cluster(text: str) -> ClusterSpec:
     """Return the cluster that `text` names: a shipped name or a YAML path, `:N` for N nodes.
 
-    Without `:N` the file's own `nodes` hold, else as many as it lists `hosts`, else one. Raises
-    SpecError when there is no such cluster or it is wrong.
+    Without `:N` the file's own `nodes` hold, else as many as it lists `hosts` (also under `leafs`),
+    else one. Raises SpecError when there is no such cluster or it is wrong.
     """
     name, nodes = _split_nodes(text)
     path = _find("cluster", name)
     data = {"name": path.stem, **read_mapping(path)}
-    hosts = data.get("hosts")
-    data.setdefault("nodes", len(hosts) if isinstance(hosts, list) and hosts else 1)
+    data.setdefault("nodes", _listed_nodes(data))
     if nodes is not None:
         data["nodes"] = nodes
     if "accelerator" in data:
         data["accelerator"] = _accelerator(data["accelerator"], shown(path))
     return validate(ClusterSpec, data, shown(path))
+
+
+def _listed_nodes(data: Mapping[str, Any]) -> int:
+    """Return how many hosts a cluster's fields list; what is wrong with them is said later."""
+    hosts, leafs = data.get("hosts"), data.get("leafs")
+    if isinstance(leafs, list):
+        try:
+            return max(1, sum(len(Leaf.model_validate(leaf).hosts) for leaf in leafs))
+        except ValueError:
+            return 1
+    return len(hosts) if isinstance(hosts, list) and hosts else 1
 
 
 def load_accelerator(text: str) -> Accelerator:

@@ -6,8 +6,12 @@ the properties give them in the units that formulas use (bytes_per_s, flops_per_
 
 from __future__ import annotations
 
+from collections import Counter
+from collections.abc import Iterator
 from enum import StrEnum
-from typing import Literal, Self
+from functools import cached_property
+from itertools import groupby
+from typing import Any, Literal, NamedTuple, Self
 
 from pydantic import (
     Field,
@@ -15,9 +19,11 @@ from pydantic import (
     NonNegativeInt,
     PositiveFloat,
     PositiveInt,
+    field_validator,
     model_validator,
 )
 
+from planner.specs.hostlist import expand
 from planner.specs.record import Record
 from planner.units import GB, GIB, TERA
 
@@ -150,6 +156,9 @@ class Fabric(Record):
     leafs_per_pod: PositiveInt | None = Field(None, description="None: one pod.")
     leaf_oversubscription: PositiveFloat = Field(1.0, ge=1)
     pod_oversubscription: PositiveFloat = Field(1.0, ge=1)
+    routing_efficiency: PositiveFloat = Field(
+        1.0, le=1, description="Share of an uplink that hashed flows get; 1: none collide."
+    )
     efficiency: PositiveFloat = Field(
         0.76, le=1, description="Bus bandwidth / NIC rate, large messages."
     )
@@ -172,8 +181,38 @@ class Node(Record):
         return self.nics * self.nic_gbit_per_s * 1e9 / 8
 
 
+class Leaf(Record):
+    """The hosts under one leaf switch, where a list says it rather than the order of nodes."""
+
+    name: str = Field(min_length=1, max_length=200)
+    pod: str = Field("", max_length=200, description="What this leaf's uplinks lead to.")
+    hosts: tuple[str, ...] = Field(
+        min_length=1, description="Names, or expressions such as node[001-032]."
+    )
+
+    @field_validator("hosts", mode="before")
+    @classmethod
+    def _expanded(cls, value: Any) -> Any:
+        words = [value] if isinstance(value, str) else value
+        if not isinstance(words, list | tuple) or not all(isinstance(w, str) for w in words):
+            return value
+        return tuple(host for word in words for host in expand(word))
+
+
+class Positions(NamedTuple):
+    """Where every node stands: its scale-up domain, its leaf and its pod, by node index."""
+
+    domain: tuple[int, ...]
+    leaf: tuple[int, ...]
+    pod: tuple[int, ...]
+
+
 class ClusterSpec(Record):
-    """`nodes` equal nodes. Hosts are named by `host_pattern` unless `hosts` lists them."""
+    """`nodes` equal nodes. Hosts are named by `host_pattern` unless `hosts` lists them.
+
+    They stand under leafs in their order, `fabric.nodes_per_leaf` each, unless `leafs` names the
+    hosts of every leaf; then these are the nodes, leaf after leaf.
+    """
 
     name: str = Field(min_length=1, max_length=200)
     source: str = ""
@@ -184,7 +223,26 @@ class ClusterSpec(Record):
     nodes: PositiveInt = Field(le=131_072)
     host_pattern: str = Field("node{:05d}", max_length=200)
     hosts: tuple[str, ...] | None = None
+    leafs: tuple[Leaf, ...] | None = Field(
+        None, min_length=1, description="Leafs of unequal size or in any order; pod after pod."
+    )
     sources: dict[str, str] = Field(default_factory=dict)
+
+    @model_validator(mode="after")
+    def _leafs_agree(self) -> Self:
+        if self.leafs is None:
+            return self
+        if self.hosts is not None:
+            raise ValueError("hosts and leafs both name the nodes; give one of them")
+        if (listed := sum(len(leaf.hosts) for leaf in self.leafs)) != self.nodes:
+            raise ValueError(f"leafs list {listed} hosts for {self.nodes} nodes")
+        if twice := _first_double([leaf.name for leaf in self.leafs]):
+            raise ValueError(f"two leafs have the name {twice!r}")
+        if twice := _first_double([pod for pod, _ in groupby(leaf.pod for leaf in self.leafs)]):
+            raise ValueError(f"the leafs of pod {twice!r} are not listed one after the other")
+        if twice := _first_double([host for leaf in self.leafs for host in leaf.hosts]):
+            raise ValueError(f"host {twice!r} is listed twice")
+        return self
 
     @model_validator(mode="after")
     def _network_agrees(self) -> Self:
@@ -218,43 +276,87 @@ class ClusterSpec(Record):
 
     @property
     def domains(self) -> int:
-        """Return the number of scale-up domains that the nodes stand in.
+        """Return the number of scale-up domains that the nodes stand in: see `filled_domains`.
 
-        As few as hold them; but where leaving up to a ninth of each domain empty fills all of them
-        alike, that many. 64 trays of NVL72 stand in 4 racks of 16 rather than of 18, 256 trays in
-        16: so are jobs of a power of two allocated on such racks.
+        With `leafs`, of every leaf on its own.
         """
-        full = self.domain_nodes
-        for filled in range(full, (8 * full - 1) // 9, -1):
-            if self.nodes % filled == 0:
-                return self.nodes // filled
-        return -(-self.nodes // full)
+        if self.leafs is not None:
+            return self.positions.domain[-1] + 1
+        return filled_domains(self.nodes, self.domain_nodes)
 
     @property
     def domain_gpus_used(self) -> int:
         """Return the GPUs of the fullest scale-up domain: 64 of an NVL72 rack of 16 trays."""
-        return self.node.gpus * -(-self.nodes // self.domains)
+        if self.leafs is None:
+            return self.node.gpus * -(-self.nodes // self.domains)
+        sizes = (len(leaf.hosts) for leaf in self.leafs)
+        most = (-(-nodes // filled_domains(nodes, self.domain_nodes)) for nodes in sizes)
+        return self.node.gpus * max(most)
 
     @property
     def leaf_nodes(self) -> int:
-        """Return the nodes under one leaf; all of them where the fabric names no leaf."""
-        return self.fabric.nodes_per_leaf or self.nodes
+        """Return the nodes that a leaf has ports for.
+
+        Of the largest, or all nodes, where the fabric does not say.
+        """
+        most = max(len(leaf.hosts) for leaf in self.leafs) if self.leafs else self.nodes
+        return self.fabric.nodes_per_leaf or most
+
+    @cached_property
+    def positions(self) -> Positions:
+        """Return where every node stands, all at once."""
+        nodes = range(self.nodes)
+        if self.leafs is None:
+            domains, leafs = map(self.domain_of, nodes), map(self.leaf_of, nodes)
+            return Positions(tuple(domains), tuple(leafs), tuple(map(self.pod_of, nodes)))
+        return Positions(*zip(*self._listed_positions(self.leafs), strict=True))
+
+    def _listed_positions(self, leafs: tuple[Leaf, ...]) -> Iterator[tuple[int, int, int]]:
+        """Yield (domain, leaf, pod) of every node of listed leafs; domains do not cross leafs."""
+        pods = list(dict.fromkeys(leaf.pod for leaf in leafs))
+        before = 0
+        for index, leaf in enumerate(leafs):
+            nodes, pod = len(leaf.hosts), pods.index(leaf.pod)
+            domains = filled_domains(nodes, self.domain_nodes)
+            for n in range(nodes):
+                yield before + n * domains // nodes, index, pod
+            before += domains
+
+    @cached_property
+    def _listed_hosts(self) -> tuple[str, ...] | None:
+        if self.leafs is None:
+            return self.hosts
+        return tuple(host for leaf in self.leafs for host in leaf.hosts)
+
+    @property
+    def names_hosts(self) -> bool:
+        """Return whether the hosts are real names, listed, rather than made from a pattern."""
+        return self.hosts is not None or self.leafs is not None
 
     def host(self, index: int) -> str:
         """Return the name of node `index`, counted from 0."""
-        return self.hosts[index] if self.hosts else self.host_pattern.format(index + 1)
+        listed = self._listed_hosts
+        return listed[index] if listed else self.host_pattern.format(index + 1)
+
+    def leaf_name(self, leaf: int) -> str:
+        """Return what to call a leaf: its switch's name, or `leaf0007`."""
+        return self.leafs[leaf].name if self.leafs else f"leaf{leaf:04d}"
 
     def domain_of(self, index: int) -> int:
         """Return the scale-up domain of node `index`.
 
         A domain larger than a node (NVL72) is filled evenly.
         """
+        if self.leafs is not None:
+            return self.positions.domain[index]
         if self.domain_nodes == 1:
             return index
         return index * self.domains // self.nodes
 
     def leaf_of(self, index: int) -> int:
         """Return the leaf of node `index`; a scale-up domain never straddles two leafs."""
+        if self.leafs is not None:
+            return self.positions.leaf[index]
         if self.domain_nodes == 1:
             return index // self.leaf_nodes
         per_leaf = self.leaf_nodes // self.domain_nodes
@@ -264,5 +366,27 @@ class ClusterSpec(Record):
 
     def pod_of(self, index: int) -> int:
         """Return the pod of node `index`."""
+        if self.leafs is not None:
+            return self.positions.pod[index]
         per_pod = self.fabric.leafs_per_pod
         return self.leaf_of(index) // per_pod if per_pod else 0
+
+
+def filled_domains(nodes: int, domain_nodes: int) -> int:
+    """Return in how many scale-up domains `nodes` nodes stand.
+
+    As few as hold them; but where leaving up to a ninth of each domain empty fills all of them
+    alike, that many. 64 trays of NVL72 stand in 4 racks of 16 rather than of 18, 256 trays in
+    16: so are jobs of a power of two allocated on such racks.
+    """
+    for filled in range(domain_nodes, (8 * domain_nodes - 1) // 9, -1):
+        if nodes % filled == 0:
+            return nodes // filled
+    return -(-nodes // domain_nodes)
+
+
+def _first_double(words: list[str]) -> str | None:
+    """Return the first word that stands there twice."""
+    if len(set(words)) == len(words):
+        return None
+    return Counter(words).most_common(1)[0][0]

@@ -77,9 +77,9 @@ def completed(request: PlanRequest, given: Mapping[str, str]) -> Completed:
 def _single_values(fix: Fix) -> dict[str, int]:
     values: dict[str, int] = {}
     for name, choice in fix.choices.items():
-        if len(choice.listed()) != 1:
+        if (only := choice.only) is None:
             raise SpecError(f"{name}={choice.text}: --layout takes one value a field")
-        values[name] = choice.listed()[0]
+        values[name] = only
     return values
 
 

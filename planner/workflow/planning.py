@@ -44,6 +44,11 @@ class PlanRequest:
     top: int = 10
     unhealthy: tuple[str, ...] = ()
     gpus: int | None = None
+    busy: tuple[str, ...] = ()
+    """Of `unhealthy`, the hosts that are only busy with other jobs."""
+    pipelines: Rule = "under-leaf"
+    notes: tuple[str, ...] = ()
+    """What was found out about the cluster while it was read."""
 
     @property
     def context(self) -> Context:

@@ -16,7 +16,8 @@ from planner.plan import Plan
 
 
 def texts(plan: Plan) -> dict[str, str]:
-    return {a.path: a.text for a in shared_artifacts(plan, framework="x 1.0", start="Go.")}
+    made = shared_artifacts(plan, target="torchrun", framework="x 1.0", start="Go.")
+    return {a.path: a.text for a in made}
 
 
 def test_the_plan_in_the_bundle_is_the_plan(tmp_path):
@@ -49,6 +50,7 @@ def test_the_readme_tells_time_memory_and_start():
     readme = texts(plan_of(pp=2, num_microbatches=2, schedule="1f1b"))["README.md"]
     for text in ("1.50 s", "44.0%", "9.50 GiB", "| 1 |", "Go.", "x 1.0", "pp=2", "| compute | 1.2"):
         assert text in readme
+    assert "`meshwright emit plan.json --target torchrun -o DIR`" in readme
     assert "| tp |" not in readme  # it costs nothing here
 
 

@@ -1,0 +1,259 @@
+"""Accelerate: one YAML file that `accelerate launch` reads, and arguments for the HF Trainer.
+
+Accelerate ignores keys it does not know inside `fsdp_config` and `parallelism_config`, and never
+compares the YAML with the Trainer's arguments; so both come from here, and the tests compare the
+environment that its launcher makes of the file with the plan. Static rendezvous keeps node ranks.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from typing import Any
+
+from planner.emit.base import Artifact, hosts_are_placeholders, placed
+from planner.emit.deepspeed_config import config as deepspeed_config
+from planner.emit.nodes import node_text
+from planner.emit.shared import example, shared_artifacts
+from planner.emit.yaml_text import yaml_text
+from planner.plan import Layout, Plan
+from planner.specs.workload import Precision
+
+
+class Accelerate:
+    """DDP, FSDP2 with hybrid sharding and context parallelism, and ZeRO-1 by DeepSpeed."""
+
+    name = "accelerate"
+    stack = "torchtitan"
+    tested_with = "accelerate 1.15.0, transformers 5.23.0"
+
+    def unsupported(self, plan: Plan) -> list[str]:
+        """Return one sentence for each thing that Accelerate, or this bundle, cannot express."""
+        return list(problems(plan))
+
+    def emit(self, plan: Plan) -> list[Artifact]:
+        """Return accelerate.yaml, trainer_args.json, run.sh, the script and what bundles share."""
+        shared = shared_artifacts(
+            plan,
+            target=self.name,
+            framework=f"Accelerate ({self.tested_with})",
+            start=start_text(plan),
+        )
+        out = [
+            *shared,
+            Artifact("accelerate.yaml", config_text(plan, self.tested_with)),
+            Artifact("trainer_args.json", json.dumps(trainer_args(plan), indent=2) + "\n"),
+            Artifact("train_accelerate.py", example("train_accelerate.py")),
+            Artifact("run.sh", run_text(plan), executable=True),
+        ]
+        if plan.best.layout.zero == 1:
+            text = json.dumps(deepspeed_config(plan), indent=2, allow_nan=False) + "\n"
+            out.append(Artifact("ds_config.json", text))
+        return out
+
+
+def problems(plan: Plan) -> Iterator[str]:
+    """Yield what accelerate 1.15.0 cannot run, or this bundle does not ask of it."""
+    lay, work = plan.best.layout, plan.request.workload
+    if lay.pp > 1:
+        yield f"Accelerate has no pipeline parallelism (pp={lay.pp})."
+    if lay.tp > 1:
+        yield f"Accelerate leaves tensor parallelism to the model's own loader (tp={lay.tp})."
+    if lay.ep > 1:
+        yield f"Accelerate has no expert parallelism (ep={lay.ep})."
+    if lay.recompute == "selective":
+        yield "Accelerate recomputes whole layers (recompute=full) or none."
+    if work.precision is Precision.FP8:
+        yield "FP8 under Accelerate is set up in the script, which this bundle does not do."
+    if lay.dp_sync != "all-reduce":
+        yield f"Accelerate has no dp_sync={lay.dp_sync}."
+    yield from sharding_problems(lay)
+    if lay.cp > 1 and work.seq_tokens % (2 * lay.cp):
+        yield f"{work.seq_tokens} tokens are not divisible by 2*cp={2 * lay.cp}."
+    sequences = lay.micro_batch * lay.num_microbatches * lay.dp
+    if sequences != work.global_batch:
+        yield (
+            f"micro_batch*num_microbatches*dp = {sequences}, but global_batch is "
+            f"{work.global_batch}."
+        )
+
+
+def sharding_problems(lay: Layout) -> Iterator[str]:
+    """Yield what its ParallelismConfig refuses (accelerate/parallelism_config.py)."""
+    if lay.cp > 1 and lay.zero < 2:
+        yield f"Context parallelism (cp={lay.cp}) needs FSDP2, that is, zero 2 or 3."
+    if lay.dp_replicate == 1:
+        if lay.zero >= 2 and lay.dp * lay.cp == 1:
+            yield f"zero={lay.zero} has nothing to shard over on one rank."
+    elif lay.zero < 2:
+        yield f"dp_replicate={lay.dp_replicate} needs FSDP2, that is, zero 2 or 3."
+    elif lay.dp % lay.dp_replicate:
+        yield f"dp_replicate={lay.dp_replicate} does not divide dp={lay.dp}."
+    elif lay.dp == lay.dp_replicate:
+        yield f"dp_replicate={lay.dp_replicate} leaves nothing of dp={lay.dp} to shard over."
+
+
+def config_text(plan: Plan, tested_with: str) -> str:
+    """Return `accelerate.yaml`. run.sh adds this node's rank and the first node's address."""
+    head = f"# Read by `accelerate launch --config_file`; checked with {tested_with}.\n"
+    return head + yaml_text(config(plan))
+
+
+def config(plan: Plan) -> dict[str, Any]:
+    """Return what `accelerate.yaml` holds; `num_processes` counts all nodes."""
+    lay, place = plan.best.layout, placed(plan)
+    out: dict[str, Any] = {
+        "compute_environment": "LOCAL_MACHINE",
+        "distributed_type": distributed_type(lay),
+        "mixed_precision": plan.request.workload.precision.value,
+        "num_machines": len(place.hosts),
+        "num_processes": lay.gpus,
+        "machine_rank": 0,
+        "main_training_function": "main",
+        "rdzv_backend": "static",
+        "use_cpu": False,
+        "debug": False,
+    }
+    if lay.zero >= 2:
+        out["fsdp_config"] = fsdp(lay)
+        out["parallelism_config"] = {
+            f"parallelism_config_{name}": value for name, value in sizes(lay).items()
+        }
+    elif lay.zero == 1:
+        out["deepspeed_config"] = {
+            "deepspeed_config_file": "ds_config.json",
+            "deepspeed_multinode_launcher": "standard",
+            "zero3_init_flag": False,
+        }
+    return out
+
+
+def distributed_type(lay: Layout) -> str:
+    """Return Accelerate's word for how data parallelism is done."""
+    if lay.gpus == 1 and lay.zero == 0:
+        return "NO"
+    return {0: "MULTI_GPU", 1: "DEEPSPEED"}.get(lay.zero, "FSDP")
+
+
+def fsdp(lay: Layout) -> dict[str, Any]:
+    """Return FSDP2's part: ZeRO-3 reshards after the forward pass, ZeRO-2 does not."""
+    return {
+        "fsdp_version": 2,
+        # the model says itself which of its classes are layers (_no_split_modules)
+        "fsdp_auto_wrap_policy": "TRANSFORMER_BASED_WRAP",
+        "fsdp_reshard_after_forward": lay.zero == 3,
+        "fsdp_activation_checkpointing": lay.recompute == "full",
+        "fsdp_offload_params": False,
+        "fsdp_cpu_ram_efficient_loading": True,
+        "fsdp_state_dict_type": "SHARDED_STATE_DICT",
+    }
+
+
+def sizes(lay: Layout) -> dict[str, Any]:
+    """Return the device mesh, slowest axis first; its product is the number of ranks."""
+    out: dict[str, Any] = {
+        "dp_replicate_size": lay.dp_replicate,
+        "dp_shard_size": lay.dp // lay.dp_replicate,
+        "cp_size": lay.cp,
+        "tp_size": 1,
+    }
+    if lay.cp > 1:
+        out["cp_comm_strategy"] = "alltoall"  # a ring; 'allgather' holds all keys at once
+    return out
+
+
+def trainer_args(plan: Plan) -> dict[str, Any]:
+    """Return `trainer_args.json`: TrainingArguments that agree with accelerate.yaml."""
+    lay, work = plan.best.layout, plan.request.workload
+    return {
+        "output_dir": "output",
+        "per_device_train_batch_size": lay.micro_batch,
+        "gradient_accumulation_steps": lay.num_microbatches,
+        "bf16": work.precision is Precision.BF16,
+        "fp16": work.precision is Precision.FP16,
+        # under FSDP2 the layers are recomputed by fsdp_activation_checkpointing instead
+        "activation_checkpointing": lay.recompute == "full" and lay.zero < 2,
+        "max_steps": 10,
+        "optim": "adamw_torch",
+        "ddp_find_unused_parameters": False,
+        "learning_rate": 0.0003,
+        "adam_beta1": 0.9,
+        "adam_beta2": 0.95,
+        "weight_decay": 0.1,
+        "max_grad_norm": 1.0,
+        "lr_scheduler_type": "constant",
+        "logging_steps": 1,
+        "save_strategy": "no",
+        "report_to": "none",
+        "disable_tqdm": True,
+        "dataloader_drop_last": True,
+        "remove_unused_columns": False,
+        "seed": 1234,
+    }
+
+
+def run_text(plan: Plan) -> str:
+    """Return `run.sh`: starts the ranks of one node under `accelerate launch`."""
+    return f"""\
+#!/usr/bin/env bash
+# Starts this node's ranks. Run it once on every node; the order does not matter.
+set -euo pipefail
+
+# Yours to set, here or in the environment:
+TRAIN_SCRIPT="${{TRAIN_SCRIPT:-}}"       # your own script instead of the stand-in
+MASTER_PORT="${{MASTER_PORT:-29500}}"    # free on the first host, the next one too
+
+HERE="$(cd "$(dirname "${{BASH_SOURCE[0]}}")" && pwd)"
+{node_text(plan)}
+# One thread a rank; more would fight over the cores that feed the GPUs.
+export OMP_NUM_THREADS="${{OMP_NUM_THREADS:-1}}"
+# Segments that grow keep the memory in one piece.
+export PYTORCH_ALLOC_CONF="${{PYTORCH_ALLOC_CONF:-expandable_segments:True}}"
+# NCCL finds the fast network by itself on most clusters. Where it does not, name it:
+# export NCCL_SOCKET_IFNAME=eth0   # the interface of MASTER_ADDR, for the first contact
+# export NCCL_IB_HCA=mlx5          # the adapters that carry training traffic
+export MESHWRIGHT_BUNDLE="$HERE"
+export PYTHONPATH="${{PYTHONPATH:+$PYTHONPATH:}}$HERE"  # for scripts that import preflight
+
+start() {{ # a port, a script and its options; --machine_rank keeps the node ranks given
+  local port="$1"
+  shift
+  "${{ACCELERATE:-accelerate}}" launch --config_file "$HERE/accelerate.yaml" \\
+    --machine_rank "$NODE_RANK" --main_process_ip "$MASTER_ADDR" --main_process_port "$port" \\
+    --same_network "$@"  # which in accelerate.yaml would be ignored
+}}
+
+cd "$HERE"  # accelerate.yaml names files beside it
+if [[ -n "$TRAIN_SCRIPT" && -z "${{SKIP_PREFLIGHT:-}}" ]]; then
+  start "$((MASTER_PORT + 1))" "$HERE/preflight.py"
+fi
+start "$MASTER_PORT" "${{TRAIN_SCRIPT:-$HERE/train_accelerate.py}}" "$@"
+"""
+
+
+def start_text(plan: Plan) -> str:
+    """Return the README's section on how to start."""
+    lay, nodes = plan.best.layout, len(placed(plan).hosts)
+    where = "On every node (ssh, pdsh or srun, in any order)" if nodes > 1 else "On the node"
+    parts = [
+        f"{where}, with this folder at the same path:\n\n```\n./run.sh\n```",
+        "`train_accelerate.py` trains a small stand-in with the Hugging Face Trainer, to see that\n"
+        "the job starts; `./run.sh --model PATH` trains the model in that folder instead, on the\n"
+        "same made-up tokens. Your own script goes into TRAIN_SCRIPT (an absolute path): it reads\n"
+        "`trainer_args.json`, and the preflight runs by itself first.",
+    ]
+    if nodes > 1 and hosts_are_placeholders(plan):
+        parts.append(
+            "The cluster lists no hosts: set NODE_RANK (the line in `hosts.txt`, from 0) and\n"
+            "MASTER_ADDR on every node."
+        )
+    if lay.zero == 1:
+        parts.append("ZeRO-1 is DeepSpeed's: `pip install deepspeed==0.19.8` beside Accelerate.")
+    parts.append(
+        "Change the batch, the precision or recompute in all files at once: Accelerate compares\n"
+        "none of them, `meshwright emit --check .` does."
+    )
+    return "\n\n".join(parts)
+
+
+EMITTER = Accelerate()

@@ -1,0 +1,1 @@
+"""Pipeline schedules as orders of actions, and a simulator that runs any of them."""

@@ -1,0 +1,111 @@
+"""Timeline: when every action ran, and what follows from it."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Literal
+
+import numpy as np
+
+from planner.pipeline.actions import (
+    BACKWARD,
+    BACKWARD_INPUT,
+    BACKWARD_WEIGHT,
+    FORWARD,
+    TOGETHER,
+    IntArray,
+    Order,
+    Rows,
+)
+from planner.pipeline.graph import Graph
+from planner.pipeline.timing import FloatArray
+
+Release = Literal["weight", "input"]
+
+
+@dataclass(frozen=True)
+class Timeline:
+    """Start and end of every action, rank after rank; `sending_s` is what its sender waited."""
+
+    order: Order
+    graph: Graph
+    start_s: FloatArray
+    end_s: FloatArray
+    sending_s: FloatArray
+
+    def of(self, rank: int) -> slice:
+        """Return where a rank's actions stand."""
+        return slice(int(self.graph.first[rank]), int(self.graph.first[rank + 1]))
+
+    @cached_property
+    def makespan_s(self) -> float:
+        """Return the seconds from the first forward to the last gradient."""
+        return float(self.end_s.max())
+
+    @cached_property
+    def busy_s(self) -> FloatArray:
+        """Return the seconds that each rank computes."""
+        return self._per_rank(self.end_s - self.start_s)
+
+    @cached_property
+    def blocked_s(self) -> FloatArray:
+        """Return the seconds that each rank spends on sends and can do nothing else.
+
+        A send that ends after the last action of all counts up to there.
+        """
+        late = np.maximum(self.end_s + self.sending_s - self.makespan_s, 0.0)
+        return self._per_rank(self.sending_s - np.minimum(late, self.sending_s))
+
+    @cached_property
+    def idle_s(self) -> FloatArray:
+        """Return the seconds that each rank waits, out of the makespan."""
+        return np.maximum(self.makespan_s - self.busy_s - self.blocked_s, 0.0)
+
+    @property
+    def bubble_fraction(self) -> float:
+        """Return the share of the ranks' time that is waiting."""
+        return float(self.idle_s.mean()) / self.makespan_s if self.makespan_s else 0.0
+
+    def _per_rank(self, amount: FloatArray) -> FloatArray:
+        return np.add.reduceat(amount, self.graph.first[:-1])
+
+    def in_flight(self, rank: int) -> tuple[FloatArray, IntArray]:
+        """Return (time, chunks of activations held from then on) at each change of a rank.
+
+        A chunk's activations are held from the start of its forward to the end of its backward
+        (of its weight gradient where that is apart).
+        """
+        at = self.of(rank)
+        change = change_held(self.order.actions[rank])
+        when = np.where(change > 0, self.start_s[at], self.end_s[at])[change != 0]
+        return when, np.cumsum(change[change != 0])
+
+
+def change_held(actions: Rows, release: Release = "weight") -> IntArray:
+    """Return +1 for each action that makes activations, -1 for each that lets them go."""
+    kind = actions[:, 0] % TOGETHER
+    freed = BACKWARD_WEIGHT if release == "weight" else BACKWARD_INPUT
+    drops = (kind == BACKWARD) | (kind == freed)
+    change: IntArray = (kind == FORWARD).astype(np.int64) - drops
+    return change
+
+
+def peak_in_flight(order: Order, release: Release = "weight") -> IntArray:
+    """Return the most chunks of activations that each rank holds at once, at any stage times.
+
+    `release` says what lets go of them: the weight gradient, or already the input gradient (where
+    a framework keeps only what weight gradients need).
+    """
+    peaks = [int(np.cumsum(change_held(a, release)).max()) for a in order.actions]
+    return np.array(peaks, dtype=np.int64)
+
+
+def peak_held_bytes(order: Order, chunk_bytes: FloatArray) -> FloatArray:
+    """Return each rank's peak of activations where stage s's take `chunk_bytes[s]` a chunk."""
+    return np.array(
+        [
+            float(np.cumsum(change_held(actions) * chunk_bytes[actions[:, 1]]).max())
+            for actions in order.actions
+        ]
+    )

@@ -1,0 +1,194 @@
+"""Arrange: one cluster out of a spec, a list of hosts, a topology and the state of the nodes.
+
+The spec says what a node and its links are; the other three say which nodes there are, what they
+hang from and which of them can be used.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from itertools import groupby
+
+from planner.errors import SpecError, did_you_mean
+from planner.specs.cluster import ClusterSpec, Fabric, FabricKind, Leaf
+from planner.specs.read import validate
+from planner.topology.nodes import NodeState, gpu_nodes
+
+UNKNOWN_LEAF = "unknown-leaf"
+NAMED = 3
+
+
+@dataclass(frozen=True)
+class Arranged:
+    """The cluster; what to avoid as `host` or `host:gpu`, of which some is only busy; remarks."""
+
+    cluster: ClusterSpec
+    avoid: tuple[str, ...] = ()
+    busy: tuple[str, ...] = ()
+    notes: tuple[str, ...] = ()
+
+
+def arrange(
+    cluster: ClusterSpec,
+    *,
+    hosts: Sequence[str] | None = None,
+    leafs: Sequence[Leaf] | None = None,
+    states: Sequence[NodeState] | None = None,
+    origin: str = "",
+) -> Arranged:
+    """Return `cluster` made of real hosts under their real leafs.
+
+    The hosts are those of `hosts` (an allocation, say); else the GPU nodes of `states`; else all
+    of `leafs`. A host that no leaf lists gets a place under one leaf for all such hosts. Nodes that
+    are down are avoided, and busy ones unless `hosts` names them: then the job that keeps them busy
+    is taken to be the one that asks. `origin` begins the message of a SpecError.
+    """
+    known = [*leafs] if leafs else _labelled(states or ())
+    inside = _chosen(cluster, hosts, known, states)
+    notes: list[str] = []
+    if known:
+        arranged = _under_leafs(cluster, inside, known, notes, origin)
+    else:
+        arranged = _as_listed(cluster, inside, origin)
+    avoid, busy = _avoided(arranged, states or (), inside, allocated=hosts is not None, notes=notes)
+    return Arranged(arranged, avoid, busy, tuple(notes))
+
+
+def _labelled(states: Iterable[NodeState]) -> list[Leaf]:
+    """Return the leafs that nodes name themselves (Kubernetes labels), those of a pod together."""
+    by_leaf: dict[tuple[str, str], list[str]] = {}
+    for node in states:
+        if node.leaf is not None and node.gpus != 0:
+            by_leaf.setdefault((node.pod, node.leaf), []).append(node.host)
+    names = [leaf for _, leaf in by_leaf]
+    return [
+        Leaf(
+            name=leaf if names.count(leaf) == 1 else f"{pod}/{leaf}", pod=pod, hosts=tuple(hosts)
+        )
+        for (pod, leaf), hosts in sorted(by_leaf.items())
+    ]
+
+
+def _chosen(
+    cluster: ClusterSpec,
+    hosts: Sequence[str] | None,
+    leafs: Sequence[Leaf],
+    states: Sequence[NodeState] | None,
+) -> list[str]:
+    if hosts is not None:
+        return list(hosts)
+    if states is not None:
+        return [node.host for node in gpu_nodes(states)]
+    if leafs:
+        return [host for leaf in leafs for host in leaf.hosts]
+    return [cluster.host(n) for n in range(cluster.nodes)]
+
+
+def _as_listed(cluster: ClusterSpec, hosts: Sequence[str], origin: str) -> ClusterSpec:
+    data = cluster.model_dump() | {"hosts": tuple(hosts), "nodes": len(hosts), "leafs": None}
+    return validate(ClusterSpec, data, origin)
+
+
+def _under_leafs(
+    cluster: ClusterSpec,
+    hosts: Sequence[str],
+    leafs: Sequence[Leaf],
+    notes: list[str],
+    origin: str,
+) -> ClusterSpec:
+    """Return `cluster` with its hosts under `leafs`; the fabric takes their real sizes."""
+    wanted = set(hosts)
+    placed = [
+        Leaf(name=leaf.name, pod=leaf.pod, hosts=kept)
+        for leaf in leafs
+        if (kept := tuple(host for host in leaf.hosts if host in wanted))
+    ]
+    listed = {host for leaf in leafs for host in leaf.hosts}
+    if len(strays := tuple(host for host in hosts if host not in listed)) == len(hosts):
+        near = did_you_mean(hosts[0], sorted(listed)[:10_000])
+        raise SpecError(
+            f"{origin}: none of the {len(hosts):,} hosts ({_named(hosts)}) is in the topology",
+            hint=near or f"the topology lists {_named(sorted(listed))}",
+        )
+    if strays:
+        alone = Leaf(name=UNKNOWN_LEAF, pod=UNKNOWN_LEAF, hosts=strays)
+        placed.append(alone)
+        notes.append(
+            f"{_many(len(strays), 'host')} ({_named(strays)}) not in the topology: taken as one "
+            "leaf of their own"
+        )
+    if absent := len(listed - wanted):
+        notes.append(f"{_many(absent, 'host')} of the topology not among the nodes to use")
+    data = cluster.model_dump() | {
+        "hosts": None,
+        "leafs": tuple(leaf.model_dump() for leaf in placed),
+        "nodes": len(hosts),
+        "fabric": _fabric(cluster.fabric, leafs).model_dump(),
+    }
+    return validate(ClusterSpec, data, origin)
+
+
+def _fabric(fabric: Fabric, leafs: Sequence[Leaf]) -> Fabric:
+    """Return `fabric` with the sizes of the largest leaf and pod, used or not: uplinks are real."""
+    pods = [len(list(group)) for _, group in groupby(leaf.pod for leaf in leafs)]
+    return fabric.model_copy(
+        update={
+            "kind": FabricKind.TOR if fabric.kind is FabricKind.NONE else fabric.kind,
+            "nodes_per_leaf": max(len(leaf.hosts) for leaf in leafs),
+            "leafs_per_pod": max(pods) if len(pods) > 1 else None,
+        }
+    )
+
+
+def _avoided(
+    cluster: ClusterSpec,
+    states: Sequence[NodeState],
+    hosts: Sequence[str],
+    *,
+    allocated: bool,
+    notes: list[str],
+) -> tuple[tuple[str, ...], tuple[str, ...]]:
+    """Return what not to use, as `host` and `host:gpu`, and which of it is only busy."""
+    by_host = {node.host: node for node in states}
+    used = [by_host[host] for host in hosts if host in by_host]
+    down = [node.host for node in used if node.state == "down"]
+    busy = [] if allocated else [node.host for node in used if node.state == "busy"]
+    gone = {*down, *busy}
+    fewer = {n.host: n.gpus for n in used if n.gpus is not None and n.host not in gone}
+    gpus = cluster.node.gpus
+    lost = [f"{h}:{gpu}" for h, have in fewer.items() for gpu in range(have, gpus)]
+    _say_states(by_host, down, busy, lost, notes)
+    if states and (unsaid := [host for host in hosts if host not in by_host]):
+        notes.append(f"{_many(len(unsaid), 'host')} ({_named(unsaid)}) without a state: taken as up")
+    if more := [host for host, have in fewer.items() if have > gpus]:
+        notes.append(
+            f"{_many(len(more), 'host')} ({_named(more)}) with more than {gpus} GPUs: only "
+            f"{gpus} of each are used"
+        )
+    return (*down, *busy, *lost), tuple(busy)
+
+
+def _say_states(
+    by_host: Mapping[str, NodeState],
+    down: Sequence[str],
+    busy: Sequence[str],
+    lost: Sequence[str],
+    notes: list[str],
+) -> None:
+    if down:
+        why = f"{down[0]}: {by_host[down[0]].why}" if by_host[down[0]].why else down[0]
+        notes.append(f"{_many(len(down), 'node')} down or drained ({why}) avoided")
+    if busy:
+        notes.append(f"{_many(len(busy), 'node')} busy with other jobs ({_named(busy)}) avoided")
+    if lost:
+        notes.append(f"{_many(len(lost), 'GPU')} ({_named(lost)}) missing on nodes that are up")
+
+
+def _named(words: Sequence[str]) -> str:
+    more = f" and {len(words) - NAMED:,} more" if len(words) > NAMED else ""
+    return ", ".join(word[:80] for word in words[:NAMED]) + more
+
+
+def _many(count: int, what: str) -> str:
+    return f"{count:,} {what}{'s' * (count != 1)}"

@@ -1,0 +1,158 @@
+"""One layout opened, completed, compared, or mended."""
+
+from __future__ import annotations
+
+import json
+import re
+
+import pytest
+
+from planner.errors import SpecError
+from planner.estimate.record import TERMS
+from planner.layouts.ranges import FIXABLE
+from planner.specs.catalog import load_cluster, load_model
+from planner.specs.workload import Workload
+from planner.workflow import PlanRequest, explain, plan
+
+
+def request(model="llama-3.1-8b", cluster="dgx-h100:2", *, seq=4096, batch=64, **more):
+    asked = {name: more.pop(name) for name in ("gpus", "unhealthy") if name in more}
+    workload = Workload(seq_tokens=seq, global_batch=batch, **more)
+    return PlanRequest(load_model(model), load_cluster(cluster), workload, **asked)
+
+
+def test_fields_left_out_are_completed_and_said():
+    told = explain(request(), {"tp": "2", "pp": "2"})
+    assert told.legal
+    assert told.feasible
+    assert set(told.assumed) == set(FIXABLE) - {"tp", "pp"}
+    for name, value in told.assumed.items():
+        assert getattr(told.layout, name) == value
+    assert (told.layout.tp, told.layout.pp, told.layout.gpus) == (2, 2, 16)
+
+
+def test_every_term_is_shown_with_formula_and_source():
+    told = explain(request(), {"tp": "2"})
+    assert {t.name for t in told.terms} == {t.name for t in TERMS}
+    assert all(t.formula and t.source and t.unit for t in told.terms)
+    assert sum(told.estimate.time_s.values()) == pytest.approx(told.estimate.step_time_s)
+
+
+def test_the_fastest_is_told_so_and_others_lose_what_their_parts_lose():
+    best = plan(request()).best
+    told = explain(request(), dict(p.split("=") for p in best.layout.short().split(",")))
+    assert told.compared[0].startswith("this is the fastest of")
+    slower = explain(request(), {"tp": "8"})
+    first = slower.compared[0]
+    share = slower.estimate.step_time_s / best.estimate.step_time_s - 1
+    assert first.startswith(f"{share:.1%} slower than the best that fits")
+    place, of = re.search(r"; ([\d,]+) of ([\d,]+)$", first).groups()
+    assert 1 < int(place.replace(",", "")) <= int(of.replace(",", ""))
+    assert any(line.startswith("tp: +") for line in slower.compared[1:])
+
+
+def test_an_illegal_layout_names_every_rule_it_breaks_and_what_would_do():
+    told = explain(request(), {"tp": "16", "pp": "1", "dp": "1", "vpp": "3"})
+    assert not told.legal
+    assert not told.feasible
+    assert told.estimate is None
+    text = " ".join(told.reasons)
+    assert "tp=16 does not fit the node of 8 GPUs" in text
+    assert "vpp=3 needs pp > 1" in text
+    assert 1 <= len(told.mends) <= 3
+    assert all("fits (" in mend for mend in told.mends)
+    assert "tp=16 -> " in told.mends[0]
+
+
+def test_degrees_that_do_not_make_the_gpus_are_said_with_the_product():
+    told = explain(request(), {"tp": "8", "pp": "2", "dp": "4"})
+    assert not told.legal
+    assert told.reasons[0] == "tp*pp*cp*dp = 64 is not the 16 GPUs there are"
+
+
+def test_fewer_gpus_than_there_are_is_allowed_and_noted():
+    told = explain(request(), {"tp": "2", "pp": "2", "dp": "2"})
+    assert told.legal
+    assert told.layout.gpus == 8
+    assert "uses 8 of 16 GPUs" in told.notes
+
+
+def test_out_of_memory_says_by_how_much_and_what_would_fit():
+    asked = request()
+    told = explain(asked, {"tp": "1", "pp": "1", "dp": "16", "zero": "0", "recompute": "none"})
+    assert told.legal
+    assert not told.feasible
+    pattern = r"needs ([\d.]+) GiB per GPU, ([\d.]+) GiB may be used .*; ([\d.]+) GiB short"
+    needs, may, short = map(float, re.search(pattern, told.reasons[0]).groups())
+    assert needs - may == pytest.approx(short, abs=0.2)
+    assert needs * 2**30 == pytest.approx(told.estimate.memory.peak_bytes, rel=0.01)
+    assert told.mends
+    assert "zero=0 -> " in told.mends[0]
+    assert told.compared[0].startswith("the best that fits is ")
+
+
+def test_a_mend_that_is_followed_works():
+    asked = request()
+    told = explain(asked, {"tp": "1", "pp": "1", "dp": "16", "zero": "0", "recompute": "none"})
+    changes = dict(re.findall(r"(\w+)=\S+ -> (\S+?)[,:]", told.mends[0]))
+    given = {"tp": "1", "pp": "1", "dp": "16", "zero": "0", "recompute": "none", **changes}
+    again = explain(asked, given)
+    assert again.legal
+    assert again.feasible
+
+
+def test_where_nothing_fits_the_lightest_is_opened():
+    told = explain(request("llama-3.1-405b"), {"tp": "8"})
+    assert told.legal
+    assert not told.feasible
+    assert "no layout of 16 GPUs fits" in told.mends[0]
+
+
+def test_gradient_synchronisation_of_the_whole_model_is_told():
+    told = explain(request(), {"tp": "1", "pp": "1", "dp": "16"})
+    rows = {row.scheme: row for row in told.gradient_sync}
+    gradient = 8_030_261_248 * 2
+    assert rows["ring all-reduce"].per_gpu_sent_bytes == pytest.approx(2 * 15 / 16 * gradient)
+    assert rows["parameter server"].busiest_link_bytes == pytest.approx(16 * gradient)
+    assert rows["ZeRO-3"].per_gpu_sent_bytes == pytest.approx(3 * 15 / 16 * gradient)
+    assert explain(request(), {"tp": "8", "pp": "2", "dp": "1"}).gradient_sync == []
+
+
+def test_a_parameter_server_waits_for_its_own_link():
+    """Its one link takes in a gradient and gives out the parameters for each other replica."""
+    asked = request("gpt2", "dgx-h100", seq=512, batch=64)
+    given = {"tp": "1", "pp": "1", "cp": "1", "dp": "8", "zero": "0", "micro_batch": "8"}
+    server = explain(asked, {**given, "dp_sync": "parameter-server", "recompute": "none"})
+    ring = explain(asked, {**given, "dp_sync": "all-reduce", "recompute": "none"})
+    assert server.legal
+    assert server.feasible
+    terms = {t.name: t.value for t in server.terms}
+    link = 450e9
+    parameters = 124_439_808
+    least = 7 * 2 * 4 * parameters / link
+    assert terms["parameter_server_s"] > least
+    assert server.estimate.time_s["dp"] == pytest.approx(terms["parameter_server_s"])
+    assert server.estimate.time_s["dp"] > 4 * ring.estimate.time_s["dp"]
+
+
+@pytest.mark.parametrize(
+    ("given", "named"),
+    [
+        ({"tp": "1..2"}, "tp=1..2: --layout takes one value a field"),
+        ({"tp": "1|2"}, "one value a field"),
+        ({"tp": "1..999999999"}, "one value a field"),
+        ({"width": "1"}, "'width' is not known"),
+        ({"recompute": "some"}, "allowed: none, selective, full"),
+        ({"sp": "maybe"}, "allowed: true, false"),
+        ({"pp": "0"}, "pp=0: 0 is not allowed"),
+    ],
+)
+def test_what_is_no_single_layout_is_refused(given, named):
+    with pytest.raises(SpecError, match=re.escape(named)):
+        explain(request(), given)
+
+
+def test_two_runs_give_the_same_bytes():
+    texts = {explain(request(), {"tp": "2"}).to_json() for _ in range(2)}
+    assert len(texts) == 1
+    assert json.loads(texts.pop())["schema"] == "meshwright.explain/1"

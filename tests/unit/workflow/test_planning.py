@@ -1,0 +1,211 @@
+"""From a request to a placed plan: what is searched, what is said, and what is refused."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+
+from planner.errors import InfeasibleError, SpecError
+from planner.estimate.inputs import Inputs
+from planner.estimate.step import step_s
+from planner.layouts.ranges import Fix
+from planner.layouts.table import COLUMNS
+from planner.rank import nearest, rank
+from planner.specs.catalog import load_cluster, load_model
+from planner.specs.workload import Workload
+from planner.workflow import PlanRequest, place, plan, plan_for_target
+
+
+def request(model="llama-3.1-8b", cluster="dgx-h100:2", *, seq=4096, batch=64, fix=None, **more):
+    asked = {name: more.pop(name) for name in ("gpus", "top", "unhealthy") if name in more}
+    return PlanRequest(
+        load_model(model),
+        load_cluster(cluster),
+        Workload(seq_tokens=seq, global_batch=batch, **more),
+        fix=fix or {},
+        **asked,
+    )
+
+
+# --- ranking
+
+
+def test_every_feasible_layout_is_ranked_by_time_then_memory():
+    asked = request()
+    ranking = rank(asked.context, 16, Fix())
+    times = ranking.step_s
+    assert (times[1:] >= times[:-1]).all()
+    ties = times[1:] == times[:-1]
+    assert (ranking.peak_bytes[1:] >= ranking.peak_bytes[:-1])[ties].all()
+    assert (ranking.peak_bytes <= ranking.budget_bytes).all()
+    assert step_s(Inputs(*asked.context, ranking.layouts)) == pytest.approx(times)
+    assert ranking.feasible < ranking.tally.legal
+    assert ranking.lightest_bytes > ranking.budget_bytes
+
+
+def test_shown_rows_are_the_best_of_their_shape():
+    ranking = rank(request().context, 16, Fix())
+    rows = ranking.best_of_each_shape(5)
+    shapes = [tuple(ranking.layouts.row(r)[n] for n in ("tp", "pp", "cp", "dp")) for r in rows]
+    assert len(set(shapes)) == len(shapes) == 5
+    assert rows[0] == 0
+    assert list(rows) == sorted(rows)
+
+
+def test_the_nearest_layouts_change_the_fewest_fields():
+    ranking = rank(request().context, 16, Fix())
+    wanted = {"tp": 2, "pp": 1, "dp": 8, "cp": 1}
+    first = ranking.layouts.row(int(nearest(ranking, wanted, wanted, 1)[0]))
+    assert {name: first[name] for name in wanted} == wanted
+
+
+# --- plan
+
+
+def test_the_plan_counts_every_layout_once():
+    search = plan(request()).search
+    assert sum(search.rejected.values()) + search.feasible == search.enumerated
+    assert search.feasible + search.rejected["does not fit in memory"] == search.legal
+
+
+def test_two_runs_give_the_same_bytes_but_for_the_timing():
+    first, second = (json.loads(plan(request()).to_json()) for _ in range(2))
+    assert set(first.pop("timing")) == {"search_s", "place_s", "total_s"}
+    second.pop("timing")
+    assert first == second
+    assert json.dumps(first) == json.dumps(second)
+
+
+def test_plain_data_parallelism_stands_last_as_the_baseline():
+    last = plan(request()).plans[-1]
+    assert last.note.startswith("plain data parallelism: does not fit")
+    assert not last.feasible
+    assert (last.layout.tp, last.layout.pp, last.layout.zero, last.layout.dp) == (1, 1, 0, 16)
+    # 18 bytes a parameter do not fit into 80 GB for 8 billion
+    assert last.estimate.memory.peak_bytes > 18 * 8.03e9
+
+
+def test_a_baseline_of_a_small_batch_uses_the_gpus_that_it_can():
+    last = plan(request(batch=6)).plans[-1]
+    assert last.note.startswith("plain data parallelism on 6 of 16 GPUs")
+    assert last.layout.dp == 6
+
+
+def test_a_baseline_that_is_ranked_already_is_not_repeated():
+    found = plan(request("gpt2", seq=1024, fix={"zero": "0", "tp": "1", "pp": "1", "cp": "1"}))
+    plain = [p for p in found.plans if p.layout.zero == 0 and p.layout.dp == 16]
+    assert len(plain) == 1
+    assert plain[0].rank == 1
+
+
+def test_nodes_with_unhealthy_gpus_are_left_out():
+    found = plan(request(cluster="dgx-h100:3", unhealthy=("node00002:5",)))
+    assert found.best.layout.gpus == 16
+    assert "8 of 24 GPUs are on unhealthy nodes and left out" in found.notes
+    assert set(found.placement.hosts) == {"node00001", "node00003"}
+
+
+def test_without_a_healthy_node_there_is_no_plan():
+    with pytest.raises(InfeasibleError, match="no healthy node left"):
+        plan(request(unhealthy=("node00001", "node00002")))
+
+
+def test_more_gpus_than_are_healthy_are_refused():
+    with pytest.raises(InfeasibleError, match=r"16 GPUs asked for; .* has 8 on healthy nodes"):
+        plan(request(unhealthy=("node00002",), gpus=16))
+
+
+def test_where_no_layout_uses_all_gpus_the_plan_uses_fewer_and_says_so():
+    """7 nodes cannot share 64 sequences with 32 layers and 32 heads of powers of two: 4 can."""
+    fix = {"tp": "8", "cp": "1", "pp": "1"}
+    found = plan(request(cluster="dgx-h100:7", fix=fix))
+    assert found.best.layout.gpus == 32
+    assert "no layout is legal on all 56 GPUs; this one leaves 24 idle" in found.notes
+
+
+def test_asking_for_a_number_of_gpus_forbids_to_use_fewer():
+    with pytest.raises(InfeasibleError, match=r"none of .* layouts on 56 GPUs is legal"):
+        plan(request(cluster="dgx-h100:7", fix={"tp": "8", "cp": "1", "pp": "1"}, gpus=56))
+
+
+def test_fixed_fields_that_no_layout_has_are_named():
+    with pytest.raises(InfeasibleError, match="tp=2, dp=5") as caught:
+        plan(request(fix={"tp": "2", "dp": "5"}, gpus=16))
+    assert "must equal the number of GPUs" in caught.value.hint
+
+
+def test_what_does_not_fit_is_refused_with_figures():
+    with pytest.raises(InfeasibleError) as caught:
+        plan(request("llama-3.1-405b"))
+    message = str(caught.value)
+    assert "nothing fits: the lightest of" in message
+    assert "GiB per GPU" in message
+    assert "of 79.10 GiB" in message
+    ranking = rank(request("llama-3.1-405b").context, 16, Fix())
+    assert ranking.feasible == 0
+    assert ranking.lightest_bytes > 405e9 * 16 / 16  # at least 16 bytes a parameter over 16 GPUs
+
+
+@pytest.mark.parametrize(
+    ("fix", "named"), [({"tpp": "2"}, "tpp"), ({"tp": "x"}, "tp"), ({"zero": "4"}, "zero")]
+)
+def test_unknown_fields_and_values_are_refused(fix, named):
+    with pytest.raises(SpecError, match=named):
+        plan(request(fix=fix))
+
+
+def test_fixed_fields_hold_in_every_ranked_row():
+    fix = {"tp": "2|4", "pp": "2..4", "recompute": "full", "sp": "true"}
+    for row in plan(request(fix=fix)).plans:
+        if not row.note:
+            assert row.layout.tp in (2, 4)
+            assert 2 <= row.layout.pp <= 4
+            assert row.layout.recompute == "full"
+            assert row.layout.sp
+
+
+@pytest.mark.parametrize("batch", [1, 2, 7])
+def test_a_tiny_batch_still_gets_a_plan_on_all_gpus(batch):
+    found = plan(request(batch=batch, fix={"zero": "0|1|2|3"}))
+    assert batch % (found.best.layout.dp * found.best.layout.micro_batch) == 0
+
+
+# --- targets
+
+
+@pytest.mark.parametrize("target", ["megatron", "deepspeed", "torchrun"])
+def test_a_target_gets_the_best_plan_that_it_can_run(target):
+    from planner.emit import emitter_named
+
+    found = plan_for_target(request(), target)
+    emitter = emitter_named(target)
+    assert emitter.unsupported(found) == []
+    assert found.request.workload.stack == emitter.stack
+    assert found.placement is not None
+    assert found.best.feasible
+    assert emitter.emit(found)
+
+
+def test_a_target_that_cannot_run_what_is_fixed_says_so():
+    with pytest.raises(InfeasibleError):
+        plan_for_target(request(fix={"vpp": "2", "pp": "2"}), "deepspeed")
+
+
+# --- place
+
+
+def test_a_layout_given_in_part_is_completed_and_placed():
+    placed = place(request(), {"tp": "4", "pp": "2"})
+    assert len(placed.ranks) == 16
+    assert len({(r.host, r.gpu) for r in placed.ranks}) == 16
+    assert {r.tp for r in placed.ranks} == {0, 1, 2, 3}
+
+
+def test_an_illegal_layout_is_not_placed():
+    with pytest.raises(InfeasibleError, match="not legal"):
+        place(request(), {"tp": "16"})
+
+
+def test_rows_hold_every_column():
+    assert set(COLUMNS) <= set(plan(request()).best.layout.model_dump())
