@@ -136,12 +136,33 @@ class RankPlace(PlanRecord):
     pp: int
 
 
+class OrderTime(PlanRecord):
+    """What one way to order the ranks would give; `order` is words for people."""
+
+    order: str
+    splits: int
+    step_time_s: float
+
+
 class Placement(PlanRecord):
-    """Rank -> host, GPU. `splits` is pipeline edges that leave a leaf, over all pipelines."""
+    """Rank -> host, GPU. `splits` is pipeline edges that leave a leaf, over all pipelines.
+
+    `objective` and `bound` answer `question`: splits, or seconds of a step.
+    """
 
     status: Literal["optimal", "feasible"]
     objective: float
     bound: float
+    question: Literal["fewest-splits", "least-step-time"] = "fewest-splits"
+    gap: float = Field(0.0, description="(objective - bound) / objective; 0 is proved best.")
+    proven: str = Field("", description="What is proved, in a sentence.")
+    step_time_s: float | None = Field(
+        None, description="Of the estimate, with the uplinks loaded as this map loads them."
+    )
+    step_time_bound_s: float | None = Field(
+        None, description="The same without any contention: no map is faster."
+    )
+    orders: list[OrderTime] = Field(default_factory=list)
     splits: int
     ranks: list[RankPlace]
     tiers: dict[str, dict[str, int]] = Field(default_factory=dict)

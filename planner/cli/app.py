@@ -14,7 +14,7 @@ from typing import Annotated
 import typer
 
 from planner import __version__
-from planner.cli import emit, explain, gradient_sync, place, plan, specs, sweep
+from planner.cli import emit, explain, gradient_sync, place, plan, report, specs, sweep
 from planner.cli.talk import say
 from planner.errors import PlannerError
 
@@ -41,6 +41,9 @@ app.command("emit", epilog=emit.EXAMPLES)(emit.emit)
 app.command(
     "sweep", short_help="Plan a grid of points, one row each.", epilog=sweep.EXAMPLES
 )(sweep.sweep)
+app.command(
+    "report", short_help="One HTML page of a plan or a sweep.", epilog=report.EXAMPLES
+)(report.report)
 app.command("gradient-sync", epilog=gradient_sync.EXAMPLES)(gradient_sync.gradient_sync)
 app.add_typer(
     specs.app,

@@ -1,4 +1,4 @@
-"""From the files that schedulers write to a cluster of real hosts: what `place` and `plan` share."""
+"""From the files that schedulers write to a cluster of real hosts, for `place` and `plan`."""
 
 from __future__ import annotations
 

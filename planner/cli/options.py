@@ -15,6 +15,9 @@ import typer
 
 from planner.errors import SpecError, did_you_mean
 
+Rule = Literal["under-leaf", "fastest"]
+"""As `planner.place.Rule`, which is not imported: it loads numpy."""
+
 LAYOUT_FIELDS = (
     *("tp", "sp", "pp", "vpp", "cp", "ep", "etp", "dp", "dp_replicate", "zero"),
     *("micro_batch", "recompute", "schedule", "offload", "dp_sync"),
@@ -179,11 +182,12 @@ def fields_of(text: str, *, option: str) -> dict[str, str]:
     return out
 
 
-def rule_of(text: str) -> Literal["under-leaf", "fastest"]:
+def rule_of(text: str) -> Rule:
     """Return the value of --pipelines; SpecError for a rule that there is not."""
-    if text == "under-leaf" or text == "fastest":
-        return text
-    near = did_you_mean(text, ("under-leaf", "fastest"))
+    rules: tuple[Rule, ...] = ("under-leaf", "fastest")
+    if chosen := next((rule for rule in rules if rule == text), None):
+        return chosen
+    near = did_you_mean(text, rules)
     raise SpecError(
         f"--pipelines: {text[:80]!r} is not a rule", hint=near or "write under-leaf or fastest"
     )

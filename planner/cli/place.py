@@ -12,7 +12,7 @@ Examples:
   meshwright place llama-3.1-70b dgx-h100:32 --layout tp=8,pp=4
   meshwright place llama-3.1-70b dgx-h100:32 --layout tp=8 --unhealthy node00007,node00012:3
   meshwright place llama-3.1-70b dgx-h100 --layout tp=8 --nodes-file hosts.txt --json
-  meshwright place llama-3.1-70b dgx-h100 --layout tp=8,pp=4 \
+  meshwright place llama-3.1-70b dgx-h100 --layout tp=8,pp=4 \\
       --slurm-topology /etc/slurm/topology.conf --node-state nodes.txt --pipelines fastest
 """
 

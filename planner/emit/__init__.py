@@ -11,7 +11,7 @@ if TYPE_CHECKING:
     from planner.emit.base import Artifact, Emitter
     from planner.plan import Plan
 
-EMITTER_NAMES = ("torchrun", "deepspeed", "megatron", "accelerate")
+EMITTER_NAMES = ("torchrun", "deepspeed", "megatron", "accelerate", "torchtitan", "slurm", "k8s")
 
 
 def emitter_named(name: str) -> Emitter:

@@ -93,15 +93,15 @@ def width_problems(model: ModelSpec, lay: Layout) -> Iterator[str]:
         yield f"tp={lay.tp} does not divide {model.heads} heads and {model.kv_heads} kv heads."
     if not all(model.moe_layers) and model.ffn % lay.tp:
         yield f"ffn={model.ffn} is not divisible by tp={lay.tp}."
-    if lay.etp > 1:
-        yield f"torchtitan does not split one expert over ranks (etp={lay.etp})."
-    if lay.ep == 1:
-        if model.experts and lay.tp > 1:
-            yield f"torchtitan splits experts by ep, not by tp={lay.tp}: use ep > 1."
-        return
     if model.experts is None:
-        yield f"ep={lay.ep} needs a model with experts."
-    elif model.experts.count % lay.ep:
+        if lay.ep > 1:
+            yield f"ep={lay.ep} needs a model with experts."
+        return
+    if lay.etp != (held := lay.tp if lay.ep == 1 else 1):  # models/common/moe_sharding.py
+        yield f"torchtitan splits one expert over etp={held} with ep={lay.ep}, not etp={lay.etp}."
+    if model.experts.ffn % lay.etp or model.experts.shared_ffn % lay.tp:
+        yield f"the experts' widths are not divisible by etp={lay.etp} and tp={lay.tp}."
+    if model.experts.count % lay.ep:
         yield f"{model.experts.count} experts are not divisible by ep={lay.ep}."
     if (lay.dp // lay.dp_replicate * lay.cp * lay.tp) % lay.ep:
         yield f"ep={lay.ep} does not divide the ranks that shard a stage."

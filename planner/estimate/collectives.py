@@ -13,7 +13,7 @@ import numpy as np
 from planner.estimate.inputs import FloatArray, Inputs
 from planner.estimate.kernels import Array
 from planner.layouts.table import IntArray
-from planner.specs.cluster import Collective, CollectiveFit
+from planner.specs.cluster import ClusterSpec, Collective, CollectiveFit
 
 UNMEASURED_SHARE = 0.75
 """Bus bandwidth over link rate where a scale-up domain has no measured collective."""
@@ -67,26 +67,52 @@ def ranks_per_domain(x: Inputs, stride: IntArray, n: IntArray) -> IntArray:
     return local
 
 
+def uplinks(cluster: ClusterSpec) -> list[tuple[int, float]]:
+    """Return, per tier (leaf, pod), the GPUs below its uplinks and how oversubscribed these are.
+
+    Hashed flows that collide take their share off the uplinks too (`routing_efficiency`).
+    """
+    fabric = cluster.fabric
+    tiers = [(cluster.leaf_nodes * cluster.node.gpus, fabric.leaf_oversubscription)]
+    if cluster.pod_nodes:
+        tiers.append((cluster.pod_nodes * cluster.node.gpus, fabric.pod_oversubscription))
+    return [(below, ways / fabric.routing_efficiency) for below, ways in tiers]
+
+
+def uplink_slowdown(flow_gpus: FloatArray, below_gpus: int, oversubscription: float) -> FloatArray:
+    """Return how much slower than its NICs traffic is that `flow_gpus` NICs send up at once.
+
+    The uplinks carry 1/oversubscription of the NICs of the `below_gpus` GPUs below them:
+    max(1, oversubscription * flow / below).
+    """
+    up = oversubscription * np.minimum(flow_gpus, below_gpus) / below_gpus
+    slow: FloatArray = np.maximum(1.0, up)
+    return slow
+
+
 def leaf_slowdown(x: Inputs, stride: IntArray, n: IntArray) -> FloatArray:
     """Return how much slower a ring between leafs is than the NICs that feed it.
 
     Pipelines are placed leaf by leaf, so each of the tp*pp rings of a stage leaves a leaf on as
     many NICs as it has ranks in a node; uplinks carry 1/oversubscription of the NICs below them.
-    The same one level up, between pods. See docs/model.md, section Network.
+    The same one level up, between pods. See docs/model.md, section Network. With `x.flows` it is
+    the rings of a placement that leave, not pp.
     """
-    c, lay = x.cluster, x.layouts
-    gpus = lay.gpus
-    in_node = np.clip(c.node.gpus // np.maximum(stride, 1), 1, np.maximum(n, 1))
-    flow = (lay.tp * lay.pp * in_node).astype(np.float64)
+    lay = x.layouts
+    in_node = np.clip(x.cluster.node.gpus // np.maximum(stride, 1), 1, np.maximum(n, 1))
     slow = np.ones(len(lay))
-    leaf = c.leaf_nodes * c.node.gpus
-    if c.fabric.leaf_oversubscription > 1:
-        up = c.fabric.leaf_oversubscription * np.minimum(flow, leaf) / leaf
-        slow = np.where(gpus > leaf, np.maximum(slow, up), slow)
-    if c.fabric.leafs_per_pod and c.fabric.pod_oversubscription > 1:
-        pod = leaf * c.fabric.leafs_per_pod
-        up = c.fabric.pod_oversubscription * np.minimum(flow, pod) / pod
-        slow = np.where(gpus > pod, np.maximum(slow, up), slow)
+    for tier, (below, ways) in enumerate(uplinks(x.cluster)):
+        rings = x.flows.rings[:, tier] if x.flows else np.where(lay.gpus > below, lay.pp, 0)
+        flow = (lay.tp * in_node * rings).astype(np.float64)
+        slow = np.maximum(slow, uplink_slowdown(flow, below, ways))
+    return slow
+
+
+def _flow_slowdown(x: Inputs, flow_gpus: FloatArray) -> FloatArray:
+    """Return the slow-down of the worse tier; `flow_gpus` is [layout, tier]."""
+    slow = np.ones(len(x.layouts))
+    for tier, (below, ways) in enumerate(uplinks(x.cluster)):
+        slow = np.maximum(slow, uplink_slowdown(flow_gpus[:, tier], below, ways))
     return slow
 
 
@@ -139,9 +165,10 @@ def all_to_all_s(x: Inputs, sent_bytes: Array, stride: IntArray, n: IntArray) ->
     total = alpha + inside / rate
     if x.cluster.nodes > 1:
         fabric = x.cluster.fabric
-        spans = np.maximum(fabric.leaf_oversubscription, 1.0)
-        leaf = x.cluster.leaf_nodes * x.cluster.node.gpus
-        slow = np.where(stride * n > leaf, spans, 1.0)
+        leaf, ways = uplinks(x.cluster)[0]
+        slow = np.where(stride * n > leaf, ways, 1.0)
+        if x.flows:
+            slow = _flow_slowdown(x, x.flows.experts)
         nic = fabric.all_to_all_efficiency * nic_bytes_per_s(x) / slow
         latency = fabric.latency_us * 1e-6 * np.sqrt(np.maximum(n / local, 1.0))
         total = np.where(local < n, np.maximum(total, latency + outside / nic), total)
@@ -157,9 +184,11 @@ def point_to_point_s(x: Inputs, sent_bytes: Array) -> FloatArray:
     if x.cluster.nodes == 1:
         return within
     fabric = x.cluster.fabric
-    leaf = x.cluster.leaf_nodes * x.cluster.node.gpus
+    leaf, ways = uplinks(x.cluster)[0]
     pipeline = lay.tp * lay.cp * lay.pp
-    slow = np.where(pipeline > leaf, fabric.leaf_oversubscription, 1.0)
+    slow = np.where(pipeline > leaf, ways, 1.0)
+    if x.flows:
+        slow = _flow_slowdown(x, x.flows.sends)
     nic = fabric.efficiency * nic_bytes_per_s(x) / slow
     across = fabric.latency_us * 1e-6 + np.asarray(sent_bytes) / nic
     return np.where(stage * lay.pp <= x.cluster.domain_gpus_used, within, across)

@@ -93,10 +93,11 @@ def routed_tokens(x: Inputs) -> FloatArray:
 
 @term(
     unit="tokens",
-    formula="routed tokens * etp * busiest rank",
+    formula="routed tokens * etp (1 without sp) * busiest rank",
     source=GSHARD_2020,
     on=("tp", "sp", "cp", "micro_batch", "ep", "etp"),
 )
 def received_tokens(x: Inputs) -> FloatArray:
     """(token, expert) pairs that the busiest rank computes; etp ranks share gathered tokens."""
-    return routed_tokens(x) * x.layouts.etp * busiest_rank(x)
+    gathered = np.where(x.layouts.sp == 1, x.layouts.etp, 1)  # without sp they are the same tokens
+    return routed_tokens(x) * gathered * busiest_rank(x)

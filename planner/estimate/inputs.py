@@ -71,6 +71,20 @@ def ranks_of(values: IntArray, bound: int | None = None) -> tuple[IntArray, int]
     return (table - 1)[values], int(table[-1])
 
 
+@dataclass(frozen=True)
+class Flows:
+    """What the uplinks of the busiest leaf and of the busiest pod carry, one row a layout.
+
+    Each is [layout, tier], tier 0 a leaf and 1 a pod: `rings` that leave it (those of one stage and
+    tensor rank 0), `sends` in GPUs whose next stage is outside, `experts` in GPUs' worth of
+    all-to-all. A placement knows them; without one the estimate assumes pipelines under one leaf.
+    """
+
+    rings: FloatArray
+    sends: FloatArray
+    experts: FloatArray
+
+
 class Inputs:
     """One model, cluster and workload, and the layouts to score. Terms are kept once computed."""
 
@@ -82,8 +96,12 @@ class Inputs:
         layouts: Layouts,
         *,
         every_stage: bool = False,
+        flows: Flows | None = None,
     ) -> None:
-        """Take the layouts; `every_stage` keeps all stages apart (for one layout, to show them)."""
+        """Take the layouts; `every_stage` keeps all stages apart (for one layout, to show them).
+
+        With `flows` the uplinks carry those of a placement, row by row.
+        """
         self.model = model
         self.cluster = cluster
         self.workload = workload
@@ -92,6 +110,7 @@ class Inputs:
         self._values: dict[str, FloatArray] = {}
         self._reduced: dict[tuple[str, ...], tuple[Inputs, IntArray] | None] = {}
         self._codes: dict[str, tuple[IntArray, int]] = {}
+        self.flows = flows
         self._every_stage = every_stage
         self._stages: StageKinds | None = None
 
@@ -111,7 +130,8 @@ class Inputs:
         """Return inputs with the distinct rows of `on`, or None where that gains nothing."""
         if on not in self._reduced:
             first, inverse = self._distinct(on)
-            if len(first) * 2 > len(self.layouts) or self._every_stage:
+            alone = self._every_stage or self.flows is not None
+            if len(first) * 2 > len(self.layouts) or alone:
                 self._reduced[on] = None
             else:
                 inner = Inputs(self.model, self.cluster, self.workload, self.layouts.take(first))

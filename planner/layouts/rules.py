@@ -444,6 +444,18 @@ RULES: tuple[Rule, ...] = (
         where="torchtitan/models/common/decoder.py:149",
     ),
     Rule(
+        "torchtitan: sequence does not divide by tp and cp",
+        "torchtitan needs a sequence that is a multiple of tp x 2 cp = {tp} x 2 x {cp}, not {seq}",
+        (
+            "sp",
+            "cp",
+            "tp",
+        ),
+        lambda x, c: (x.sp == 1) & (x.cp > 1) & (c.workload.seq_tokens % (2 * x.tp * x.cp) != 0),
+        stacks=("torchtitan",),
+        where="torchtitan/trainer.py:306",
+    ),
+    Rule(
         "torchtitan: no zero 1",
         "FSDP2 has zero 2 (no reshard after forward) and 3, not 1",
         ("zero",),

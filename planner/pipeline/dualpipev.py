@@ -6,6 +6,7 @@ Running them as one hides the experts' traffic of either behind the other's kern
 from __future__ import annotations
 
 from collections import deque
+from typing import NamedTuple
 
 import numpy as np
 
@@ -25,11 +26,30 @@ from planner.pipeline.schedule import Schedule, two_chunks
 from planner.sources import DUALPIPE
 
 
+class Side(NamedTuple):
+    """One rank's place in a pipeline that runs both ways: how many ranks there are to the turn.
+
+    `near` is its stage on the way to the turn, `far` the one on the way back; `microbatches` pass
+    each.
+    """
+
+    ranks: int
+    rank: int
+    microbatches: int
+    near: int
+    far: int
+
+
 def actions(shape: Shape, rank: int) -> Rows:
+    """Return the order of one rank."""
+    return both_ways(Side(shape.ranks, rank, shape.microbatches, rank, shape.stages - 1 - rank))
+
+
+def both_ways(side: Side) -> Rows:
     """Return the order of one rank: fill, steady pairs, then drain."""
-    p, m = shape.ranks, shape.microbatches
+    p, rank, m, near, far = side
     left, steady = p - rank - 1, m - 2 * p + rank + 1
-    near, far = rank, shape.stages - 1 - rank
+    ahead = 2 * left + rank + 1  # forwards of the near stage before the pairs begin
 
     def some(kind: int, stage: int, first: int, count: int) -> Rows:
         return rows(kind, stage, np.arange(first, first + count))
@@ -40,9 +60,8 @@ def actions(shape: Shape, rank: int) -> Rows:
             some(BACKWARD + TOGETHER, *backward, count),
         )
 
-    ahead = 2 * left + rank + 1  # forwards of the near chunk before the pairs begin
     main = weave(*pairs((near, ahead), (far, left), steady), *pairs((far, p), (near, 0), steady))
-    if rank == p - 1:  # the turn: its forward feeds its own backward, so the two run apart
+    if rank == p - 1:  # at the turn the first two run apart, which shortens the wait for them
         main[:2, 0] -= TOGETHER
     return join(
         some(FORWARD, near, 0, 2 * left),
@@ -57,14 +76,13 @@ def actions(shape: Shape, rank: int) -> Rows:
             some(BACKWARD, far, left + steady, left),
             *pairs((far, p + steady), (near, steady), left),
         ),
-        _drain(shape, rank),
+        _drain(side),
     )
 
 
-def _drain(shape: Shape, rank: int) -> Rows:
+def _drain(side: Side) -> Rows:
     """Return the last backwards; weight gradients of the second half wait to fill the gaps."""
-    p, m = shape.ranks, shape.microbatches
-    near, far = rank, shape.stages - 1 - rank
+    p, rank, m, near, far = side
     waiting: deque[tuple[int, int]] = deque()
     out: list[tuple[int, int, int]] = []
 

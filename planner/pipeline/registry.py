@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from planner.errors import SpecError, did_you_mean
 from planner.pipeline import (
+    dualpipe,
     dualpipev,
     gpipe,
     interleaved,
@@ -25,6 +26,7 @@ SCHEDULES: dict[str, Schedule] = {
         zero_bubble.INTERLEAVED,
         zbv.SCHEDULE,
         dualpipev.SCHEDULE,
+        dualpipe.SCHEDULE,
     )
 }
 

@@ -10,11 +10,15 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from planner.place.certificate import Rule
     from planner.place.check import PlacementError, check_placement
+    from planner.place.clock import Clock
     from planner.place.hosts import FreeNodes, free_nodes, nodes_from_file, with_hosts
     from planner.place.placing import place
 
 _HOME = {
+    "Clock": "clock",
+    "Rule": "certificate",
     "FreeNodes": "hosts",
     "PlacementError": "check",
     "check_placement": "check",
@@ -25,8 +29,10 @@ _HOME = {
 }
 
 __all__ = [
+    "Clock",
     "FreeNodes",
     "PlacementError",
+    "Rule",
     "check_placement",
     "free_nodes",
     "nodes_from_file",

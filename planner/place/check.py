@@ -17,6 +17,7 @@ from planner.plan import Layout, Placement
 from planner.specs.cluster import ClusterSpec
 
 IntArray = NDArray[np.int64]
+ROUNDING = 1e-8  # seconds are floats: a bound this close (relative) meets the objective
 NAMED = 3  # so many examples are named for each kind of fault
 
 
@@ -167,14 +168,18 @@ def _claim_faults(
 ) -> list[str]:
     faults = []
     counted = _count_splits(layout, at, spans["leaf"])
-    if counted != placement.splits or counted != placement.objective:
+    asked_splits = placement.question == "fewest-splits"
+    objective = counted if asked_splits else placement.step_time_s
+    if counted != placement.splits or objective != placement.objective:
         faults.append(
             f"splits claimed {placement.splits} (objective {placement.objective:g}), are {counted}"
         )
-    if placement.bound > counted:
-        faults.append(f"bound {placement.bound:g} is above the splits counted, {counted}")
-    if placement.status == "optimal" and placement.bound < counted:
-        faults.append(f"called optimal with bound {placement.bound:g} under {counted} splits")
+    if placement.bound > placement.objective:
+        what = "splits counted" if asked_splits else "step time"
+        faults.append(f"bound {placement.bound:g} is above the {what}, {placement.objective:g}")
+    if placement.status == "optimal" and placement.bound < placement.objective * (1 - ROUNDING):
+        of = f"{counted} splits" if asked_splits else f"{placement.objective:g} s"
+        faults.append(f"called optimal with bound {placement.bound:g} under {of}")
     tiers = _count_tiers(cluster, layout, at, spans)
     return faults + [
         f"{kind} groups by tier claimed {placement.tiers.get(kind)}, are {counts}"

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 
@@ -10,7 +10,6 @@ from planner.place.cells import Grid
 from planner.place.groups import IntArray, coordinates
 from planner.place.hosts import FreeNodes
 from planner.place.packing import Packing
-from planner.place.tree import Tree
 from planner.plan import Layout, RankPlace
 
 
@@ -34,16 +33,11 @@ def gpus_of(free: FreeNodes, nodes: IntArray, ranks: int) -> IntArray:
 
 
 def rank_places(
-    layout: Layout,
-    free: FreeNodes,
-    tree: Tree,
-    nodes: IntArray,
-    ranks: int,
-    name: Callable[[int], str],
+    layout: Layout, free: FreeNodes, nodes: IntArray, ranks: int, leafs: Sequence[str]
 ) -> list[RankPlace]:
-    """Return one record a rank, in rank order; `name` says what to call a leaf."""
+    """Return one record a rank, in rank order; `leafs` names the leaf of each of `nodes`."""
     host = [free.hosts[n] for n in nodes.tolist() for _ in range(ranks)]
-    leaf = [name(k) for k in tree.leaf[nodes].tolist() for _ in range(ranks)]
+    leaf = [name for name in leafs for _ in range(ranks)]
     axes = {kind: steps.tolist() for kind, steps in coordinates(layout).items()}
     columns = [range(layout.gpus), host, gpus_of(free, nodes, ranks).tolist(), leaf]
     columns += [axes[kind] for kind in ("tp", "cp", "ep", "dp", "pp")]

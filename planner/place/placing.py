@@ -4,18 +4,29 @@ from __future__ import annotations
 
 import re
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 
-from planner.errors import InfeasibleError
 from planner.place.cells import Grid, block_sizes, grid_of, ranks_per_node
+from planner.place.certificate import Choice, Rule, certificate
 from planner.place.check import check_placement
+from planner.place.clock import Clock
 from planner.place.expand import nodes_of, rank_places
+from planner.place.fastest import (
+    BY_NAME,
+    UNDER_LEAF,
+    Cells,
+    fastest,
+    order_times,
+    remarks,
+    scored,
+)
 from planner.place.general import arrange
 from planner.place.groups import IntArray, splits, tiers
 from planner.place.hosts import FreeNodes, free_nodes
 from planner.place.packing import pack
+from planner.place.relax import many, too_few_domains, too_few_nodes, uneven
 from planner.place.tree import Tree
 from planner.plan import Layout, Placement
 from planner.specs.cluster import ClusterSpec
@@ -53,6 +64,8 @@ class _Map:
     nodes: IntArray
     bound: int
     notes: tuple[str, ...] = ()
+    cells: Cells | None = None
+    scope: str = ""
 
 
 def place(
@@ -61,53 +74,75 @@ def place(
     *,
     unhealthy: Sequence[str] = (),
     keep_ep_in_domain: bool = True,
+    busy: Sequence[str] = (),
+    clock: Clock | None = None,
+    pipelines: Rule = "under-leaf",
 ) -> Placement:
     """Return the map of ranks with the fewest pipeline edges that leave a leaf, checked.
+
+    With `pipelines="fastest"` and a clock, the map with the least step time over all orders of
+    filling leafs; with a clock, either way, the step time of both is told.
 
     Nodes are whole: every node used runs the same number of consecutive ranks, so a list of hosts
     expresses the map. A tensor-parallel group stays inside a node, or a scale-up domain where that
     is larger; with `keep_ep_in_domain` context and expert groups that fit into such a domain stay
     inside one too, where there is room. The ranks that hold one stage of a pipeline share a leaf.
-    `unhealthy` is read as by `free_nodes`.
+    `unhealthy` is read as by `free_nodes`; `busy` says which of it other jobs hold, for the
+    advice when there are too few nodes.
 
     Raises SpecError for unknown hosts, and InfeasibleError when there are too few nodes.
     """
-    job = _job(cluster, layout, free_nodes(cluster, unhealthy))
+    job = _job(cluster, layout, free_nodes(cluster, unhealthy), busy)
     found = _arranged(job, keep=keep_ep_in_domain)
-    spans = job.spans(found.nodes)
+    by_name = _hostname_order(job)
+    choice = _chosen(job, found, by_name, clock, pipelines)
+    spans, named = job.spans(choice.nodes), job.spans(by_name)
     lost = splits(layout, spans["leaf"])
-    bound = min(found.bound, lost)
-    by_name = job.spans(_hostname_order(job))
+    leafs = [cluster.leaf_name(leaf) for leaf in job.tree.leaf[choice.nodes].tolist()]
     placement = Placement(
-        status="optimal" if bound == lost else "feasible",
-        objective=lost,
-        bound=bound,
+        **certificate(choice, lost, found.bound, found.scope),
         splits=lost,
-        ranks=rank_places(
-            layout, job.free, job.tree, found.nodes, job.ranks, cluster.leaf_name
-        ),
+        ranks=rank_places(layout, job.free, choice.nodes, job.ranks, leafs),
         tiers=tiers(layout, spans),
-        baseline={"splits": splits(layout, by_name["leaf"]), "tiers": tiers(layout, by_name)},
-        notes=[*found.notes, *_notes(job)],
+        baseline={"splits": splits(layout, named["leaf"]), "tiers": tiers(layout, named)}
+        | choice.baseline,
+        orders=choice.orders,
+        notes=[*(found.notes if choice.nodes is found.nodes else ()), *_notes(job), *choice.notes],
     )
     check_placement(cluster, layout, placement, unhealthy=unhealthy)
     return placement
 
 
-def _job(cluster: ClusterSpec, layout: Layout, free: FreeNodes) -> _Job:
+def _chosen(
+    job: _Job, found: _Map, by_name: IntArray, clock: Clock | None, pipelines: Rule
+) -> Choice:
+    """Return the map that the rule asks for, with step times where there is a clock."""
+    if clock is None:
+        return Choice(found.nodes)
+    maps = {UNDER_LEAF: found.nodes, BY_NAME: by_name}
+    all_scored = scored(clock, job.tree, job.ranks, maps, found.cells)
+    # names in a row may tear a tensor group that spans nodes out of its scale-up domain
+    whole = job.layout.tp <= job.cluster.node.gpus
+    open_to = [one for one in all_scored if whole or one.words != BY_NAME]
+    rule = pipelines if clock.contended else "under-leaf"
+    best = fastest(open_to) if rule == "fastest" else all_scored[0]
+    return Choice(
+        nodes=best.nodes,
+        question="least-step-time" if pipelines == "fastest" else "fewest-splits",
+        seconds=best.seconds,
+        bound_s=min(clock.bound(), best.seconds),
+        orders=order_times(all_scored),
+        baseline={"step_time_s": all_scored[1].seconds},
+        notes=remarks(clock, open_to, best),
+    )
+
+
+def _job(cluster: ClusterSpec, layout: Layout, free: FreeNodes, busy: Sequence[str]) -> _Job:
     ranks = ranks_per_node(cluster, layout)
     usable = free.with_gpus(ranks)
     needed = layout.gpus // ranks
     if needed > len(usable):
-        fits = len(usable) * ranks // (layout.tp * layout.cp * layout.pp)
-        message = (
-            f"needs {_many(needed, 'node')} with {ranks} healthy GPUs; "
-            f"{len(usable):,} of {cluster.nodes:,} have them; short by {needed - len(usable):,}"
-        )
-        if ranks < min(cluster.node.gpus, layout.gpus):
-            message += f" ({_uneven(cluster, layout, ranks)})"
-        hint = f"lower dp to at most {fits}, or add nodes" if fits else "lower pp, or add nodes"
-        raise InfeasibleError(message, hint=hint)
+        raise too_few_nodes(cluster, layout, ranks, free, busy)
     return _Job(cluster, layout, free, Tree.of(cluster), ranks, usable)
 
 
@@ -119,14 +154,8 @@ def _arranged(job: _Job, *, keep: bool) -> _Map:
         if len(blocks) * size >= job.nodes:
             notes = () if size == sizes[0] else (_loosened(job, sizes[0]),)
             found = _on_grid(job, blocks) or _in_general(job, blocks)
-            return _Map(found.nodes, found.bound, (*notes, *found.notes))
-    needed = job.nodes // size
-    raise InfeasibleError(
-        f"needs {needed} groups of {size} nodes, each inside one scale-up domain of "
-        f"{job.cluster.domain_nodes} nodes; there is room for {len(blocks)}; "
-        f"short by {needed - len(blocks)}",
-        hint="lower dp, or tp so that its groups waste fewer nodes of a domain",
-    )
+            return replace(found, notes=(*notes, *found.notes))
+    raise too_few_domains(job.cluster, job.layout, job.nodes // size, size, len(blocks))
 
 
 def _on_grid(job: _Job, blocks: IntArray) -> _Map | None:
@@ -145,7 +174,14 @@ def _on_grid(job: _Job, blocks: IntArray) -> _Map | None:
     if packing is None:
         return None
     nodes = nodes_of(packing, cells_of, grid)
-    return _Map(nodes, packing.bound * grid.pipelines, _grid_notes(grid, rooms, packing.bound))
+    leaf_order = tuple(leaf for run in packing.runs for leaf in run.leafs)
+    return _Map(
+        nodes,
+        packing.bound * grid.pipelines,
+        _grid_notes(grid, rooms, packing.bound),
+        Cells(grid, cells, leaf_order),
+        _scope(grid),
+    )
 
 
 def _in_general(job: _Job, blocks: IntArray) -> _Map:
@@ -175,6 +211,16 @@ def _hostname_order(job: _Job) -> IntArray:
     return np.array(sorted(job.usable.tolist(), key=natural)[: job.nodes], dtype=np.int64)
 
 
+def _scope(grid: Grid) -> str:
+    """Return the maps that a bound on splits is about."""
+    if grid.cell_nodes > 1:
+        return (
+            f"maps that keep the {grid.cell_nodes} nodes of {many(grid.pipelines, 'replica')} of "
+            "a stage under one leaf"
+        )
+    return "maps of whole nodes"
+
+
 def _grid_notes(grid: Grid, rooms: dict[int, int], cuts: int) -> tuple[str, ...]:
     notes = []
     if grid.cell_nodes > 1 and cuts:
@@ -194,19 +240,12 @@ def _grid_notes(grid: Grid, rooms: dict[int, int], cuts: int) -> tuple[str, ...]
 def _notes(job: _Job) -> list[str]:
     notes = []
     if job.ranks < min(job.cluster.node.gpus, job.layout.gpus):
-        notes.append(_uneven(job.cluster, job.layout, job.ranks))
+        notes.append(uneven(job.cluster, job.layout, job.ranks))
     if left_out := job.cluster.nodes - len(job.usable):
-        notes.append(f"{_many(left_out, 'node')} with fewer than {job.ranks} healthy GPUs left out")
+        notes.append(f"{many(left_out, 'node')} with fewer than {job.ranks} healthy GPUs left out")
     if spare := len(job.usable) - job.nodes:
-        notes.append(_many(spare, "spare node"))
+        notes.append(many(spare, "spare node"))
     return notes
-
-
-def _uneven(cluster: ClusterSpec, layout: Layout, ranks: int) -> str:
-    return (
-        f"{layout.gpus:,} ranks in tensor-parallel groups of {layout.tp} do not fill nodes of "
-        f"{cluster.node.gpus} GPUs evenly: {ranks} ranks a node, the other GPUs idle"
-    )
 
 
 def _loosened(job: _Job, wished: int) -> str:
@@ -214,7 +253,3 @@ def _loosened(job: _Job, wished: int) -> str:
         f"too few free nodes share scale-up domains to keep every group of {wished} nodes "
         "(context or expert parallelism) inside one; some of those groups cross domains"
     )
-
-
-def _many(count: int, what: str) -> str:
-    return f"{count:,} {what}{'s' * (count != 1)}"

@@ -302,6 +302,14 @@ class ClusterSpec(Record):
         most = max(len(leaf.hosts) for leaf in self.leafs) if self.leafs else self.nodes
         return self.fabric.nodes_per_leaf or most
 
+    @property
+    def pod_nodes(self) -> int | None:
+        """Return the nodes that a pod has room for; None where there is one pod."""
+        if self.fabric.leafs_per_pod:
+            return self.leaf_nodes * self.fabric.leafs_per_pod
+        pods = [len(list(group)) for _, group in groupby(leaf.pod for leaf in self.leafs or ())]
+        return self.leaf_nodes * max(pods) if len(pods) > 1 else None
+
     @cached_property
     def positions(self) -> Positions:
         """Return where every node stands, all at once."""

@@ -63,9 +63,7 @@ def _labelled(states: Iterable[NodeState]) -> list[Leaf]:
             by_leaf.setdefault((node.pod, node.leaf), []).append(node.host)
     names = [leaf for _, leaf in by_leaf]
     return [
-        Leaf(
-            name=leaf if names.count(leaf) == 1 else f"{pod}/{leaf}", pod=pod, hosts=tuple(hosts)
-        )
+        Leaf(name=leaf if names.count(leaf) == 1 else f"{pod}/{leaf}", pod=pod, hosts=tuple(hosts))
         for (pod, leaf), hosts in sorted(by_leaf.items())
     ]
 
@@ -160,7 +158,9 @@ def _avoided(
     lost = [f"{h}:{gpu}" for h, have in fewer.items() for gpu in range(have, gpus)]
     _say_states(by_host, down, busy, lost, notes)
     if states and (unsaid := [host for host in hosts if host not in by_host]):
-        notes.append(f"{_many(len(unsaid), 'host')} ({_named(unsaid)}) without a state: taken as up")
+        notes.append(
+            f"{_many(len(unsaid), 'host')} ({_named(unsaid)}) without a state: taken as up"
+        )
     if more := [host for host, have in fewer.items() if have > gpus]:
         notes.append(
             f"{_many(len(more), 'host')} ({_named(more)}) with more than {gpus} GPUs: only "

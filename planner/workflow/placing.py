@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import replace
 
 from planner.errors import InfeasibleError
-from planner.place import place as place_layout
-from planner.plan import Placement
+from planner.plan import Layout, Placement
 from planner.workflow.explaining import completed
-from planner.workflow.planning import PlanRequest
+from planner.workflow.planning import PlanRequest, placed_layout, usable_gpus
 
 
 def place(request: PlanRequest, layout: Mapping[str, str]) -> Placement:
@@ -18,7 +18,20 @@ def place(request: PlanRequest, layout: Mapping[str, str]) -> Placement:
     """
     found = completed(request, layout)
     if found.layout is None or not found.legal:
+        _refuse_for_room(request, found.layout)
         raise InfeasibleError(
             f"this layout is not legal: {'; '.join(found.reasons)}", hint="; ".join(found.mends[:1])
         )
-    return place_layout(request.cluster, found.layout, unhealthy=request.unhealthy)
+    placement = placed_layout(request, found.layout)
+    return placement.model_copy(update={"notes": [*request.notes, *placement.notes]})
+
+
+def _refuse_for_room(request: PlanRequest, layout: Layout | None) -> None:
+    """Raise InfeasibleError with the arithmetic, where nothing but missing nodes is wrong.
+
+    The layout fits the cluster as built, and not what is healthy and free of it.
+    """
+    if layout is None or layout.gpus > request.cluster.gpus:
+        return
+    if layout.gpus > usable_gpus(replace(request, gpus=None))[0]:
+        placed_layout(request, layout)

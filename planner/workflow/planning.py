@@ -16,9 +16,9 @@ from planner.layouts.ranges import MICRO_BATCHES, parse_fix
 from planner.layouts.rules import Context, broken_rules
 from planner.layouts.split import chunk_layers
 from planner.layouts.table import Layouts
-from planner.place import free_nodes
+from planner.place import Clock, Rule, free_nodes
 from planner.place import place as place_layout
-from planner.plan import Estimate, Layout, Plan, RankedPlan, Request, Search
+from planner.plan import Estimate, Layout, Placement, Plan, RankedPlan, Request, Search
 from planner.rank import Ranking, rank
 from planner.specs.cluster import ClusterSpec
 from planner.specs.model import ModelSpec
@@ -75,19 +75,31 @@ def plan(request: PlanRequest, *, progress: Progress = _quiet) -> Plan:
     plans = [ranked(request, ranking.layouts, int(row), i + 1) for i, row in enumerate(rows)]
     plans += baseline(request, ranking, plans)
     progress("placing")
-    placement = place_layout(request.cluster, plans[0].layout, unhealthy=request.unhealthy)
+    placement = placed_layout(request, plans[0].layout)
     placed = time.perf_counter()
     return Plan(
         request=Request(model=request.model, cluster=request.cluster, workload=request.workload),
         search=search_record(ranking),
         plans=plans,
         placement=placement,
-        notes=[*notes, *_remarks(ranking, plans)],
+        notes=[*request.notes, *notes, *_remarks(ranking, plans)],
         timing={
             "search_s": searched - started,
             "place_s": placed - searched,
             "total_s": placed - started,
         },
+    )
+
+
+def placed_layout(request: PlanRequest, layout: Layout) -> Placement:
+    """Return the placement of a layout by the request's rule, its step time with it."""
+    return place_layout(
+        request.cluster,
+        layout,
+        unhealthy=request.unhealthy,
+        busy=request.busy,
+        clock=Clock(request.context, layout),
+        pipelines=request.pipelines,
     )
 
 
@@ -280,7 +292,7 @@ def plan_for_target(request: PlanRequest, target: str) -> Plan:
         )
         why = emitter.unsupported(draft)
         if not why:
-            placement = place_layout(own.cluster, first.layout, unhealthy=own.unhealthy)
+            placement = placed_layout(own, first.layout)
             return draft.model_copy(update={"placement": placement})
     if not ranking.feasible:
         raise nothing_fits(own, ranking)

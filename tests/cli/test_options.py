@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import pytest
 
-from planner.cli.asking import Asked, default_batch, on_hosts, workload_of
-from planner.cli.options import LAYOUT_FIELDS, fields_of, listed, shares_of, words_of
+from planner.cli.asking import Asked, default_batch, workload_of
+from planner.cli.machines import real_cluster
+from planner.cli.options import LAYOUT_FIELDS, fields_of, listed, rule_of, shares_of, words_of
 from planner.errors import SpecError
 from planner.layouts.ranges import FIXABLE
 
@@ -136,14 +137,20 @@ def test_refused_workload_values_are_named_by_their_option(changes, named, model
 
 def test_a_nodes_file_names_the_hosts(tmp_path, cluster):
     file = tmp_path / "hosts"
-    file.write_text("b1\nb2\n")
-    named = on_hosts(cluster, file, counted=False)
+    file.write_text("b[1-2]\n")
+    named = real_cluster(cluster, "c.json", nodes_file=file).cluster
     assert (named.nodes, named.host(1)) == (2, "b2")
-    with pytest.raises(SpecError, match="lists 2 hosts"):
-        on_hosts(cluster, file, counted=True)
+    with pytest.raises(SpecError, match="lists 2 hosts, ':9' asks for"):
+        real_cluster(cluster, "c.json:9", nodes_file=file)
     file.write_text("b1\nb2\nb1\n")
-    with pytest.raises(SpecError, match="'b1' twice"):
-        on_hosts(cluster, file, counted=False)
+    with pytest.raises(SpecError, match="'b1' is already on line 1"):
+        real_cluster(cluster, "c.json", nodes_file=file)
     file.write_text("b1\n$(reboot)\n")
     with pytest.raises(SpecError, match="not a hostname"):
-        on_hosts(cluster, file, counted=False)
+        real_cluster(cluster, "c.json", nodes_file=file)
+
+
+def test_only_two_rules_place_pipelines():
+    assert rule_of("fastest") == "fastest"
+    with pytest.raises(SpecError, match="did you mean 'fastest'"):
+        rule_of("fast")

@@ -101,7 +101,7 @@ def legal(row: Row, model: ModelSpec, cluster: ClusterSpec, workload: Workload) 
         and states_agree(row, cluster)
         and {"any": any_stack, "megatron": megatron}.get(stack, lambda *_: True)(row, model)
         and (stack != "deepspeed" or deepspeed(row))
-        and (stack != "torchtitan" or torchtitan(row, model))
+        and (stack != "torchtitan" or torchtitan(row, model, workload))
     )
 
 
@@ -193,8 +193,10 @@ def deepspeed(row: Row) -> bool:
     return not (row["recompute"] == SELECTIVE or row["dp_replicate"] > 1 or row["dp_sync"])
 
 
-def torchtitan(row: Row, model: ModelSpec) -> bool:
+def torchtitan(row: Row, model: ModelSpec, workload: Workload) -> bool:
     pp, m = row["pp"], row["num_microbatches"]
+    if row["sp"] and row["cp"] > 1 and workload.seq_tokens % (row["tp"] * 2 * row["cp"]):
+        return False
     if model.mla is None and model.kv_heads % row["tp"]:
         return False
     if row["zero"] == 1 or row["etp"] > 1 or (pp > 1 and model.tied_embeddings):

@@ -231,12 +231,13 @@ def test_every_token_visits_top_k_experts_once_whatever_the_split():
         {"tp": 4, "sp": 1, "ep": 4},
         {"tp": 4, "sp": 1, "ep": 2, "etp": 2},
         {"tp": 4, "sp": 1, "etp": 4},
+        {"tp": 4, "sp": 0, "etp": 4},  # all four hold the same tokens, and a quarter of each expert
         {"cp": 2, "ep": 2},
     ]
     x = inputs(model, *rows, expert_imbalance=1.0)
     lay = layouts(*rows)
     ranks = lay.tp * lay.cp
-    assert routed_tokens(x) * ranks == pytest.approx(1024 * 2)
+    assert (routed_tokens(x) * ranks)[lay.sp == 1] == pytest.approx(1024 * 2)
     assert received_tokens(x) / lay.etp * ranks == pytest.approx(1024 * 2)
 
 

@@ -52,6 +52,13 @@ def test_a_file_with_an_unknown_host_names_its_line(cluster_of, tmp_path):
         free_nodes(cluster_of(3), [f"@{bad}"])
 
 
+def test_a_line_may_hold_several_hosts_and_brackets(tmp_path):
+    listed = tmp_path / "hosts"
+    listed.write_text("rack[1-2]n[09-10], login1 x\nb\n")
+    rack = ["rack1n09", "rack1n10", "rack2n09", "rack2n10"]
+    assert nodes_from_file(listed) == [*rack, "login1", "x", "b"]
+
+
 def test_hosts_listed_in_a_file_fill_the_leafs_in_order(cluster_of, tmp_path):
     listed = tmp_path / "hosts"
     listed.write_text("gpu-b.example\n# spare\ngpu-a.example\ngpu_c\n")
@@ -65,7 +72,9 @@ def test_hosts_listed_in_a_file_fill_the_leafs_in_order(cluster_of, tmp_path):
     [
         ("a\nb\na\n", "line 3: host 'a' is already on line 1"),
         ("a\n$(reboot)\n", "line 2: '$(reboot)' is not a hostname"),
-        ("a b\n", "line 1: 'a b' is not a hostname"),
+        ("a[1-\n", "line 1: brackets do not match in 'a[1-'"),
+        ("a[3-1]\n", "line 1: range '3-1' in 'a[3-1]' runs backwards"),
+        ("a[1-3]\na2\n", "line 2: host 'a2' is already on line 1"),
         ("-o\n", "'-o' is not a hostname"),
         ("# nothing\n\n", "names no host"),
     ],

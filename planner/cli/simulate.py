@@ -1,0 +1,149 @@
+"""`meshwright simulate`: the pipeline of a saved plan, action by action."""
+
+from __future__ import annotations
+
+import math
+import re
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from planner.cli import options as o
+from planner.cli.talk import answer_json, say, show
+from planner.errors import SpecError
+
+EXAMPLES = """\
+\b
+Examples:
+  meshwright plan llama-3.1-405b dgx-h100:128 --json > plan.json
+  meshwright simulate plan.json
+  meshwright simulate plan.json -o trace.json            (open it at ui.perfetto.dev)
+  meshwright simulate plan.json --straggler stage=3:1.2
+  meshwright simulate plan.json --schedule zbv --json
+"""
+STRAGGLER = re.compile(r"(?:stage=)?(\d{1,9}):([0-9.]{1,20})")
+LARGEST_FACTOR = 1000
+
+
+def simulate(
+    plan_file: Annotated[
+        Path,
+        typer.Argument(
+            metavar="PLAN.json",
+            help="Plan written by `meshwright plan --json` or `-o`.",
+            show_default=False,
+        ),
+    ],
+    *,
+    output: Annotated[
+        Path | None,
+        typer.Option(
+            "--output",
+            "-o",
+            metavar="FILE",
+            help="Write a trace for Perfetto or chrome://tracing.",
+            show_default=False,
+        ),
+    ] = None,
+    straggler: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="stage=N:X",
+            help="What if stage N (from 0) took X times as long? May be given several times.",
+            show_default=False,
+        ),
+    ] = None,
+    schedule: Annotated[
+        str | None,
+        typer.Option(
+            metavar="NAME",
+            help="Run another schedule: gpipe, 1f1b, interleaved, looped-bfs, zb-h1, "
+            "interleaved-zb, zbv, dualpipev, dualpipe.",
+            show_default=False,
+        ),
+    ] = None,
+    chunks: Annotated[
+        int | None,
+        typer.Option(
+            metavar="N", min=1, max=1024, help="Chunks a rank holds (vpp).", show_default=False
+        ),
+    ] = None,
+    microbatches: Annotated[
+        int | None,
+        typer.Option(
+            metavar="N",
+            min=1,
+            max=10_000_000,
+            help="Run so many micro-batches instead of the plan's.",
+            show_default=False,
+        ),
+    ] = None,
+    plan_rank: Annotated[
+        int, typer.Option(metavar="N", min=1, help="Which row of the plan's table to run.")
+    ] = 1,
+    force: o.Force = False,
+    as_json: o.Json = False,
+) -> None:
+    """Run the pipeline of a saved plan action by action: a chart, idle time, a trace file.
+
+    Stage times are those of the estimate, with the embedding, the head and uneven layers where
+    they stand; the closed form that ranking uses is shown beside.
+    """
+    factors = _factors(straggler or [])
+    if plan_file.is_char_device():  # /dev/zero has no end
+        raise SpecError(f"{plan_file}: is a device, not a plan")
+    if output is not None:
+        _refuse_early(output, force=force)
+    from planner import workflow
+    from planner.plan import Plan
+
+    found = workflow.simulate(
+        workflow.SimulationRequest(
+            Plan.read(plan_file), plan_rank, schedule, chunks, microbatches, factors
+        )
+    )
+    if output is not None:
+        from planner.files import write_whole
+        from planner.report.trace import trace_text
+
+        write_whole(output, trace_text(found))
+        say(f"wrote {output}")
+    if as_json:
+        answer_json(found.record.model_dump(mode="json", by_alias=True))
+        return
+    from planner.report.simulation import simulation_report
+
+    show(*simulation_report(found))
+
+
+def _factors(texts: list[str]) -> dict[int, float]:
+    """Return {stage: factor} of 'stage=3:1.2' texts, several of them comma-separated or not."""
+    out: dict[int, float] = {}
+    for text in (part.strip() for word in texts for part in word.split(",")):
+        match = STRAGGLER.fullmatch(text)
+        factor = _number(match[2]) if match else math.nan
+        if match is None or not 0 < factor <= LARGEST_FACTOR:
+            raise SpecError(
+                f"--straggler {text!r}: takes stage=N:X, X above 0 and at most {LARGEST_FACTOR}",
+                hint="--straggler stage=3:1.2 makes stage 3 a fifth slower",
+            )
+        out[int(match[1])] = factor
+    return out
+
+
+def _number(text: str) -> float:
+    try:
+        return float(text)
+    except ValueError:
+        return math.nan
+
+
+def _refuse_early(output: Path, *, force: bool) -> None:
+    """Refuse a file that is there, or a folder that is not, before any work."""
+    if output.is_dir():
+        raise SpecError(f"{output}: is a folder; -o takes a file to write the trace to")
+    if not output.parent.is_dir():
+        raise SpecError(f"{output.parent}: no such folder")
+    if output.exists() and not force:
+        raise SpecError(f"{output}: is there already", hint="--force writes over it")

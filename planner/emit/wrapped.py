@@ -1,0 +1,67 @@
+"""Schedulers start somebody else's `run.sh`: which framework's, and how its bundle is carried.
+
+Slurm and Kubernetes place nodes and start one command on each; what that command is, is a
+framework's. They ask for it here by the plan alone, so that emitters need not know each other.
+"""
+
+from __future__ import annotations
+
+from planner.emit import emitter_named
+from planner.emit.base import Artifact, Emitter, placed
+from planner.emit.shared import shared_artifacts
+from planner.plan import Plan
+
+BY_STACK = {
+    "megatron": ("megatron",),
+    "deepspeed": ("deepspeed", "accelerate"),
+    "torchtitan": ("torchrun", "torchtitan", "accelerate"),
+}
+ANY_STACK = ("torchrun", "megatron", "torchtitan", "deepspeed", "accelerate")
+
+
+def candidates(plan: Plan) -> tuple[str, ...]:
+    """Return the frameworks that may run the plan, the first choice first."""
+    return BY_STACK.get(plan.request.workload.stack, ANY_STACK)
+
+
+def inner_of(plan: Plan) -> Emitter | None:
+    """Return the first framework that can express the plan, or None."""
+    emitters = map(emitter_named, candidates(plan))
+    return next((emitter for emitter in emitters if not emitter.unsupported(plan)), None)
+
+
+def inner_problems(plan: Plan) -> list[str]:
+    """Return why no framework can express the plan, the first sentence of each."""
+    if inner_of(plan):
+        return []
+    return [f"{name}: {emitter_named(name).unsupported(plan)[0]}" for name in candidates(plan)]
+
+
+def wrapped(plan: Plan, *, target: str, title: str, start: str) -> list[Artifact]:
+    """Return the framework's bundle with the scheduler's README; its own becomes FRAMEWORK.md.
+
+    `title` and `start` are as `framework` and `start` of `shared_artifacts`.
+    """
+    inner = inner_of(plan)
+    if inner is None:
+        raise ValueError("unsupported(plan) was not asked")
+    own = shared_artifacts(
+        plan, target=target, framework=f"{title}, starting {inner.name}", start=start
+    )
+    taken = {artifact.path for artifact in own}
+    rest = [a for a in inner.emit(plan) if a.path not in taken]
+    theirs = next(a for a in inner.emit(plan) if a.path == "README.md")
+    return [*own, *rest, theirs._replace(path="FRAMEWORK.md")]
+
+
+def leaf_of_node(plan: Plan) -> list[str]:
+    """Return the leaf of each node, by node rank."""
+    place = placed(plan)
+    return [row.leaf for row in place.ranks[:: place.gpus_per_node]]
+
+
+def node_ranks_by_leaf(plan: Plan) -> list[int]:
+    """Return the node ranks, those under one leaf next to each other."""
+    leaf = leaf_of_node(plan)
+    first = {name: index for index, name in reversed(list(enumerate(leaf)))}
+    return sorted(range(len(leaf)), key=lambda node: (first[leaf[node]], node))

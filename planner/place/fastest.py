@@ -1,0 +1,177 @@
+"""Fastest: every order of filling leafs, scored in seconds, against a bound that no map beats.
+
+The bound is the step without contention. Where an order meets it (most non-blocking fabrics, and
+2:1 ones with the right window) it is proved best; elsewhere the gap says how far that is from
+proved.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+
+import numpy as np
+
+from planner.place.cells import Grid
+from planner.place.clock import Clock
+from planner.place.groups import IntArray, splits
+from planner.place.orders import Order, window_orders
+from planner.place.traffic import Load, load_of
+from planner.place.tree import Tree
+from planner.plan import Layout, OrderTime
+from planner.units import seconds
+
+SAME = 1e-6
+"""Step times that differ by less (relative) count as equal: fewer splits then decide."""
+MATTERS = 0.0005
+"""A difference in step time that is worth a sentence of its own."""
+UNDER_LEAF = "one leaf a pipeline"
+BY_NAME = "hosts in name order"
+
+
+@dataclass(frozen=True)
+class Cells:
+    """The cells that there are: `nodes` is [cell, node], sorted by leaf."""
+
+    grid: Grid
+    nodes: IntArray
+    leaf_order: tuple[int, ...]
+
+
+@dataclass(frozen=True)
+class Scored:
+    """One map: what it is called, its nodes in rank order, its splits and step time."""
+
+    words: str
+    nodes: IntArray
+    splits: int
+    seconds: float
+
+
+def scored(
+    clock: Clock, tree: Tree, ranks: int, maps: Mapping[str, IntArray], cells: Cells | None
+) -> list[Scored]:
+    """Return `maps` (words -> nodes in rank order), then window orders of `cells`, with times."""
+    layout, pod_of_leaf = clock.layout, _pods(tree)
+    near = clock.near
+    named = [
+        (words, nodes, *_of_nodes(layout, np.repeat(tree.leaf[nodes], ranks), pod_of_leaf, near))
+        for words, nodes in maps.items()
+    ]
+    found = list(_windows(clock, tree, ranks, cells, near)) if cells and clock.contended else []
+    times = clock.seconds([load for _, _, load, _ in named] + [load for _, load, _ in found])
+    out = [
+        Scored(words, nodes, lost, time)
+        for (words, nodes, _, lost), time in zip(named, times[: len(named)], strict=True)
+    ]
+    if cells:
+        best = _best_windows(found, times[len(named) :])
+        out += [
+            Scored(order.words(cells.grid.stages), _nodes(cells, order), lost, time)
+            for order, lost, time in best
+        ]
+    return out
+
+
+def fastest(found: list[Scored]) -> Scored:
+    """Return the map with the least step time; of equals the one with fewest splits, then first."""
+    least = min(one.seconds for one in found) * (1 + SAME)
+    return min((one for one in found if one.seconds <= least), key=lambda one: one.splits)
+
+
+def order_times(found: list[Scored]) -> list[OrderTime]:
+    """Return what is known of each map for the record."""
+    return [OrderTime(order=o.words, splits=o.splits, step_time_s=o.seconds) for o in found]
+
+
+def _of_nodes(
+    layout: Layout, leaf_of_rank: IntArray, pod_of_leaf: IntArray, near: int
+) -> tuple[Load, int]:
+    ranks = leaf_of_rank.reshape(layout.pp, layout.dp * layout.cp, layout.tp)
+    load = load_of(
+        layout,
+        ranks[:, :, 0],
+        pod_of_leaf,
+        send_gpus=layout.tp,
+        member_ranks=layout.tp,
+        near=near,
+    )
+    return load, splits(layout, leaf_of_rank)
+
+
+def _windows(
+    clock: Clock, tree: Tree, ranks: int, cells: Cells, near: int
+) -> Iterator[tuple[Order, Load, int]]:
+    leaf_of_slot = tree.leaf[cells.nodes[:, 0]]
+    grid, pod_of_leaf = cells.grid, _pods(tree)
+    slots = np.arange(len(leaf_of_slot))
+    rank_of_leaf = {leaf: n for n, leaf in enumerate(cells.leaf_order)}
+    last = len(rank_of_leaf)
+    packed = np.argsort([rank_of_leaf.get(k, last) for k in leaf_of_slot.tolist()], kind="stable")
+    for order in window_orders(grid, leaf_of_slot, (packed, slots)):
+        leaf = leaf_of_slot[order.slots]
+        load = load_of(
+            clock.layout,
+            leaf,
+            pod_of_leaf,
+            send_gpus=grid.pipelines * clock.layout.tp * clock.layout.cp,
+            member_ranks=grid.cell_nodes * ranks,
+            near=near,
+        )
+        yield order, load, int((leaf[1:] != leaf[:-1]).sum()) * grid.pipelines
+
+
+def _best_windows(
+    found: list[tuple[Order, Load, int]], times: list[float]
+) -> list[tuple[Order, int, float]]:
+    """Return the best order of each window, widest first."""
+    best: dict[int, tuple[Order, int, float]] = {}
+    for (order, _, lost), time in zip(found, times, strict=True):
+        kept = best.get(order.window)
+        if kept is None or (time, lost) < (kept[2], kept[1]):
+            best[order.window] = (order, lost, time)
+    return list(best.values())
+
+
+def _nodes(cells: Cells, order: Order) -> IntArray:
+    return cells.nodes[order.slots.reshape(-1)].reshape(-1)
+
+
+def _pods(tree: Tree) -> IntArray:
+    """Return the pod of every leaf."""
+    pods = np.zeros(int(tree.leaf.max()) + 1, dtype=np.int64)
+    pods[tree.leaf] = tree.pod
+    return pods
+
+
+def remarks(clock: Clock, found: list[Scored], chosen: Scored) -> list[str]:
+    """Return what the other rule would give, and how much the order of hosts matters at all.
+
+    `found` begins with one leaf a pipeline and hosts in name order.
+    """
+    fabric = f"this {clock.fabric()} fabric"
+    if not clock.contended:
+        return [
+            f"no uplink of {fabric} is narrower than the NICs below it: every order of hosts takes "
+            f"the same estimated time, {seconds(chosen.seconds)} a step"
+        ]
+    under, best = found[0], fastest(found)
+    worst = max(found, key=lambda one: one.seconds)
+    spread = worst.seconds / best.seconds - 1
+    if spread < MATTERS:
+        return [f"on {fabric} any order tried is within {spread:.2%} of {seconds(best.seconds)}"]
+    cost = under.seconds / best.seconds - 1
+    if cost < MATTERS:
+        return [
+            f"on {fabric} no order tried is faster than one leaf a pipeline; "
+            f"{worst.words} would cost {spread:.1%}"
+        ]
+    if chosen is under:
+        return [
+            f"the one-leaf rule costs {cost:.1%} on {fabric}: --pipelines fastest takes "
+            f"{best.words}, {seconds(best.seconds)} a step instead of {seconds(under.seconds)}"
+        ]
+    return [
+        f"{best.words}: the one-leaf rule would cost {cost:.1%} on {fabric} "
+        f"({seconds(under.seconds)} a step instead of {seconds(best.seconds)})"
+    ]

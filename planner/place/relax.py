@@ -1,0 +1,118 @@
+"""Relax: why a job does not fit, in arithmetic, and the least that would have to give way.
+
+Few things can give way (other jobs' nodes, broken nodes, replicas, tensor parallelism), so all of
+them are tried alone, then in pairs: the smallest set is found by trying, without a solver.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from itertools import combinations
+
+import numpy as np
+
+from planner.errors import InfeasibleError
+from planner.place.cells import ranks_per_node
+from planner.place.hosts import FreeNodes
+from planner.plan import Layout
+from planner.specs.cluster import ClusterSpec
+
+
+def too_few_nodes(
+    cluster: ClusterSpec, layout: Layout, ranks: int, free: FreeNodes, busy: Sequence[str]
+) -> InfeasibleError:
+    """Return the error for a job that needs more nodes with `ranks` healthy GPUs than there are."""
+    have, needed = len(free.with_gpus(ranks)), layout.gpus // ranks
+    short = needed - have
+    message = (
+        f"needs {many(needed, 'node')} with {ranks} healthy GPUs; "
+        f"{have:,} of {cluster.nodes:,} have them; short by {short:,}"
+    )
+    if ranks < min(cluster.node.gpus, layout.gpus):
+        message += f" ({uneven(cluster, layout, ranks)})"
+    ways = [*_lent_nodes(free, ranks, short, busy), *_smaller(cluster, layout, free, ranks)]
+    ways.append("lower pp" if not ways else many(short, "more node", "more nodes"))
+    return InfeasibleError(message, hint=_any_of(ways))
+
+
+def _lent_nodes(free: FreeNodes, ranks: int, short: int, busy: Sequence[str]) -> list[str]:
+    """Return the smallest sets of left-out nodes that would make up for what is missing."""
+    left_out = np.flatnonzero(free.healthy.sum(axis=1) < ranks)
+    held = set(busy)
+    kinds = {"busy with other jobs freed": 0, "unhealthy repaired": 0}
+    for node in left_out.tolist():
+        name = "busy with other jobs freed" if free.hosts[node] in held else "unhealthy repaired"
+        kinds[name] += 1
+    kinds = {name: count for name, count in kinds.items() if count}
+    for size in range(1, len(kinds) + 1):
+        sets = [s for s in combinations(kinds.items(), size) if sum(n for _, n in s) >= short]
+        if sets:
+            return [_lent(chosen, short) for chosen in sets]
+    return []
+
+
+def _lent(chosen: Sequence[tuple[str, int]], short: int) -> str:
+    """Return '3 of the 5 nodes unhealthy repaired'; of several kinds all but the last in full."""
+    words, left = [], short
+    for name, count in chosen:
+        kind, _, done = name.rpartition(" ")
+        used = min(left, count)
+        left -= used
+        words.append(f"{used:,} of the {many(count, 'node')} {kind} {done}")
+    return " and ".join(words)
+
+
+def _smaller(cluster: ClusterSpec, layout: Layout, free: FreeNodes, ranks: int) -> list[str]:
+    """Return the largest dp that fits, and the largest smaller tp that does with the same dp."""
+    ways = []
+    replica = layout.tp * layout.cp * layout.pp
+    if dp := min(len(free.with_gpus(ranks)) * ranks // replica, layout.dp - 1):
+        ways.append(f"lower dp to at most {dp}")
+    for tp in range(layout.tp // 2, 0, -1):
+        if layout.tp % tp == 0 and (nodes := _fits(cluster, layout, free, tp)):
+            ways.append(f"tp={tp} ({many(nodes, 'node')})")
+            break
+    return ways
+
+
+def _fits(cluster: ClusterSpec, layout: Layout, free: FreeNodes, tp: int) -> int:
+    """Return the nodes that the layout needs with another tp; 0 where it does not fit either."""
+    other = layout.model_copy(update={"tp": tp, "etp": min(layout.etp, tp)})
+    if tp * layout.cp * layout.dp % (other.ep * other.etp):
+        return 0
+    ranks = ranks_per_node(cluster, other)
+    needed = other.gpus // ranks
+    return needed if needed <= len(free.with_gpus(ranks)) else 0
+
+
+def too_few_domains(
+    cluster: ClusterSpec, layout: Layout, needed: int, size: int, room: int
+) -> InfeasibleError:
+    """Return the error for tensor groups of `size` nodes that do not fit into scale-up domains."""
+    ways = []
+    if dp := room * layout.dp // needed:
+        ways.append(f"lower dp to at most {dp}")
+    if layout.tp > cluster.node.gpus:
+        ways.append(f"tp={cluster.node.gpus}, whose groups stay inside a node")
+    return InfeasibleError(
+        f"needs {needed} groups of {size} nodes, each inside one scale-up domain of "
+        f"{cluster.domain_nodes} nodes; there is room for {room}; short by {needed - room}",
+        hint=_any_of(ways),
+    )
+
+
+def uneven(cluster: ClusterSpec, layout: Layout, ranks: int) -> str:
+    """Return why nodes run fewer ranks than they have GPUs."""
+    return (
+        f"{layout.gpus:,} ranks in tensor-parallel groups of {layout.tp} do not fill nodes of "
+        f"{cluster.node.gpus} GPUs evenly: {ranks} ranks a node, the other GPUs idle"
+    )
+
+
+def many(count: int, what: str, plural: str = "") -> str:
+    """Return '1 node', '2 nodes'."""
+    return f"{count:,} {what if count == 1 else plural or f'{what}s'}"
+
+
+def _any_of(ways: Sequence[str]) -> str:
+    return ways[0] if len(ways) == 1 else f"any one of these would do: {'; '.join(ways)}"

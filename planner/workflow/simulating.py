@@ -1,0 +1,237 @@
+"""From a saved plan to its pipeline as it runs: stage times from the estimate, then every event."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+
+import numpy as np
+
+from planner.errors import InfeasibleError, SpecError
+from planner.estimate.inputs import Inputs
+from planner.estimate.stages import Hop, PartTimes, hop, part_times
+from planner.estimate.step import bubble_s, stage_microbatch_s, step_s
+from planner.layouts.split import chunk_layers, fits
+from planner.layouts.table import Layouts
+from planner.pipeline.actions import Order, Shape
+from planner.pipeline.registry import schedule_named
+from planner.pipeline.schedule import Schedule
+from planner.pipeline.simulate import simulate as run
+from planner.pipeline.timeline import Timeline, peak_in_flight
+from planner.pipeline.timing import Links, StageTimes
+from planner.plan import Layout, Plan, RankedPlan
+from planner.simulation import ClosedForm, RankTimes, Simulated, Simulation, Straggler
+
+MOST_ACTIONS = 20_000_000
+"""Some ten seconds and three gigabytes; more is refused rather than begun."""
+
+
+@dataclass(frozen=True)
+class SimulationRequest:
+    """What is asked of a saved plan; None takes what the plan says.
+
+    `straggler` is how many times longer a stage (rank of the pipeline) takes, by its number.
+    """
+
+    plan: Plan
+    plan_rank: int = 1
+    schedule: str | None = None
+    chunks: int | None = None
+    microbatches: int | None = None
+    straggler: Mapping[int, float] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class _Pipeline:
+    """A pipeline ready to run: the layers of each part of the model, and what each stage costs."""
+
+    schedule: Schedule
+    order: Order
+    layers: list[int]
+    times: StageTimes
+    links: Links
+
+
+def simulate(request: SimulationRequest) -> Simulated:
+    """Return a plan's pipeline, run action by action.
+
+    Raises SpecError for a schedule, a plan or a stage that there is not, InfeasibleError where the
+    schedule cannot run at the plan's size.
+    """
+    chosen = _chosen(request)
+    layout = chosen.layout
+    if request.microbatches:
+        layout = layout.model_copy(update={"num_microbatches": request.microbatches})
+    asked = request.plan.request
+    one = Layouts.of([layout.model_dump()])
+    x = Inputs(asked.model, asked.cluster, asked.workload, one, every_stage=True)
+    pipeline = _pipeline(request, chosen, x)
+    line = run(pipeline.order, pipeline.times, pipeline.links)
+    closed = _closed_form(x, layout)
+    once_s = closed.step_time_s - closed.makespan_s
+    record = Simulation(
+        schema=Simulation.model_fields["schema_"].default,
+        plan_rank=chosen.rank,
+        layout=layout,
+        schedule=pipeline.schedule.name,
+        chunks=pipeline.order.shape.chunks,
+        num_microbatches=pipeline.order.shape.microbatches,
+        model_copies=pipeline.schedule.model_copies,
+        makespan_s=line.makespan_s,
+        step_time_s=line.makespan_s + once_s,
+        bubble_s=float(line.idle_s.mean()),
+        bubble_fraction=line.bubble_fraction,
+        closed_form=closed,
+        ranks=_ranks(pipeline, line),
+        straggler=_straggler(request, pipeline, line.makespan_s, once_s),
+        notes=_notes(request, pipeline, layout),
+    )
+    return Simulated(record, line)
+
+
+def _chosen(request: SimulationRequest) -> RankedPlan:
+    """Return the plan asked for; a file made by hand may hold a layout that is none."""
+    for row in request.plan.plans:
+        if row.rank == request.plan_rank:
+            break
+    else:
+        known = ", ".join(str(row.rank) for row in request.plan.plans)
+        raise SpecError(f"--plan-rank {request.plan_rank}: the plan holds ranks {known}")
+    layout, layers = row.layout, request.plan.request.model.layers
+    degrees = {k: v for k, v in layout.model_dump().items() if type(v) is int and k != "zero"}
+    if min(degrees.values()) < 1 or not 0 <= layout.zero <= 3:
+        raise SpecError(f"plan {row.rank}: layout: every degree is 1 or more, zero 0 to 3")
+    if not fits(layers, layout.pp, layout.vpp):
+        raise SpecError(
+            f"plan {row.rank}: pp={layout.pp} x vpp={layout.vpp} chunks for {layers} layers"
+        )
+    return row
+
+
+def _pipeline(request: SimulationRequest, chosen: RankedPlan, x: Inputs) -> _Pipeline:
+    layout = chosen.layout
+    own = "1f1b" if layout.schedule == "none" else layout.schedule
+    schedule = schedule_named(request.schedule or own)
+    chunks = request.chunks or _usual_chunks(schedule, layout)
+    shape = Shape(layout.pp, chunks, int(x.layouts.num_microbatches[0]))
+    if 3 * shape.stages * shape.microbatches > MOST_ACTIONS:
+        raise InfeasibleError(
+            f"{shape.stages:,} chunks x {shape.microbatches:,} micro-batches are too many to run "
+            "one by one",
+            hint="--microbatches 1000: the steady phase only repeats",
+        )
+    order = schedule.order(shape)
+    layers = _layers(chosen, order, x.model.layers)
+    parts = part_times(x, layers, chunks=chunks)
+    per_stage = [part[order.model_part] for part in parts]
+    times = StageTimes(*per_stage[:3], hidden_s=per_stage[3])
+    return _Pipeline(schedule, order, layers, times, _links(order, hop(x)))
+
+
+def _usual_chunks(schedule: Schedule, layout: Layout) -> int:
+    """Return the plan's chunks where the schedule takes them, else the schedule's usual number."""
+    shape = Shape(layout.pp, layout.vpp, layout.num_microbatches)
+    takes = not schedule.refuses(shape) and (layout.vpp > 1) == (schedule.usual_chunks > 1)
+    return layout.vpp if takes else schedule.usual_chunks
+
+
+def _layers(chosen: RankedPlan, order: Order, layers: int) -> list[int]:
+    """Return the layers of each part of the model: the plan's own cut where it is the same."""
+    layout, shape = chosen.layout, order.shape
+    laps = order.depth // shape.ranks
+    table = chosen.stage_layers
+    if not (
+        laps == layout.vpp
+        and len(table) == layout.pp
+        and all(len(row) == laps and min(row) >= 0 for row in table)
+        and sum(map(sum, table)) == layers
+    ):
+        if not fits(layers, shape.ranks, laps):
+            raise InfeasibleError(f"{layers} layers do not fill {order.depth} chunks")
+        table = chunk_layers(layers, shape.ranks, laps)
+    return [table[p][v] for v in range(laps) for p in range(shape.ranks)]
+
+
+def _links(order: Order, message: Hop) -> Links:
+    """Return links on which a sender is held up as long as the estimate says."""
+    stages = order.shape.stages
+    whole = message.latency_s + message.transfer_s
+    every = (message.latency_s, message.transfer_s, message.exposed * whole)
+    return Links(*(np.full(stages, part) for part in every))
+
+
+def _closed_form(x: Inputs, layout: Layout) -> ClosedForm:
+    """Return what ranking takes for the plan's own schedule."""
+    bubble = float(bubble_s(x)[0])
+    slowest = float(stage_microbatch_s(x)[0].max())
+    return ClosedForm(
+        makespan_s=layout.num_microbatches * slowest + bubble,
+        bubble_s=bubble,
+        step_time_s=float(step_s(x)[0]),
+    )
+
+
+def _ranks(pipeline: _Pipeline, line: Timeline) -> list[RankTimes]:
+    order, times = pipeline.order, pipeline.times
+    peaks = peak_in_flight(order)
+    backward = times.backward_input_s + times.backward_weight_s
+    out = []
+    for rank in range(order.shape.ranks):
+        held = np.flatnonzero(order.rank_of == rank)
+        out.append(
+            RankTimes(
+                stage=rank,
+                layers=[pipeline.layers[part] for part in order.model_part[held]],
+                forward_s=float(times.forward_s[held].sum()),
+                backward_s=float(backward[held].sum()),
+                busy_s=float(line.busy_s[rank]),
+                sending_s=float(line.blocked_s[rank]),
+                idle_s=float(line.idle_s[rank]),
+                peak_chunks_in_flight=int(peaks[rank]),
+                peak_in_flight=float(peaks[rank]) / (order.depth // order.shape.ranks),
+            )
+        )
+    return out
+
+
+def _straggler(
+    request: SimulationRequest, pipeline: _Pipeline, makespan_s: float, once_s: float
+) -> Straggler | None:
+    """Return the pipeline run again with the slower stages; what a step has once stays."""
+    if not request.straggler:
+        return None
+    ranks = pipeline.order.shape.ranks
+    factors = np.ones(ranks)
+    for stage, factor in request.straggler.items():
+        if not 0 <= stage < ranks:
+            raise SpecError(f"--straggler stage={stage}: the stages are 0 to {ranks - 1}")
+        factors[stage] = factor
+    slowed = pipeline.times.slowed(factors[pipeline.order.rank_of])
+    slow_s = run(pipeline.order, slowed, pipeline.links).makespan_s
+    return Straggler(
+        factors=dict(request.straggler),
+        makespan_s=slow_s,
+        step_time_s=slow_s + once_s,
+        slower_s=slow_s - makespan_s,
+        slower=(slow_s - makespan_s) / (makespan_s + once_s),
+    )
+
+
+def _notes(request: SimulationRequest, pipeline: _Pipeline, layout: Layout) -> list[str]:
+    shape, schedule = pipeline.order.shape, pipeline.schedule
+    out = []
+    if layout.pp == 1:
+        out.append("the plan has no pipeline (pp=1): its micro-batches run one after the other")
+    if request.schedule and schedule.name != layout.schedule:
+        chunks = f"{shape.chunks} chunk{'s' * (shape.chunks > 1)} a rank"
+        out.append(
+            f"{schedule.name} with {chunks} in place of the plan's {layout.schedule}; "
+            "the closed form is the plan's own, and its memory is not checked again"
+        )
+    if schedule.model_copies > 1:
+        out.append(f"{schedule.name} keeps {schedule.model_copies} copies of the model")
+    if schedule.style != "loop" and pipeline.times.hidden_s.any():
+        out.append("forwards and backwards that run together hide their expert traffic whole")
+    if request.microbatches:
+        out.append(f"{request.microbatches} micro-batches in place of the plan's")
+    return out
