@@ -9,7 +9,7 @@ from dataclasses import dataclass, field, replace
 import numpy as np
 
 from planner.emit import emitter_named
-from planner.errors import InfeasibleError
+from planner.errors import InfeasibleError, SpecError
 from planner.estimate.record import AT_RISK, estimate_record
 from planner.layouts.grid import divisors
 from planner.layouts.ranges import MICRO_BATCHES, parse_fix
@@ -134,6 +134,7 @@ def _fewer(gpus: int, per_node: int) -> list[int]:
 def usable_gpus(request: PlanRequest) -> tuple[int, list[str]]:
     """Return the GPUs to plan for: those asked for, or all on nodes that are wholly healthy."""
     cluster = request.cluster
+    notes = _sequence_notes(request)
     free = free_nodes(cluster, request.unhealthy)
     whole = len(free.with_gpus(cluster.node.gpus)) * cluster.node.gpus
     healthy = max(whole, int(free.healthy.sum()) if cluster.nodes == 1 else 0)
@@ -142,12 +143,31 @@ def usable_gpus(request: PlanRequest) -> tuple[int, list[str]]:
             raise InfeasibleError(
                 f"{request.gpus} GPUs asked for; {cluster.name} has {healthy} on healthy nodes"
             )
-        return request.gpus, []
+        return request.gpus, notes
     if healthy == 0:
         raise InfeasibleError(f"{cluster.name} has no healthy node left")
     lost = cluster.gpus - healthy
-    notes = [f"{lost} of {cluster.gpus} GPUs are on unhealthy nodes and left out"] if lost else []
+    if lost:
+        notes.append(f"{lost} of {cluster.gpus} GPUs are on unhealthy nodes and left out")
     return healthy, notes
+
+
+def _sequence_notes(request: PlanRequest) -> list[str]:
+    """Return what to say of a sequence longer than the model was published with.
+
+    Raises SpecError where the model's learned position table has no rows for it.
+    """
+    seq, model = request.workload.seq_tokens, request.model
+    if model.learned_positions and seq > model.learned_positions:
+        raise SpecError(
+            f"--seq: {model.name} has learned positions for {model.learned_positions} tokens, "
+            f"not {seq}",
+            hint=f"--seq {model.max_seq_tokens}, or another model",
+        )
+    if seq > model.max_seq_tokens:
+        published = f"{model.name} was published for {model.max_seq_tokens:,} tokens"
+        return [f"{published}, fewer than {seq:,}"]
+    return []
 
 
 def _some(request: PlanRequest, ranking: Ranking) -> Ranking:

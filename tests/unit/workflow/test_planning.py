@@ -209,3 +209,16 @@ def test_an_illegal_layout_is_not_placed():
 
 def test_rows_hold_every_column():
     assert set(COLUMNS) <= set(plan(request()).best.layout.model_dump())
+
+
+# --- sequences longer than the model's
+
+
+def test_learned_positions_bound_the_sequence():
+    with pytest.raises(SpecError, match="1024 tokens, not 2048"):
+        plan(request("gpt2", "rtx-4090-8x", seq=2048))
+
+
+def test_a_rotary_model_beyond_its_published_length_is_said():
+    notes = plan(request("llama-2-7b", "dgx-h100:2", seq=8192, top=1)).notes
+    assert any("published for 4,096 tokens, fewer than 8,192" in note for note in notes)
