@@ -25,9 +25,9 @@ import typer
 
 from planner.cli.app import app, main
 from planner.emit import EMITTER_NAMES, emitter_named
-from planner.estimate import communication, compute, memory, params, step
+from planner.estimate import communication, compute, params, step
 from planner.estimate import experts as routing
-from planner.estimate.record import TERMS
+from planner.estimate.record import MEMORY_MODULES, TERMS
 from planner.layouts.rules import RULES
 from planner.specs.catalog import (
     accelerator_names,
@@ -109,10 +109,10 @@ def helps() -> str:
     return "\n\n".join(parts)
 
 
-def terms(module: ModuleType) -> str:
-    """Return the formulas of one module of the estimate."""
-    own = {id(value) for value in vars(module).values()}
-    defined = [t for t in TERMS if id(t) in own and t.function.__module__ == module.__name__]
+def terms(*modules: ModuleType) -> str:
+    """Return the formulas of some modules of the estimate."""
+    names = {module.__name__ for module in modules}
+    defined = [t for t in TERMS if t.function.__module__ in names]
     rows = [
         (code(t.name), plain(t.doc), code(t.formula), t.unit, plain(str(t.source))) for t in defined
     ]
@@ -210,7 +210,7 @@ BLOCKS: dict[str, Callable[[], str]] = {
     "clusters": clusters,
     "accelerators": accelerators,
     "terms of params": partial(terms, params),
-    "terms of memory": partial(terms, memory),
+    "terms of memory": partial(terms, *MEMORY_MODULES),
     "terms of compute": partial(terms, compute),
     "terms of communication": partial(terms, communication),
     "terms of experts": partial(terms, routing),

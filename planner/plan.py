@@ -91,6 +91,9 @@ class Memory(PlanRecord):
     peak_bytes: float
     limit_bytes: float
     at_risk: bool = Field(False, description="Fits, but so close that allocators thrash.")
+    peak_point: str | None = Field(
+        None, description="FSDP2: the point of a step at which the heaviest stage peaks."
+    )
     stages: list[StageMemory]
 
 
@@ -98,6 +101,10 @@ class Estimate(PlanRecord):
     """What one layout costs. `time_s` are exposed seconds that sum to `step_time_s`."""
 
     step_time_s: float
+    step_time_low_s: float | None = Field(
+        None, description="With step_time_high_s: holds 80 % of published runs like it."
+    )
+    step_time_high_s: float | None = None
     tokens_per_s: float
     tokens_per_s_per_gpu: float
     tflops_per_gpu: float
@@ -147,13 +154,13 @@ class OrderTime(PlanRecord):
 class Placement(PlanRecord):
     """Rank -> host, GPU. `splits` is pipeline edges that leave a leaf, over all pipelines.
 
-    `objective` and `bound` answer `question`: splits, or seconds of a step.
+    `objective` and `bound` answer `question`: splits, seconds of a step, or ranks that move.
     """
 
     status: Literal["optimal", "feasible"]
     objective: float
     bound: float
-    question: Literal["fewest-splits", "least-step-time"] = "fewest-splits"
+    question: Literal["fewest-splits", "least-step-time", "fewest-moved-ranks"] = "fewest-splits"
     gap: float = Field(0.0, description="(objective - bound) / objective; 0 is proved best.")
     proven: str = Field("", description="What is proved, in a sentence.")
     step_time_s: float | None = Field(
@@ -163,11 +170,33 @@ class Placement(PlanRecord):
         None, description="The same without any contention: no map is faster."
     )
     orders: list[OrderTime] = Field(default_factory=list)
+    moved_ranks: int | None = Field(
+        None, description="Ranks on another host or GPU than in the placement moved from."
+    )
     splits: int
     ranks: list[RankPlace]
     tiers: dict[str, dict[str, int]] = Field(default_factory=dict)
     baseline: dict[str, Any] = Field(default_factory=dict)
     notes: list[str] = Field(default_factory=list)
+
+    @classmethod
+    def read(cls, path: Path) -> Self:
+        """Return the placement in `path`, which `place --json` or `plan --json` wrote.
+
+        Raises SpecError when the file is missing or holds neither.
+        """
+        hint = "write one with: meshwright place MODEL CLUSTER --layout ... --json > old.json"
+        try:
+            data = json.loads(path.read_bytes())
+            inner = data.get("placement", data) if isinstance(data, dict) else data
+            found = cls.model_validate(inner)
+        except OSError as error:
+            raise SpecError(f"{path}: cannot be read ({error.strerror})") from error
+        except (ValueError, RecursionError) as error:
+            raise SpecError(f"{path}: holds no placement", hint=hint) from error
+        if not found.ranks:
+            raise SpecError(f"{path}: holds a placement without ranks", hint=hint)
+        return found
 
     @property
     def hosts(self) -> list[str]:

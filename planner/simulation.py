@@ -18,7 +18,7 @@ class RankTimes(PlanRecord):
 
     stage: int
     layers: list[int] = Field(description="Transformer layers of each of its chunks.")
-    forward_s: float = Field(description="One micro-batch through all its chunks.")
+    forward_s: float = Field(description="One micro-batch through its chunks; mean over copies.")
     backward_s: float
     busy_s: float
     sending_s: float = Field(description="Blocked by sends.")

@@ -14,7 +14,18 @@ from typing import Annotated
 import typer
 
 from planner import __version__
-from planner.cli import emit, explain, gradient_sync, place, plan, report, specs, sweep
+from planner.cli import (
+    emit,
+    explain,
+    gradient_sync,
+    place,
+    plan,
+    report,
+    simulate,
+    specs,
+    sweep,
+    validate,
+)
 from planner.cli.talk import say
 from planner.errors import PlannerError
 
@@ -38,12 +49,18 @@ app.command(
 app.command("explain", epilog=explain.EXAMPLES)(explain.explain)
 app.command("place", epilog=place.EXAMPLES)(place.place)
 app.command("emit", epilog=emit.EXAMPLES)(emit.emit)
+app.command("sweep", short_help="Plan a grid of points, one row each.", epilog=sweep.EXAMPLES)(
+    sweep.sweep
+)
+app.command("report", short_help="One HTML page of a plan or a sweep.", epilog=report.EXAMPLES)(
+    report.report
+)
 app.command(
-    "sweep", short_help="Plan a grid of points, one row each.", epilog=sweep.EXAMPLES
-)(sweep.sweep)
+    "simulate", short_help="Run a plan's pipeline action by action.", epilog=simulate.EXAMPLES
+)(simulate.simulate)
 app.command(
-    "report", short_help="One HTML page of a plan or a sweep.", epilog=report.EXAMPLES
-)(report.report)
+    "validate", short_help="Predict published runs; errors by source.", epilog=validate.EXAMPLES
+)(validate.validate)
 app.command("gradient-sync", epilog=gradient_sync.EXAMPLES)(gradient_sync.gradient_sync)
 app.add_typer(
     specs.app,

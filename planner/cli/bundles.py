@@ -57,7 +57,8 @@ def write(
 ) -> list[Path]:
     """Write DIR/plan.json and one folder a target, all or nothing; return the paths written.
 
-    A target that cannot express `found` gets the plan that `instead(target)` returns. Raises
+    A target that cannot express `found` gets the plan that `instead(target)` returns, and so does
+    every target of a plan for no stack in particular, whose times are no framework's. Raises
     SpecError for a target that cannot express it when there is no `instead`.
     """
     from planner.emit.base import Artifact, write_bundle
@@ -72,6 +73,6 @@ def write(
 def _of_target(found: Plan, target: str, instead: Callable[[str], Plan] | None) -> list[Artifact]:
     from planner.emit import bundle, emitter_named
 
-    fits = not emitter_named(target).unsupported(found)
-    plan = found if fits or instead is None else instead(target)
+    own = found.request.workload.stack != "any" and not emitter_named(target).unsupported(found)
+    plan = found if own or instead is None else instead(target)
     return [a._replace(path=f"{target}/{a.path}") for a in bundle(plan, target)]

@@ -1,4 +1,4 @@
-"""`meshwright emit`: launch files of a saved plan."""
+"""`meshwright emit`: launch files of a saved plan, and whether edited ones still agree with it."""
 
 from __future__ import annotations
 
@@ -10,45 +10,62 @@ import typer
 from planner.cli import options as o
 from planner.cli.talk import answer_json
 from planner.errors import SpecError
+from planner.report.text import printable
 
 EXAMPLES = """\
 \b
 Examples:
   meshwright plan llama-3.1-8b dgx-h100:2 --json > plan.json
   meshwright emit plan.json --target torchrun,megatron -o launch
+  meshwright emit plan.json --target slurm -o job
+  meshwright emit --check launch
 """
 
 
 def emit(
     plan_file: Annotated[
-        Path,
+        Path | None,
         typer.Argument(
             metavar="PLAN.json",
             help="Plan written by `meshwright plan --json` or `-o`.",
             show_default=False,
         ),
-    ],
+    ] = None,
+    *,
     target: Annotated[
-        str,
-        typer.Option(
-            metavar="NAME,...",
-            help="Frameworks to write for: torchrun,megatron,...",
-            show_default=False,
-        ),
-    ],
+        str | None,
+        typer.Option(metavar="NAME,...", help=f"What to write for: {o.TARGETS}."),
+    ] = None,
     output: Annotated[
-        Path,
-        typer.Option(
-            "--output", "-o", metavar="DIR", help="Folder to write into.", show_default=False
-        ),
-    ],
+        Path | None,
+        typer.Option("--output", "-o", metavar="DIR", help="Folder to write into."),
+    ] = None,
+    check: Annotated[
+        Path | None,
+        typer.Option(metavar="DIR", help="Say whether edited files still agree with their plan."),
+    ] = None,
     force: o.Force = False,
     as_json: o.Json = False,
 ) -> None:
     """Write the launch files of a saved plan, one folder a framework.
 
-    A framework that cannot express the plan is refused, and nothing is written.
+    A framework that cannot express the plan is refused, and nothing is written. With --check the
+    bundle in DIR is read instead: exit code 2 and a sentence for each thing that disagrees.
     """
+    if check is not None:
+        if plan_file or target or output or force:
+            raise SpecError("--check: takes no PLAN.json and no other option but --json")
+        _check(check, as_json=as_json)
+        return
+    if plan_file is None:
+        raise SpecError("missing argument 'PLAN.json'", hint="see meshwright emit --help")
+    if target is None or output is None:
+        name = "--target" if target is None else "--output / -o"
+        raise SpecError(f"missing option '{name}'", hint="see meshwright emit --help")
+    _write(plan_file, target, output, force=force, as_json=as_json)
+
+
+def _write(plan_file: Path, target: str, output: Path, *, force: bool, as_json: bool) -> None:
     from planner.cli import bundles
     from planner.plan import Plan
 
@@ -62,3 +79,27 @@ def emit(
         return
     for path in written:
         typer.echo(f"wrote {path}")
+
+
+def _check(folder: Path, *, as_json: bool) -> None:
+    from planner.workflow import check
+
+    found = check(folder)
+    wrong = sum(len(bundle.problems) for bundle in found)
+    if as_json:
+        rows = [
+            {"folder": str(f.folder), "target": f.target, "problems": f.problems} for f in found
+        ]
+        answer_json({"schema": "meshwright.emit-check/1", "ok": not wrong, "bundles": rows})
+    else:
+        for bundle in found:
+            for problem in bundle.problems:
+                typer.echo(printable(f"{bundle.folder}: {problem}"))
+            if not bundle.problems:
+                typer.echo(f"{bundle.folder}: agrees with its plan ({bundle.target})")
+    if wrong:
+        raise SpecError(
+            f"{folder}: {wrong} {'things disagree' if wrong > 1 else 'thing disagrees'} with the "
+            "plan",
+            hint="mend them, or write the bundle again: meshwright emit PLAN.json --target ... -o",
+        )

@@ -24,6 +24,11 @@ LAYOUT_FIELDS = (
 )
 """As `planner.layouts.ranges.FIXABLE`, which is not imported: it loads numpy."""
 
+TARGETS = (
+    "torchrun, deepspeed, megatron, accelerate, torchtitan, nanotron, dataparallel, slurm, k8s"
+)
+"""As `planner.emit.EMITTER_NAMES`, for help texts."""
+
 LIST_FILE_BYTES = 16 * 1024**2
 """Largest list file that is read; a million host names fit."""
 
@@ -70,7 +75,8 @@ Stack = Annotated[
     typer.Option(
         "--stack",
         metavar="NAME",
-        help="Whose rules and overheads apply: megatron, deepspeed, torchtitan, or any.",
+        help="Whose rules and overheads apply: megatron, megatron-bridge, deepspeed, torchtitan, "
+        "any, ... (all: docs/model.md), with flags as in megatron+deepep+full-graphs.",
     ),
 ]
 ExpertImbalance = Annotated[

@@ -2,6 +2,11 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
 from planner.cli import options as o
 from planner.cli.asking import Asked, request_of
 from planner.cli.talk import answer_json, show
@@ -14,6 +19,8 @@ Examples:
   meshwright place llama-3.1-70b dgx-h100 --layout tp=8 --nodes-file hosts.txt --json
   meshwright place llama-3.1-70b dgx-h100 --layout tp=8,pp=4 \\
       --slurm-topology /etc/slurm/topology.conf --node-state nodes.txt --pipelines fastest
+  meshwright place llama-3.1-70b dgx-h100:33 --layout tp=8,pp=4,dp=8,zero=1 --gpus 256 \\
+      --moved-from old.json --unhealthy node00007
 """
 
 
@@ -27,6 +34,14 @@ def place(
     slurm_topology: o.SlurmTopology = None,
     node_state: o.NodeState = None,
     unhealthy: o.Unhealthy = None,
+    moved_from: Annotated[
+        Path | None,
+        typer.Option(
+            "--moved-from",
+            metavar="OLD.json",
+            help="An earlier place or plan --json: keep every rank there that can stay.",
+        ),
+    ] = None,
     seq: o.Seq = None,
     global_batch: o.GlobalBatch = None,
     precision: o.Precision = "bf16",
@@ -65,8 +80,10 @@ def place(
         )
     )
     from planner import workflow
+    from planner.plan import Placement
 
-    placement = workflow.place(request, fields)
+    old = Placement.read(moved_from) if moved_from else None
+    placement = workflow.place(request, fields, moved_from=old)
     if as_json:
         answer_json(placement.model_dump(mode="json", by_alias=True))
         return

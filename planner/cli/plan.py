@@ -56,7 +56,7 @@ def plan(
     ] = None,
     target: Annotated[
         str | None,
-        typer.Option(metavar="NAME,...", help="Launch files to write: torchrun,megatron,..."),
+        typer.Option(metavar="NAME,...", help=f"Launch files to write: {o.TARGETS}."),
     ] = None,
     force: o.Force = False,
     as_json: o.Json = False,
@@ -105,13 +105,15 @@ def _found(
     """Return the plan, after its files are written."""
     from planner import workflow
     from planner.cli import bundles
+    from planner.units import seconds
 
     def other(target: str) -> Plan:
         tell(f"planning for {target}")
         instead = workflow.plan_for_target(request, target)
+        best = instead.best
         swaps.append(
-            f"{target} cannot express that layout; its bundle has the best one it can: "
-            f"{instead.best.layout.short()}"
+            f"the {target} bundle has the best layout that {target} can run, by its own stack's "
+            f"rules and speed: {best.layout.short()}, {seconds(best.estimate.step_time_s)} a step"
         )
         return instead
 

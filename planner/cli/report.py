@@ -16,8 +16,11 @@ if TYPE_CHECKING:
 
     from planner.plan import Plan
     from planner.report.page import Command
+    from planner.simulation import Simulated
 
 LINES_SHOWN = 8
+ACTIONS_RUN = 1_000_000
+"""A pipeline of more actions than this is run with fewer micro-batches, which the page says."""
 EXAMPLES = """\
 \b
 Examples:
@@ -52,7 +55,13 @@ def report(
     """
     _refuse_early(source, output)
     suffix = source.suffix.lower()
-    text = _of_plan(source) if suffix == ".json" else _of_sweep(source)
+    try:
+        text = _of_plan(source) if suffix == ".json" else _of_sweep(source)
+    except (ArithmeticError, ValueError, LookupError, RecursionError) as error:
+        raise SpecError(
+            f"{source}: its figures contradict each other ({type(error).__name__}: {error})",
+            hint="was it edited by hand? write it anew with `meshwright plan` or `sweep`",
+        ) from error
     _write(output, text)
     if as_json:
         kind = "plan" if suffix == ".json" else "sweep"
@@ -94,7 +103,27 @@ def _of_plan(source: Path) -> str:
     found = Plan.read(source)
     if not found.plans:
         raise SpecError(f"{source}: holds no plans")
-    return plan_page(found, list(_commands(found, source)), tie=NEAR_TIE)
+    for row in found.plans:
+        cost = row.estimate
+        if cost.step_time_s <= 0 or cost.memory.limit_bytes <= 0 or not cost.memory.stages:
+            raise SpecError(f"{source}: plan {row.rank} has no step time, memory limit or stages")
+    commands = list(_commands(found, source))
+    return plan_page(found, commands, tie=NEAR_TIE, pipeline=_pipeline(found))
+
+
+def _pipeline(found: Plan) -> Simulated | None:
+    """Return the best plan's pipeline, run; None where there is none, or it cannot be run."""
+    from planner.workflow import SimulationRequest, simulate
+
+    layout = found.best.layout
+    if layout.pp == 1:
+        return None
+    most = max(layout.pp, ACTIONS_RUN // (4 * layout.pp * layout.vpp))
+    fewer = most // layout.pp * layout.pp if layout.num_microbatches > most else None
+    try:
+        return simulate(SimulationRequest(found, microbatches=fewer))
+    except PlannerError:
+        return None
 
 
 def _of_sweep(source: Path) -> str:

@@ -20,6 +20,7 @@ Examples:
   meshwright simulate plan.json
   meshwright simulate plan.json -o trace.json            (open it at ui.perfetto.dev)
   meshwright simulate plan.json --straggler stage=3:1.2
+  meshwright simulate plan.json --schedule 1f1b --balance
   meshwright simulate plan.json --schedule zbv --json
 """
 STRAGGLER = re.compile(r"(?:stage=)?(\d{1,9}):([0-9.]{1,20})")
@@ -79,10 +80,16 @@ def simulate(
             show_default=False,
         ),
     ] = None,
+    balance: Annotated[
+        bool,
+        typer.Option(
+            "--balance",
+            help="What if the layers were cut so that the slowest stage is fastest (exact)?",
+        ),
+    ] = False,
     plan_rank: Annotated[
         int, typer.Option(metavar="N", min=1, help="Which row of the plan's table to run.")
     ] = 1,
-    force: o.Force = False,
     as_json: o.Json = False,
 ) -> None:
     """Run the pipeline of a saved plan action by action: a chart, idle time, a trace file.
@@ -94,21 +101,25 @@ def simulate(
     if plan_file.is_char_device():  # /dev/zero has no end
         raise SpecError(f"{plan_file}: is a device, not a plan")
     if output is not None:
-        _refuse_early(output, force=force)
+        _refuse_early(plan_file, output)
     from planner import workflow
     from planner.plan import Plan
 
     found = workflow.simulate(
         workflow.SimulationRequest(
-            Plan.read(plan_file), plan_rank, schedule, chunks, microbatches, factors
+            Plan.read(plan_file),
+            plan_rank=plan_rank,
+            schedule=schedule,
+            chunks=chunks,
+            microbatches=microbatches,
+            straggler=factors,
+            balance=balance,
         )
     )
     if output is not None:
-        from planner.files import write_whole
         from planner.report.trace import trace_text
 
-        write_whole(output, trace_text(found))
-        say(f"wrote {output}")
+        _write(output, trace_text(found))
     if as_json:
         answer_json(found.record.model_dump(mode="json", by_alias=True))
         return
@@ -139,11 +150,21 @@ def _number(text: str) -> float:
         return math.nan
 
 
-def _refuse_early(output: Path, *, force: bool) -> None:
-    """Refuse a file that is there, or a folder that is not, before any work."""
-    if output.is_dir():
-        raise SpecError(f"{output}: is a folder; -o takes a file to write the trace to")
-    if not output.parent.is_dir():
-        raise SpecError(f"{output.parent}: no such folder")
-    if output.exists() and not force:
-        raise SpecError(f"{output}: is there already", hint="--force writes over it")
+def _refuse_early(source: Path, output: Path) -> None:
+    """Raise SpecError for paths that will not do, before any time is spent."""
+    if output.exists() and not output.is_file():
+        raise SpecError(f"-o: {output} is not a regular file")
+    if output.exists() and source.exists() and output.samefile(source):
+        raise SpecError(f"-o: {output} is the plan itself", hint="name another file")
+    if not output.absolute().parent.is_dir():
+        raise SpecError(f"-o: {output.parent} is no folder", hint="make it, or name another")
+
+
+def _write(output: Path, text: str) -> None:
+    from planner.files import write_whole
+
+    try:
+        write_whole(output, text)
+    except OSError as error:
+        raise SpecError(f"-o: {output} cannot be written ({error.strerror or error})") from error
+    say(f"wrote {output}")

@@ -11,7 +11,17 @@ if TYPE_CHECKING:
     from planner.emit.base import Artifact, Emitter
     from planner.plan import Plan
 
-EMITTER_NAMES = ("torchrun", "deepspeed", "megatron", "accelerate", "torchtitan", "slurm", "k8s")
+EMITTER_NAMES = (
+    "torchrun",
+    "deepspeed",
+    "megatron",
+    "accelerate",
+    "torchtitan",
+    "nanotron",
+    "dataparallel",
+    "slurm",
+    "k8s",
+)
 
 
 def emitter_named(name: str) -> Emitter:
@@ -36,6 +46,6 @@ def bundle(plan: Plan, target: str) -> list[Artifact]:
     if problems := emitter.unsupported(plan):
         raise SpecError(
             f"{target} cannot run {plan.best.layout.short()}: " + " ".join(problems),
-            hint=f"plan with --stack {emitter.stack}, whose rules keep such layouts out",
+            hint=f"meshwright plan ... -o DIR --target {target} finds the best layout it can run",
         )
     return emitter.emit(plan)

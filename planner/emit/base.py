@@ -166,7 +166,7 @@ def refuse_if_not_ours(folder: Path, *, force: bool) -> None:
             f"{folder}: is not empty ({one_line(present[0]) if present else 'it holds folders'})",
             hint="name another folder, or replace an earlier bundle with --force",
         )
-    listed = _listed(target / MARKER)
+    listed = listed_files(target / MARKER)
     strangers = [name for name in present if name not in listed]
     if not present or strangers:
         shown = ", ".join(one_line(name) for name in strangers[:3]) or "folders only"
@@ -185,7 +185,7 @@ def _files(folder: Path) -> Iterator[str]:
             yield (Path(root) / name).relative_to(folder).as_posix()
 
 
-def _listed(marker: Path) -> frozenset[str]:
+def listed_files(marker: Path) -> frozenset[str]:
     """Return the files that a bundle's marker lists, itself too; none when it is not ours."""
     try:
         data = json.loads(marker.read_text(encoding="utf-8"))

@@ -39,6 +39,8 @@ class Kubernetes:
         """Return why no framework can run the plan, and what no device plugin is known for."""
         vendor = plan.request.cluster.accelerator.vendor
         known = [] if vendor in GPU_RESOURCES else [f"No device plugin is known for {vendor}."]
+        long = [h for h in node_names(plan) if len(h) > 63]
+        known += [f"The host name {h} is longer than the 63 letters of a label." for h in long[:1]]
         return [*known, *inner_problems(plan)]
 
     def emit(self, plan: Plan) -> list[Artifact]:
@@ -63,6 +65,11 @@ def object_name(plan: Plan) -> str:
     """Return the model's name as a DNS label, short enough for the suffixes of pods."""
     word = re.sub(r"[^a-z0-9]+", "-", plan.request.model.name.lower())[:40].strip("-")
     return word if re.match(r"[a-z]", word) else f"job-{word}".rstrip("-")
+
+
+def node_names(plan: Plan) -> list[str]:
+    """Return the hosts as Kubernetes names nodes: in lower case."""
+    return [host.lower() for host in placed(plan).hosts] if plan.placement else []
 
 
 def job_set(plan: Plan) -> dict[str, Any]:
@@ -103,8 +110,8 @@ def topology(plan: Plan) -> dict[str, str]:
         return {f"{prefix}-required-topology": LEAF_LABEL}
     if len(sizes) > 1:  # slices are of one size
         return {f"{prefix}-preferred-topology": LEAF_LABEL}
-    return {
-        f"{prefix}-unconstrained-topology": "true",
+    return {  # slices alone would do, but older Kueues leave such pods gated
+        f"{prefix}-preferred-topology": LEAF_LABEL,
         f"{prefix}-slice-required-topology": LEAF_LABEL,
         f"{prefix}-slice-size": str(sizes.pop()),
     }
@@ -140,7 +147,7 @@ def mounts() -> list[dict[str, Any]]:
 
 def pod(plan: Plan) -> dict[str, Any]:
     """Return the pod of one node."""
-    name, hosts = object_name(plan), placed(plan).hosts
+    name, hosts = object_name(plan), node_names(plan)
     listed = not hosts_are_placeholders(plan)
     master = hosts[0] if listed else f"{name}-node-0-0.{name}"
     out: dict[str, Any] = {"restartPolicy": "Never"}
@@ -246,8 +253,8 @@ def start_text(plan: Plan) -> str:
     inner = inner_of(plan)
     name = inner.name if inner else ""
     parts = [
-        f"Copy this folder into a volume that all nodes can read, set what stands at the top of\n"
-        f"`jobset.yaml`, and:\n\n```\nkubectl apply -f jobset.yaml\n```",
+        "Copy this folder into a volume that all nodes can read, set what stands at the top of\n"
+        "`jobset.yaml`, and:\n\n```\nkubectl apply -f jobset.yaml\n```",
         f"Each pod runs `node.sh`, and that the `run.sh` of a {name} bundle; `FRAMEWORK.md` says "
         "what it trains\nand what it needs in the environment (add it under `env`).",
     ]

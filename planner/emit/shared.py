@@ -29,7 +29,7 @@ def shared_artifacts(plan: Plan, *, target: str, framework: str, start: str) -> 
     placed(plan)
     return [
         Artifact("plan.json", plan.to_json()),
-        Artifact("rank_map.json", rank_map(plan)),
+        Artifact("rank_map.json", rank_map(plan, target=target)),
         Artifact("preflight.py", example("preflight.py")),
         Artifact("hosts.txt", hosts_text(plan)),
         Artifact("README.md", readme(plan, target=target, framework=framework, start=start)),
@@ -41,11 +41,15 @@ def example(name: str) -> str:
     return (data_folder("examples") / name).read_text(encoding="utf-8")
 
 
-def rank_map(plan: Plan) -> str:
-    """Return the JSON document rank -> host, GPU, coordinates; one rank a line, to diff well."""
+def rank_map(plan: Plan, *, target: str) -> str:
+    """Return the JSON document rank -> host, GPU, coordinates; one rank a line, to diff well.
+
+    It also says for which target the bundle is, so that `check_bundle` knows what belongs in it.
+    """
     place = placed(plan)
     head = {
         "schema": RANK_MAP_SCHEMA,
+        "target": target,
         "world_size": len(place.ranks),
         "gpus_per_node": place.gpus_per_node,
         "hosts": place.hosts,

@@ -10,6 +10,7 @@ from planner.emit import emitter_named
 from planner.emit.base import Artifact, Emitter, placed
 from planner.emit.shared import shared_artifacts
 from planner.plan import Plan
+from planner.specs.stack import stack_named
 
 BY_STACK = {
     "megatron": ("megatron",),
@@ -21,7 +22,7 @@ ANY_STACK = ("torchrun", "megatron", "torchtitan", "deepspeed", "accelerate")
 
 def candidates(plan: Plan) -> tuple[str, ...]:
     """Return the frameworks that may run the plan, the first choice first."""
-    return BY_STACK.get(plan.request.workload.stack, ANY_STACK)
+    return BY_STACK.get(stack_named(plan.request.workload.stack).rules, ANY_STACK)
 
 
 def inner_of(plan: Plan) -> Emitter | None:

@@ -150,17 +150,26 @@ def group_s(
     return np.where(n == 1, 0.0, np.where(local >= n, within, across))
 
 
-def all_to_all_s(x: Inputs, sent_bytes: Array, stride: IntArray, n: IntArray) -> FloatArray:
+def all_to_all_s(
+    x: Inputs,
+    sent_bytes: Array,
+    stride: IntArray,
+    n: IntArray,
+    *,
+    inside_share: FloatArray | float = 1.0,
+    outside_share: FloatArray | float = 1.0,
+) -> FloatArray:
     """Return the seconds in which each of `n` ranks sends `sent_bytes`, spread over its peers.
 
     What stays in the domain goes over its links, the rest through the rank's own share of the NICs
-    (NCCL uses one NIC per GPU for all-to-all: nccl-tests issues 130, 267).
+    (NCCL uses one NIC per GPU for all-to-all: nccl-tests issues 130, 267). The shares say what a
+    dispatcher that sends one copy per rank or domain leaves of the two.
     """
     n = np.maximum(n, 1)
     local = ranks_per_domain(x, stride, n)
     peers = np.maximum(n - 1, 1)
-    inside = np.asarray(sent_bytes) * (local - 1) / peers
-    outside = np.asarray(sent_bytes) * (n - local) / peers
+    inside = np.asarray(sent_bytes) * (local - 1) / peers * inside_share
+    outside = np.asarray(sent_bytes) * (n - local) / peers * outside_share
     alpha, rate, _ = _inside_parameters(x, "all_to_all", np.maximum(local, 2))
     total = alpha + inside / rate
     if x.cluster.nodes > 1:

@@ -10,6 +10,7 @@ from planner.estimate.collectives import (
     inside_s,
     leaf_slowdown,
     point_to_point_s,
+    ranks_per_domain,
 )
 from planner.estimate.compute import EXPERT_SHARD, SHARD
 from planner.estimate.experts import busiest_rank, routed_tokens
@@ -95,6 +96,23 @@ def cp_forward_s(x: Inputs) -> FloatArray:
     return np.where(lay.cp > 1, ring, 0.0) * x.stack.cp_exposed
 
 
+def _copies(x: Inputs) -> tuple[FloatArray, FloatArray]:
+    """Return the copies of a token that a dispatcher sends over those of one per expert.
+
+    DeepEP and HybridEP send one copy to each rank (inside a domain) and to each domain that hold
+    any of its top_k experts, in expectation n(1 - (1 - 1/n)^top_k) of n, instead of top_k.
+    """
+    lay, experts = x.layouts, x.model.experts
+    one = np.ones(len(lay))
+    if experts is None or x.stack.dispatcher == "alltoall":
+        return one, one
+    domains = np.maximum(lay.ep // ranks_per_domain(x, lay.etp, lay.ep), 1)
+    ranks, k = lay.ep.astype(np.float64), experts.top_k
+    inside = ranks * (1 - (1 - 1 / ranks) ** k) / k
+    outside = domains * (1 - (1 - 1 / domains) ** k) / k
+    return inside, outside
+
+
 @term(
     unit="s",
     formula="2 all-to-all (dispatch, combine) of routed tokens*2h*(ep-1)/ep*busiest + etp gather",
@@ -107,7 +125,15 @@ def ep_forward_s(x: Inputs) -> FloatArray:
     if x.model.experts is None:
         return np.zeros(len(lay))
     sent = routed_tokens(x) * 2.0 * x.model.hidden * busiest_rank(x)
-    exchange = 2 * all_to_all_s(x, sent * (lay.ep - 1) / lay.ep, lay.etp, lay.ep)
+    inside, outside = _copies(x)
+    exchange = 2 * all_to_all_s(
+        x,
+        sent * (lay.ep - 1) / lay.ep,
+        lay.etp,
+        lay.ep,
+        inside_share=inside,
+        outside_share=outside,
+    )
     gathered = inside_s(x, "all_gather", sent * lay.etp, lay.etp)
     scattered = inside_s(x, "reduce_scatter", sent * lay.etp, lay.etp)
     return (exchange + np.where(lay.etp > 1, gathered + scattered, 0.0)) * x.stack.ep_exposed

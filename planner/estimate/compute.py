@@ -16,6 +16,7 @@ from planner.estimate.kernels import (
     gemm_rate,
     gemm_s,
     hbm_s,
+    unfused_attention_s,
     uses_fp8,
 )
 from planner.sources import CALIBRATION, DEEPSEEK_V2, FLASH_ATTENTION_2, MEGATRON_2019, SWITCH_2021
@@ -29,6 +30,8 @@ GROUPED_RATE = 0.85
 GROUPED_HALF_TOKENS = 110.0
 ROUTER_RATE = 0.15
 EXPERT_ACTIVATION_BYTES = 32.0
+BIASED_EXPERTS = 5.8
+"""Traffic of experts with biases and a clamped activation, unfused, over SwiGLU (fit; gpt-oss)."""
 FP8_CAST = 4.24
 """Bytes moved per element to cast a multiply's inputs to FP8: 4 x 1.06 (fit)."""
 
@@ -104,7 +107,9 @@ def attention_core_flops(x: Inputs) -> FloatArray:
     on=SHARD,
 )
 def attention_core_forward_s(x: Inputs) -> FloatArray:
-    """Fused attention, forward."""
+    """Attention between the projections, forward; unfused: two batched GEMMs and a softmax."""
+    if x.stack.attention_kernel == "unfused":
+        return 15e-6 + unfused_attention_s(x, backward=False)
     short = 1 + ATTENTION_HALF_TOKENS * x.layouts.cp / x.workload.seq_tokens
     return 15e-6 + attention_core_flops(x) / attention_rate(x) * short
 
@@ -116,7 +121,9 @@ def attention_core_forward_s(x: Inputs) -> FloatArray:
     on=SHARD,
 )
 def attention_core_backward_s(x: Inputs) -> FloatArray:
-    """Fused attention, backward: five multiplies to the forward's two, at a lower rate."""
+    """The same, backward; fused: five multiplies to the forward's two, at a lower rate."""
+    if x.stack.attention_kernel == "unfused":
+        return 25e-6 + unfused_attention_s(x, backward=True)
     forward = attention_core_forward_s(x) - 15e-6
     return 25e-6 + 2.5 * forward / ATTENTION_BACKWARD_RATE
 
@@ -206,6 +213,12 @@ def _grouped_s(x: Inputs) -> FloatArray:
     return total
 
 
+def _expert_fixed_s(x: Inputs) -> FloatArray:
+    """Return the seconds that the local experts' groups cost beyond their arithmetic."""
+    each = x.stack.expert_cast_s if uses_fp8(x) else x.stack.expert_s
+    return each * (x.model.experts.count if x.model.experts else 0) / x.layouts.ep
+
+
 @term(
     unit="s",
     formula="grouped GEMM(received tokens, 2*ffn/etp, h) + (.., h, ffn/etp) + fixed per expert",
@@ -214,7 +227,7 @@ def _grouped_s(x: Inputs) -> FloatArray:
 )
 def experts_forward_s(x: Inputs) -> FloatArray:
     """Routed and shared experts of one layer, forward, on the busiest rank."""
-    fixed = x.stack.expert_s / 3 * (x.model.experts.count if x.model.experts else 0) / x.layouts.ep
+    fixed = _expert_fixed_s(x) / 3
     shared = _forward(x, _mlp_multiplies(x, _shared_width(x))) if _shared_width(x) else 0.0
     return _grouped_s(x) + fixed + shared
 
@@ -227,8 +240,7 @@ def experts_forward_s(x: Inputs) -> FloatArray:
 )
 def experts_backward_s(x: Inputs) -> FloatArray:
     """Routed and shared experts of one layer, backward, on the busiest rank."""
-    count = x.model.experts.count if x.model.experts else 0
-    fixed = x.stack.expert_s * 2 / 3 * count / x.layouts.ep
+    fixed = _expert_fixed_s(x) * 2 / 3
     shared = _backward(x, _mlp_multiplies(x, _shared_width(x))) if _shared_width(x) else 0.0
     return _grouped_s(x) * (1 + 1 / 0.96) + fixed + shared
 
@@ -264,12 +276,14 @@ def _moe_elementwise(x: Inputs, *, backward: bool) -> FloatArray:
     _, rate, _ = gemm_rate(x, low_precision=False)
     router = (4 if backward else 2) * x.rank_tokens / x.sp_ways * h * experts.count
     moved = x.stack.permute_bytes * routed_tokens(x) * h
-    activated = EXPERT_ACTIVATION_BYTES * received_tokens(x) * experts.ffn / x.layouts.etp
+    biased = BIASED_EXPERTS if experts.expert_bias else 1.0
+    activated = biased * EXPERT_ACTIVATION_BYTES * received_tokens(x) * experts.ffn / x.layouts.etp
     rest = _elementwise_bytes(x, experts.shared_ffn, backward=backward)
     cast = _cast_bytes(x, experts.shared_ffn, backward=backward)
     if uses_fp8(x):
         cast = cast + FP8_CAST * received_tokens(x) * (h + experts.ffn / x.layouts.etp)
-    return router / (ROUTER_RATE * rate) + hbm_s(x, part * (moved + activated) + rest + cast)
+    traffic = x.stack.moe_traffic * (part * (moved + activated) + rest + cast)
+    return router / (ROUTER_RATE * rate) + hbm_s(x, traffic)
 
 
 @term(
@@ -307,6 +321,8 @@ def selective_recompute_s(x: Inputs) -> FloatArray:
         mlp = mlp_forward_s(x) if not all(m.moe_layers) else experts_forward_s(x)
         again = 0.5 * (attention_gemm_forward_s(x) + mlp)
         return np.where(lay.recompute == 1, again, 0.0)
+    if x.stack.attention_kernel == "unfused":  # the scores are what is worth recomputing
+        return np.where(lay.recompute == 1, attention_core_forward_s(x), 0.0)
     again = hbm_s(x, 8.0 * x.rank_tokens * m.hidden / x.sp_ways)
     if m.experts:
         again = again + hbm_s(x, 6.0 * received_tokens(x) * m.experts.ffn / lay.etp)

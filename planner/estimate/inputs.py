@@ -155,7 +155,8 @@ class Inputs:
     def stages(self) -> StageKinds:
         """Return the kinds of stage of each layout; multi-token prediction sits on the last."""
         if self._stages is None:
-            kinds = (all_stages if self._every_stage else stage_kinds)(self.model, self.layouts)
+            deal = all_stages if self._every_stage else stage_kinds
+            kinds = deal(self.model, self.layouts, by_cost=self.stack.split == "by-cost")
             extra = kinds.last * self.model.mtp_layers
             if self.model.experts:
                 kinds = kinds._replace(moe_layers=kinds.moe_layers + extra)

@@ -21,6 +21,10 @@ ATTENTION_HALF_TOKENS = 750.0
 ATTENTION_BACKWARD_RATE = 0.74
 """Backward over forward rate of fused attention; backward has 2.5 x the FLOPs."""
 WEIGHT_GRADIENT_RATE = 0.99
+UNFUSED_HALF_WIDTH = 64.0
+"""Head width at which a batched multiply of unfused attention runs at half of its rate."""
+UNFUSED_TRAFFIC = 0.63
+"""Bytes that unfused softmax and dropout move over 11 + 15 per score (fit)."""
 
 Array = NDArray[np.floating[Any]] | NDArray[np.integer[Any]] | float
 
@@ -82,6 +86,28 @@ def attention_rate(x: Inputs) -> float:
     share = gpu.attention.te if x.stack.attention_kernel == "te" else gpu.attention.fa2
     precision = "fp16" if x.workload.precision == "fp16" else "bf16"
     return gpu.peak_flops_per_s(precision) * share * x.stack.attention
+
+
+def unfused_attention_s(x: Inputs, *, backward: bool) -> FloatArray:
+    """Return the seconds of attention as two batched multiplies and a softmax in between.
+
+    All seq^2 scores are computed, the causal half too, and pass through memory: 11 bytes forward,
+    15 backward, times 0.63 (fit). Megatron's fused softmax serves groups of four heads; otherwise
+    it falls back to kernels that move 2 times (backward 1.6) as much.
+    """
+    lay, s, d = x.layouts, float(x.workload.seq_tokens), x.model.head_dim
+    scores = lay.micro_batch * (x.model.heads / lay.tp) * s * s / lay.cp
+    _, rate, _ = gemm_rate(x, low_precision=False)
+    multiply: FloatArray = 4.0 * scores * d / rate * (1 + UNFUSED_HALF_WIDTH / d) * _alignment(d)
+    moved, again = (15.0, 1.6) if backward else (11.0, 2.0)
+    softmax = UNFUSED_TRAFFIC * moved * scores * np.where(softmax_falls_back(x), again, 1.0)
+    return (2.0 if backward else 1.0) * multiply + hbm_s(x, softmax)
+
+
+def softmax_falls_back(x: Inputs) -> NDArray[np.bool_]:
+    """Return where micro_batch * heads / tp is no multiple of four."""
+    per_rank: NDArray[np.bool_] = (x.layouts.micro_batch * x.model.heads // x.layouts.tp) % 4 != 0
+    return per_rank
 
 
 def attended_share(x: Inputs) -> float:

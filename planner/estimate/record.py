@@ -6,10 +6,22 @@ from typing import Any
 
 import numpy as np
 
-from planner.estimate import communication, compute, experts, memory, params, step
+from planner.estimate import (
+    activations,
+    buffers,
+    communication,
+    compute,
+    experts,
+    fsdp,
+    memory,
+    params,
+    states,
+    step,
+)
 from planner.estimate.flops import step_flops
 from planner.estimate.inputs import Inputs, Term
 from planner.estimate.kernels import uses_fp8
+from planner.estimate.uncertainty import interval
 from planner.layouts.rules import Context
 from planner.layouts.table import Layouts
 
@@ -17,9 +29,13 @@ AT_RISK = 0.85
 """Share of the limit above which allocators start to thrash (nanotron's sweep: 70 of 80 GB)."""
 
 
+MEMORY_MODULES = (states, activations, buffers, fsdp, memory)
+MODULES = (params, experts, compute, communication, *MEMORY_MODULES, step)
+
+
 def _terms() -> tuple[Term, ...]:
     found: dict[str, Term] = {}
-    for module in (params, experts, compute, communication, memory, step):
+    for module in MODULES:
         for value in vars(module).values():
             if isinstance(value, Term):
                 found.setdefault(value.name, value)
@@ -43,6 +59,7 @@ def estimate_record(context: Context, layouts: Layouts, row: int) -> dict[str, A
     x = Inputs(*context, one, every_stage=True)
     parts = {name: float(value[0]) for name, value in step.time_parts(x).items()}
     total = float(step.step_s(x)[0])
+    within = interval(context.cluster, context.workload)
     gpus = int(one.gpus[0])
     tokens = context.workload.tokens / total
     full = step_flops(context.model, context.workload, causal=False)
@@ -51,6 +68,8 @@ def estimate_record(context: Context, layouts: Layouts, row: int) -> dict[str, A
     peak = peak_flops_per_s(context)
     return {
         "step_time_s": total,
+        "step_time_low_s": total * within.low,
+        "step_time_high_s": total * within.high,
         "tokens_per_s": tokens,
         "tokens_per_s_per_gpu": tokens / gpus,
         "tflops_per_gpu": per_gpu / 1e12,
@@ -72,11 +91,13 @@ def _memory(x: Inputs) -> dict[str, Any]:
     for stage in stages:
         stage["total"] = sum(stage.values())
     peak = max(stage["total"] for stage in stages)
+    heaviest = [stage["total"] for stage in stages].index(peak)
     limit = memory.limit_bytes(x)
     return {
         "peak_bytes": peak,
         "limit_bytes": limit,
         "at_risk": AT_RISK * limit < peak <= limit,
+        "peak_point": fsdp.peak_point(x, heaviest) if x.stack.states == "fsdp2" else None,
         "stages": stages,
     }
 

@@ -136,6 +136,18 @@ def part_times(x: Inputs, layers: Sequence[int], *, chunks: int) -> PartTimes:
     return PartTimes(forward + framework / 2, weight_input + framework / 2, weight, experts)
 
 
+def layer_seconds(x: Inputs) -> FloatArray:
+    """Return the seconds of every layer of the model, forward and backward, shape (layers,)."""
+    dense, moe = (sum(layer_times(x, moe=moe)[:3]) for moe in (False, True))
+    return np.where(np.array(x.model.moe_layers), moe, dense).astype(np.float64)
+
+
+def fixed_seconds(x: Inputs, parts: int, *, chunks: int) -> FloatArray:
+    """Return the seconds of each part without its layers: embedding, head, framework."""
+    empty = part_times(x, [0] * parts, chunks=chunks)
+    return empty.forward_s + empty.backward_input_s + empty.backward_weight_s
+
+
 def hop(x: Inputs) -> Hop:
     """Return one activation's (or gradient's) message to the neighbouring stage."""
     sent = 2.0 * x.rank_tokens * x.model.hidden / x.layouts.tp

@@ -45,7 +45,7 @@ from planner.estimate.compute import (
     selective_recompute_s,
 )
 from planner.estimate.inputs import FloatArray, Inputs, term
-from planner.estimate.kernels import hbm_s
+from planner.estimate.kernels import hbm_s, softmax_falls_back, uses_fp8
 from planner.estimate.params import dense_layer_parameters, expert_parameters, moe_layer_parameters
 from planner.sources import CALIBRATION, FSDP_2023, MEGATRON_2021
 
@@ -56,6 +56,13 @@ HOST_FORWARD = 0.36
 """Share of a layer's host time that belongs to forward (fit)."""
 GRACE_HOST = 1.4
 """Host time on Grace over x86 (fit, GB200 and GB300 runs)."""
+GRAPHED_HOST_S = 5e-4
+"""Host time per layer when one CUDA graph holds the whole iteration (fit)."""
+PARTLY_GRAPHED = 0.74
+"""Host time of a layer with experts, graphs over attention and router, over none (fit)."""
+CAST_HOST = 1.10
+"""Host time with low-precision casts to launch over without (fit)."""
+PIPELINE_TP_POWER = 0.73
 DP_FLOOR = 0.05
 """Share of the gradient traffic that no overlap hides (fit)."""
 
@@ -125,9 +132,18 @@ def _accumulate_s(x: Inputs, held: FloatArray) -> FloatArray:
 def _host(x: Inputs, *, moe: bool) -> FloatArray:
     """Return the host's seconds per layer and micro-batch, forward + backward."""
     s, lay = x.stack, x.layouts
+    if s.graphs == "full":
+        return np.full(len(lay), GRAPHED_HOST_S)
     base = np.where(lay.tp > 1, s.host_s * s.host_tp, s.host_s)
     if moe and x.model.experts:
-        base = s.host_moe_s + s.host_expert_s * x.model.experts.count / lay.ep
+        router = s.host_moe_s * (PARTLY_GRAPHED if s.graphs == "partial" else 1.0)
+        base = router + s.host_expert_s * x.model.experts.count / lay.ep
+        base = base * (CAST_HOST if uses_fp8(x) else 1.0)
+    base = base * np.where(softmax_falls_back(x), s.host_fallback, 1.0)
+    if s.host_pipeline_tp_s:
+        several = (lay.tp > 1) & (lay.pp > 1) & (lay.dp > 1) & (lay.gpus > x.cluster.node.gpus)
+        least = s.host_pipeline_tp_s * lay.tp.astype(np.float64) ** PIPELINE_TP_POWER
+        base = np.where(several, np.maximum(base, least), base)
     return base * (GRACE_HOST if x.cluster.node.host == "grace" else 1.0)
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import NamedTuple
 
 from planner.sources import PARAMETER_SERVER_2014, PATARASUK_2009, ZERO_2020, Source
+from planner.units import count, decimal_bytes
 
 
 class GradientSync(NamedTuple):
@@ -46,12 +47,17 @@ def gradient_sync(parameters: float, replicas: int, bytes_per_value: float) -> l
 
 
 def two_terabytes(parameters: float, bytes_per_value: float) -> str:
-    """Return which model size or replica count the often-quoted 2 TB belongs to."""
-    g = parameters * bytes_per_value
-    size = 2e12 / bytes_per_value
-    server = 2e12 / g
-    return (
-        f"2 TB is not what one GPU sends: it is the gradient of {size:.3g} parameters at "
-        f"{bytes_per_value:g} bytes each, or here the load of a parameter server's link with "
-        f"{server:.3g} workers, or the ring traffic of about {server / 2:.3g} GPUs added up"
-    )
+    """Return which model size or replica count the often-quoted 2 TB belongs to.
+
+    With G bytes of gradient a parameter server's link takes in n * G from n workers, and a ring of
+    n GPUs sends 2(n-1) * G in all.
+    """
+    gradient_bytes = parameters * bytes_per_value
+    parts = [f"it is the gradient of {count(2e12 / bytes_per_value)} parameters"]
+    workers, ring = 2e12 / gradient_bytes, 1 + 1e12 / gradient_bytes
+    if workers >= 2:
+        parts.append(
+            f"or, with the {decimal_bytes(gradient_bytes)} here, what a parameter server takes in "
+            f"from {workers:,.0f} workers, or what a ring of {ring:,.0f} GPUs sends in all"
+        )
+    return f"2 TB is not what one GPU sends at {bytes_per_value:g} bytes: " + ", ".join(parts)

@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 from planner.layouts.table import Layouts
 from planner.specs.cluster import ClusterSpec
 from planner.specs.model import ModelSpec
+from planner.specs.stack import stack_named
 from planner.specs.workload import Workload
 
 Mask = NDArray[np.bool_]
@@ -43,7 +44,7 @@ class Rule:
 
     def applies(self, stack: str) -> bool:
         """Return whether the rule binds layouts of `stack`."""
-        return not self.stacks or stack in self.stacks
+        return not self.stacks or stack_named(stack).rules in self.stacks
 
     def explain(self, layouts: Layouts, row: int, context: Context) -> str:
         """Return the rule's sentence with the figures of one layout filled in."""
@@ -123,7 +124,7 @@ def _schedule_disagrees(x: Layouts) -> Mask:
 
 RULES: tuple[Rule, ...] = (
     Rule(
-        "tp leaves the NVLink domain",
+        "tp does not fit the node",
         "tp={tp} does not fit the node of {node_gpus} GPUs (NVLink domain {domain}) evenly",
         ("tp",),
         _tp_straddles,
@@ -401,6 +402,14 @@ RULES: tuple[Rule, ...] = (
         stacks=("deepspeed",),
     ),
     Rule(
+        "deepspeed: no tensor parallelism",
+        "DeepSpeed splits tensors only for Hugging Face models it knows (AutoTP), not tp={tp}",
+        ("tp",),
+        lambda x, c: x.tp > 1,
+        stacks=("deepspeed",),
+        where="deepspeed/module_inject/auto_tp.py",
+    ),
+    Rule(
         "deepspeed: no sequence-parallel tp",
         "DeepSpeed's AutoTP has no sequence parallelism",
         ("sp",),
@@ -477,11 +486,12 @@ RULES: tuple[Rule, ...] = (
         where="torchtitan/distributed",
     ),
     Rule(
-        "torchtitan: no expert tensor parallelism",
-        "torchtitan has no etp",
-        ("etp",),
-        lambda x, c: x.etp > 1,
+        "torchtitan: experts follow tp, or ep",
+        "torchtitan splits experts by tp with ep=1 (etp={tp}), by ep alone otherwise (etp=1)",
+        ("tp", "ep", "etp"),
+        lambda x, c: x.etp != np.where(x.ep == 1, x.tp, 1) if c.model.experts else _never(x),
         stacks=("torchtitan",),
+        where="torchtitan/distributed/parallel_dims.py",
     ),
     Rule(
         "torchtitan: tied embeddings with a pipeline",

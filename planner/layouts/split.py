@@ -46,11 +46,23 @@ def chunk_layers(layers: int, pp: int, vpp: int) -> list[list[int]]:
         flat = [base] * chunks
         flat[0] -= ends
         flat[-1] -= ends
-        for chunk in range(chunks - 2, chunks - 2 - extra, -1):
+        for chunk in _left_over_first(pp, vpp)[:extra]:
             flat[chunk] += 1
     if not fits(layers, pp, vpp):
         raise ValueError(f"{layers} layers do not fill {pp} stages of {vpp} chunks")
     return [[flat[v * pp + p] for v in range(vpp)] for p in range(pp)]
+
+
+def _left_over_first(pp: int, vpp: int) -> list[int]:
+    """Return the chunks in the order in which they take a layer that is left over.
+
+    Whole laps from the last but one on, since a pipeline waits for the longest chunk of each lap;
+    within a lap from the last stage on, which holds the fewest micro-batches; the two ends last.
+    """
+    laps = [*range(vpp - 2, 0, -1), vpp - 1, 0] if vpp > 1 else [0]
+    order = [lap * pp + stage for lap in laps for stage in range(pp - 1, -1, -1)]
+    ends = (0, pp * vpp - 1)
+    return [*(chunk for chunk in order if chunk not in ends), *ends]
 
 
 def fits(layers: int, pp: int, vpp: int) -> bool:
@@ -58,10 +70,42 @@ def fits(layers: int, pp: int, vpp: int) -> bool:
     return pp * vpp <= (layers if vpp == 1 else layers + 2)
 
 
-def stage_layers(model: ModelSpec, pp: int, vpp: int) -> list[tuple[int, int]]:
+def layers_by_cost(model: ModelSpec, pp: int) -> list[int]:
+    """Return the layers of each stage when stages are filled up to equal shares of the multiplies.
+
+    The output head has a cost, the embedding has none; the layer that crosses a share stays on the
+    stage that it fills (nanotron's PipelineBlock placement). A small model's last stage may hold
+    the head alone.
+    """
+    attention = 4 * model.heads * model.head_dim * model.hidden
+    widths = [model.ffn] * model.layers
+    if model.experts:
+        routed = model.experts.top_k * model.experts.ffn + model.experts.shared_ffn
+        widths = [routed if moe else model.ffn for moe in model.moe_layers]
+    costs = [attention + 3 * width * model.hidden for width in widths]
+    total = sum(costs) + model.vocab * model.hidden
+    held, stage, done = [0] * pp, 0, 0
+    for cost in costs:
+        held[stage] += 1
+        done += cost
+        if done * pp > total * (stage + 1) and stage < pp - 1:
+            stage += 1
+    return held
+
+
+def chunks_of(model: ModelSpec, pp: int, vpp: int, *, by_cost: bool = False) -> list[list[int]]:
+    """Return the layers of each [stage][chunk]: dealt by cost, or as `chunk_layers` deals them."""
+    if by_cost and pp > 1 and vpp == 1:
+        return [[held] for held in layers_by_cost(model, pp)]
+    return chunk_layers(model.layers, pp, vpp)
+
+
+def stage_layers(
+    model: ModelSpec, pp: int, vpp: int, *, by_cost: bool = False
+) -> list[tuple[int, int]]:
     """Return (dense layers, layers with experts) of each stage."""
     moe = model.moe_layers
-    per_chunk = chunk_layers(model.layers, pp, vpp)
+    per_chunk = chunks_of(model, pp, vpp, by_cost=by_cost)
     stages = [[0, 0] for _ in range(pp)]
     at = 0
     for v in range(vpp):
@@ -74,20 +118,21 @@ def stage_layers(model: ModelSpec, pp: int, vpp: int) -> list[tuple[int, int]]:
 
 
 @lru_cache(maxsize=4096)
-def _kinds(model: ModelSpec, pp: int, vpp: int) -> tuple[tuple[int, ...], ...]:
+def _kinds(model: ModelSpec, pp: int, vpp: int, *, by_cost: bool) -> tuple[tuple[int, ...], ...]:
     """Return (dense, moe, first, last, index, count) of each kind of stage."""
     found: dict[tuple[int, int, int, int], list[int]] = {}
-    for p, (dense, moe) in enumerate(stage_layers(model, pp, vpp)):
+    for p, (dense, moe) in enumerate(stage_layers(model, pp, vpp, by_cost=by_cost)):
         key = (dense, moe, int(p == 0), int(p == pp - 1))
         found.setdefault(key, [p, 0])[1] += 1
     return tuple((*key, index, count) for key, (index, count) in found.items())
 
 
-def stage_kinds(model: ModelSpec, layouts: Layouts) -> StageKinds:
+def stage_kinds(model: ModelSpec, layouts: Layouts, *, by_cost: bool = False) -> StageKinds:
     """Return the kinds of stage of each layout; all must satisfy `fits`."""
     key = layouts.pp * (1 << 20) + layouts.vpp
     unique, inverse = np.unique(key, return_inverse=True)
-    per_pair = [_kinds(model, int(k) >> 20, int(k) & ((1 << 20) - 1)) for k in unique]
+    pairs = [(int(k) >> 20, int(k) & ((1 << 20) - 1)) for k in unique]
+    per_pair = [_kinds(model, pp, vpp, by_cost=by_cost) for pp, vpp in pairs]
     width = max(len(kinds) for kinds in per_pair)
     table = np.zeros((len(per_pair), width, 6), dtype=np.int64)
     for i, kinds in enumerate(per_pair):
@@ -95,10 +140,10 @@ def stage_kinds(model: ModelSpec, layouts: Layouts) -> StageKinds:
     return StageKinds(*(np.ascontiguousarray(table[:, :, c])[inverse] for c in range(6)))
 
 
-def all_stages(model: ModelSpec, layouts: Layouts) -> StageKinds:
+def all_stages(model: ModelSpec, layouts: Layouts, *, by_cost: bool = False) -> StageKinds:
     """Return every stage of a single layout as a kind of its own, shape (1, pp)."""
     pp, vpp = int(layouts.pp[0]), int(layouts.vpp[0])
-    stages = np.array(stage_layers(model, pp, vpp), dtype=np.int64)
+    stages = np.array(stage_layers(model, pp, vpp, by_cost=by_cost), dtype=np.int64)
     at = np.arange(pp)
     ends = ((at == 0).astype(np.int64), (at == pp - 1).astype(np.int64))
     columns = (stages[:, 0], stages[:, 1], *ends, at, np.ones(pp, dtype=np.int64))

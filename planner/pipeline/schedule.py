@@ -32,7 +32,8 @@ class Schedule:
     def order(self, shape: Shape) -> Order:
         """Return what every rank does; raises InfeasibleError where the schedule cannot run."""
         if why := self.refuses(shape):
-            raise InfeasibleError(f"{self.name}: {why}", hint="meshwright simulate --help")
+            hint = "another schedule, number of chunks or of micro-batches may do"
+            raise InfeasibleError(f"{self.name}: {why}", hint=hint)
         actions = tuple(self.actions(shape, rank) for rank in range(shape.ranks))
         return Order(shape, self.style, actions)
 

@@ -6,6 +6,7 @@ from dataclasses import dataclass, field
 from typing import Any, Literal
 
 from planner.place.groups import IntArray
+from planner.place.relax import many
 from planner.plan import OrderTime
 from planner.units import seconds as in_seconds
 
@@ -19,12 +20,14 @@ class Choice:
     """The nodes chosen, in rank order, and what was found out about step times on the way."""
 
     nodes: IntArray
-    question: Literal["fewest-splits", "least-step-time"] = "fewest-splits"
+    question: Literal["fewest-splits", "least-step-time", "fewest-moved-ranks"] = "fewest-splits"
     seconds: float | None = None
     bound_s: float | None = None
     orders: list[OrderTime] = field(default_factory=list)
     baseline: dict[str, float] = field(default_factory=dict)
     notes: list[str] = field(default_factory=list)
+    moved: int | None = None
+    must_move: int = 0
 
 
 def certificate(choice: Choice, splits: int, fewest: int, scope: str) -> dict[str, Any]:
@@ -33,16 +36,21 @@ def certificate(choice: Choice, splits: int, fewest: int, scope: str) -> dict[st
     `fewest` bounds the splits of `scope`, the maps that were searched.
     """
     times = {"step_time_s": choice.seconds, "step_time_bound_s": choice.bound_s}
-    if choice.question == "least-step-time" and choice.seconds and choice.bound_s:
+    objective, bound = float(splits), float(min(fewest, splits))
+    if choice.moved is not None:
+        objective, bound = float(choice.moved), float(choice.must_move)
+    elif choice.question == "least-step-time" and choice.seconds and choice.bound_s:
         objective, bound = choice.seconds, choice.bound_s
-        gap = (objective - bound) / objective
+    gap = (objective - bound) / objective if objective else 0.0
+    if choice.moved is not None:
+        proven = f"{many(choice.must_move, 'rank')} cannot stay; {choice.moved:,} move"
+    elif choice.question == "least-step-time":
         proven = _about_seconds(objective, bound, gap, len(choice.orders))
     else:
-        objective, bound = float(splits), float(min(fewest, splits))
-        gap = (objective - bound) / objective if objective else 0.0
         proven = _about_splits(splits, int(bound), scope or "maps of whole nodes")
     gap = 0.0 if gap <= PROVED else gap
     return times | {
+        "moved_ranks": choice.moved,
         "question": choice.question,
         "status": "feasible" if gap else "optimal",
         "objective": objective,

@@ -169,16 +169,17 @@ def _claim_faults(
     faults = []
     counted = _count_splits(layout, at, spans["leaf"])
     asked_splits = placement.question == "fewest-splits"
-    objective = counted if asked_splits else placement.step_time_s
+    asked = {"fewest-splits": counted, "least-step-time": placement.step_time_s}
+    objective = asked.get(placement.question, placement.moved_ranks)
     if counted != placement.splits or objective != placement.objective:
         faults.append(
             f"splits claimed {placement.splits} (objective {placement.objective:g}), are {counted}"
         )
     if placement.bound > placement.objective:
-        what = "splits counted" if asked_splits else "step time"
+        what = "splits counted" if asked_splits else "objective"
         faults.append(f"bound {placement.bound:g} is above the {what}, {placement.objective:g}")
     if placement.status == "optimal" and placement.bound < placement.objective * (1 - ROUNDING):
-        of = f"{counted} splits" if asked_splits else f"{placement.objective:g} s"
+        of = f"{counted} splits" if asked_splits else f"objective {placement.objective:g}"
         faults.append(f"called optimal with bound {placement.bound:g} under {of}")
     tiers = _count_tiers(cluster, layout, at, spans)
     return faults + [

@@ -12,9 +12,10 @@ from planner.place.cells import Grid, block_sizes, grid_of, ranks_per_node
 from planner.place.certificate import Choice, Rule, certificate
 from planner.place.check import check_placement
 from planner.place.clock import Clock
-from planner.place.expand import nodes_of, rank_places
+from planner.place.expand import gpus_of, nodes_of, rank_places
 from planner.place.fastest import (
     BY_NAME,
+    MATTERS,
     UNDER_LEAF,
     Cells,
     fastest,
@@ -25,6 +26,14 @@ from planner.place.fastest import (
 from planner.place.general import arrange
 from planner.place.groups import IntArray, splits, tiers
 from planner.place.hosts import FreeNodes, free_nodes
+from planner.place.moving import (
+    Units,
+    gone_ranks,
+    kept_nodes,
+    moved_ranks,
+    on_old_gpus,
+    with_spares,
+)
 from planner.place.packing import pack
 from planner.place.relax import many, too_few_domains, too_few_nodes, uneven
 from planner.place.tree import Tree
@@ -77,11 +86,13 @@ def place(
     busy: Sequence[str] = (),
     clock: Clock | None = None,
     pipelines: Rule = "under-leaf",
+    moved_from: Placement | None = None,
 ) -> Placement:
     """Return the map of ranks with the fewest pipeline edges that leave a leaf, checked.
 
     With `pipelines="fastest"` and a clock, the map with the least step time over all orders of
-    filling leafs; with a clock, either way, the step time of both is told.
+    filling leafs; with a clock, either way, the step time of both is told. With `moved_from`, the
+    map with the fewest ranks elsewhere than in that one, and what placing anew would give.
 
     Nodes are whole: every node used runs the same number of consecutive ranks, so a list of hosts
     expresses the map. A tensor-parallel group stays inside a node, or a scale-up domain where that
@@ -96,13 +107,16 @@ def place(
     found = _arranged(job, keep=keep_ep_in_domain)
     by_name = _hostname_order(job)
     choice = _chosen(job, found, by_name, clock, pipelines)
+    free = job.free
+    if moved_from is not None:
+        choice, free = _least_moved(job, choice, moved_from, clock)
     spans, named = job.spans(choice.nodes), job.spans(by_name)
     lost = splits(layout, spans["leaf"])
     leafs = [cluster.leaf_name(leaf) for leaf in job.tree.leaf[choice.nodes].tolist()]
     placement = Placement(
         **certificate(choice, lost, found.bound, found.scope),
         splits=lost,
-        ranks=rank_places(layout, job.free, choice.nodes, job.ranks, leafs),
+        ranks=rank_places(layout, free, choice.nodes, job.ranks, leafs),
         tiers=tiers(layout, spans),
         baseline={"splits": splits(layout, named["leaf"]), "tiers": tiers(layout, named)}
         | choice.baseline,
@@ -135,6 +149,48 @@ def _chosen(
         baseline={"step_time_s": all_scored[1].seconds},
         notes=remarks(clock, open_to, best),
     )
+
+
+def _least_moved(
+    job: _Job, anew: Choice, old: Placement, clock: Clock | None
+) -> tuple[Choice, FreeNodes]:
+    """Return the map with the fewest moved ranks, priced beside `anew`, and the GPUs it may use."""
+    layout, ranks = job.layout, job.ranks
+    kept = kept_nodes(layout, ranks, job.free, old)
+    free = on_old_gpus(job.free, kept, ranks, old)
+    nodes = with_spares(Units(layout, ranks, job.tree), job.usable, kept)
+
+    def moves(to: IntArray, on: FreeNodes) -> int:
+        gpus = gpus_of(on, to, ranks).tolist()
+        hosts = (on.hosts[n] for n in to.tolist() for _ in range(ranks))
+        return moved_ranks(old, list(zip(hosts, gpus, strict=True)))
+
+    moved, others = moves(nodes, free), moves(anew.nodes, job.free)
+    orders, took = anew.orders, None
+    if clock is not None:
+        words = "every rank that can stays"
+        (swapped,) = scored(clock, job.tree, ranks, {words: nodes}, None)
+        orders, took = [*order_times([swapped]), *anew.orders], swapped.seconds
+    choice = replace(
+        anew,
+        nodes=nodes,
+        question="fewest-moved-ranks",
+        seconds=took,
+        orders=orders,
+        moved=moved,
+        must_move=gone_ranks(job.free, kept, ranks, old),
+        notes=[_price(moved, others, took, anew.seconds)],
+    )
+    return choice, free
+
+
+def _price(moved: int, others: int, took: float | None, anew: float | None) -> str:
+    """Return what moves, and what placing anew would move and gain."""
+    words = f"{many(moved, 'rank')} of the earlier map move; placing anew would move {others:,}"
+    if took is None or anew is None:
+        return words
+    gain = took / anew - 1
+    return f"{words} and " + (f"be {gain:.1%} faster" if gain >= MATTERS else "be no faster")
 
 
 def _job(cluster: ClusterSpec, layout: Layout, free: FreeNodes, busy: Sequence[str]) -> _Job:

@@ -6,7 +6,8 @@ them are tried alone, then in pairs: the smallest set is found by trying, withou
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections import Counter
+from collections.abc import Mapping, Sequence
 from itertools import combinations
 
 import numpy as np
@@ -37,28 +38,24 @@ def too_few_nodes(
 
 def _lent_nodes(free: FreeNodes, ranks: int, short: int, busy: Sequence[str]) -> list[str]:
     """Return the smallest sets of left-out nodes that would make up for what is missing."""
-    left_out = np.flatnonzero(free.healthy.sum(axis=1) < ranks)
+    left_out = np.flatnonzero(free.healthy.sum(axis=1) < ranks).tolist()
     held = set(busy)
-    kinds = {"busy with other jobs freed": 0, "unhealthy repaired": 0}
-    for node in left_out.tolist():
-        name = "busy with other jobs freed" if free.hosts[node] in held else "unhealthy repaired"
-        kinds[name] += 1
-    kinds = {name: count for name, count in kinds.items() if count}
-    for size in range(1, len(kinds) + 1):
-        sets = [s for s in combinations(kinds.items(), size) if sum(n for _, n in s) >= short]
+    counts = Counter("busy" if free.hosts[node] in held else "unhealthy" for node in left_out)
+    for size in range(1, len(counts) + 1):
+        sets = [s for s in combinations(sorted(counts), size) if sum(counts[k] for k in s) >= short]
         if sets:
-            return [_lent(chosen, short) for chosen in sets]
+            return [_lent(kinds, counts, short) for kinds in sets]
     return []
 
 
-def _lent(chosen: Sequence[tuple[str, int]], short: int) -> str:
-    """Return '3 of the 5 nodes unhealthy repaired'; of several kinds all but the last in full."""
+def _lent(kinds: Sequence[str], counts: Mapping[str, int], short: int) -> str:
+    """Return '3 of the 5 unhealthy nodes repaired'; of two kinds the first in full."""
     words, left = [], short
-    for name, count in chosen:
-        kind, _, done = name.rpartition(" ")
-        used = min(left, count)
+    for kind in kinds:
+        used = min(left, counts[kind])
         left -= used
-        words.append(f"{used:,} of the {many(count, 'node')} {kind} {done}")
+        nodes = many(counts[kind], f"{kind} node")
+        words.append(f"{used:,} of the {nodes} {'freed' if kind == 'busy' else 'repaired'}")
     return " and ".join(words)
 
 

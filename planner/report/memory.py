@@ -56,6 +56,7 @@ def memory_report(memory: Memory) -> RenderableType:
         Text(f"Memory of one GPU by pipeline stage; the bar is {gib(memory.limit_bytes)}", "bold"),
         table,
         Text("  ").append_text(legend(used)),
+        *([Text(f"  at its peak: {memory.peak_point}")] if memory.peak_point else []),
     )
 
 

@@ -11,8 +11,11 @@ from rich.text import Text
 
 from planner.plan import Placement
 from planner.report.text import printable
+from planner.units import seconds
 
 HOSTS_SHOWN = 8
+SHOWN = 0.0005
+"""A relative difference in step time that shows in print."""
 WHERE = {
     "node": "inside a node",
     "domain": "inside a scale-up domain",
@@ -30,7 +33,7 @@ def placement_lines(placement: Placement) -> list[str]:
         f"{_many(len(placement.ranks), 'rank')} on {_many(len(placement.hosts), 'host')} "
         f"under {_many(len(leafs), 'leaf')}"
     )
-    lines = [f"{head}; {_splits(placement)}", *tier_lines(placement)]
+    lines = [f"{head}; {_splits(placement)}", *_step(placement), *tier_lines(placement)]
     return [*lines, *map(printable, placement.notes)]
 
 
@@ -41,9 +44,25 @@ def _splits(placement: Placement) -> str:
     before = placement.baseline.get("splits")
     if before is not None and before != placement.splits:
         words += f" ({before:,} with hosts in name order)"
+    if placement.question != "fewest-splits":
+        return words
     if placement.status == "optimal":
         return f"{words}, proved fewest" if placement.splits else words
     return f"{words}, not proved fewest (at least {placement.bound:g})"
+
+
+def _step(placement: Placement) -> list[str]:
+    """Return the step time on the links of this map, and how near its bound that is."""
+    took, bound = placement.step_time_s, placement.step_time_bound_s
+    if took is None or bound is None:
+        return []
+    by_name = placement.baseline.get("step_time_s")
+    words = f"{seconds(took)} a step on these links"
+    if by_name is not None and abs(by_name / took - 1) >= SHOWN:
+        words += f" ({seconds(by_name)} with hosts in name order)"
+    if took <= bound * (1 + SHOWN):
+        return [f"{words}: no map is faster"]
+    return [f"{words}, at most {took / bound - 1:.1%} above the fastest there can be"]
 
 
 def tier_lines(placement: Placement) -> list[str]:

@@ -88,6 +88,9 @@ def layers_line(
     if estimate.dropped_tokens > 0:
         words.append(f"{estimate.dropped_tokens:.2%} of tokens dropped by expert capacity")
     words.append(f"MFU {estimate.mfu_causal:.1%} when causal attention counts half")
+    if estimate.step_time_low_s and estimate.step_time_high_s:
+        low, high = seconds(estimate.step_time_low_s), seconds(estimate.step_time_high_s)
+        words.append(f"4 of 5 published runs of such a stack would take {low} to {high} a step")
     return indented("; ".join(words))
 
 

@@ -33,7 +33,7 @@ def on_dask(tasks: Iterable[Task], address: str) -> Generator[Done]:
         threads = _threads(client, address)
         queue = iter(tasks)
         at_work: dict[Any, Task] = {}
-        coming = distributed.as_completed()
+        coming = distributed.as_completed(loop=client.loop)
 
         def refill() -> None:
             while len(at_work) < AHEAD * threads and (task := next(queue, None)):

@@ -62,7 +62,7 @@ def _from_conf(text: str, origin: str) -> list[Leaf]:
     switches: list[_Switch] = []
     blocks: list[_Switch] = []
     sizes: list[int] = []
-    joined = re.sub(r"\\\s*\n", " ", text)  # a line may go on after a backslash
+    joined = re.sub(r"\\[ \t]*\n", "", text)  # a line may go on after a backslash
     for line in filter(str.strip, joined.splitlines()):
         pairs = _pairs(line, origin)
         if "sizes" in pairs:

@@ -1,7 +1,18 @@
 """The whole road, from a request to a placed plan or an explanation: what the commands call."""
 
+from planner.workflow.checking import check
 from planner.workflow.explaining import explain
 from planner.workflow.placing import place
 from planner.workflow.planning import PlanRequest, plan, plan_for_target
+from planner.workflow.simulating import SimulationRequest, simulate
 
-__all__ = ["PlanRequest", "explain", "place", "plan", "plan_for_target"]
+__all__ = [
+    "PlanRequest",
+    "SimulationRequest",
+    "check",
+    "explain",
+    "place",
+    "plan",
+    "plan_for_target",
+    "simulate",
+]

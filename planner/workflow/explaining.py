@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from math import prod
 
 from planner.errors import InfeasibleError, PlannerError, SpecError
+from planner.estimate.inputs import Inputs
+from planner.estimate.params import stage_dense_parameters, stage_expert_parameters
 from planner.estimate.record import term_values
 from planner.estimate.sync import gradient_sync, two_terabytes
 from planner.explanation import Explanation, SyncRow, TermValue
 from planner.layouts.ranges import FIXABLE, Fix, parse_fix
 from planner.layouts.rules import broken_rules
-from planner.layouts.table import NAMES, Layouts
+from planner.layouts.table import NAMES, IntArray, Layouts
 from planner.plan import Layout, RankedPlan
 from planner.rank import Ranking, nearest, rank
 from planner.specs.parameters import count_parameters
@@ -21,6 +23,8 @@ from planner.workflow.planning import PlanRequest, layout_record, plain, ranked,
 
 DEGREES = ("tp", "pp", "cp", "dp")
 MENDS = 3
+NEAR = 24
+"""Nearest layouts among which the cheapest mends of one that is too big are looked for."""
 
 
 @dataclass(frozen=True)
@@ -51,6 +55,8 @@ def completed(request: PlanRequest, given: Mapping[str, str]) -> Completed:
     wanted = _single_values(fix)
     gpus, notes = _gpus_of(request, wanted)
     ranking = rank(request.context, gpus, fix)
+    if not ranking.tally.legal and "dp" not in wanted and request.gpus is None:
+        ranking, gpus, notes = _on_fewer(request, given, ranking, notes)
     if ranking.feasible:
         return Completed(True, True, ranking.layouts.take([0]), gpus, notes=notes)
     if ranking.tally.legal:
@@ -62,7 +68,7 @@ def completed(request: PlanRequest, given: Mapping[str, str]) -> Completed:
             f"may be used ({share}); {gib(short)} short"
         )
         lightest = ranking.lightest
-        mends = _mends(request, layout_record(lightest, 0), wanted, gpus)
+        mends = _mends(request, layout_record(lightest, 0), wanted, gpus, cheapest=True)
         return Completed(True, False, lightest, gpus, [reason], mends, notes)
     guess = _filled(request, wanted, gpus)
     reasons = broken_rules(guess, 0, request.context)
@@ -72,6 +78,17 @@ def completed(request: PlanRequest, given: Mapping[str, str]) -> Completed:
     reasons = reasons or [f"no layout of {gpus:,} GPUs has these fields"]
     mends = _mends(request, layout_record(guess, 0), wanted, gpus)
     return Completed(False, False, guess, gpus, reasons, mends, notes)
+
+
+def _on_fewer(
+    request: PlanRequest, given: Mapping[str, str], ranking: Ranking, notes: list[str]
+) -> tuple[Ranking, int, list[str]]:
+    """Return the search on as many GPUs as any layout with these fields can use."""
+    try:
+        other, said = search(replace(request, fix=dict(given)), lambda _: None)
+    except InfeasibleError:
+        return ranking, ranking.gpus, notes
+    return other, other.gpus, said
 
 
 def _single_values(fix: Fix) -> dict[str, int]:
@@ -109,8 +126,18 @@ def _filled(request: PlanRequest, wanted: Mapping[str, int], gpus: int) -> Layou
     return Layouts.of([row])
 
 
-def _mends(request: PlanRequest, layout: Layout, wanted: Mapping[str, int], gpus: int) -> list[str]:
-    """Return the nearest layouts that are legal and fit, as the changes that lead to them."""
+def _mends(
+    request: PlanRequest,
+    layout: Layout,
+    wanted: Mapping[str, int],
+    gpus: int,
+    *,
+    cheapest: bool = False,
+) -> list[str]:
+    """Return the nearest layouts that are legal and fit, as the changes that lead to them.
+
+    With `cheapest`, the fastest of each kind of change among the nearest, by step time.
+    """
     healthy, _ = usable_gpus(request)
     try:
         ranking = rank(request.context, gpus if gpus <= healthy else healthy, Fix())
@@ -121,7 +148,8 @@ def _mends(request: PlanRequest, layout: Layout, wanted: Mapping[str, int], gpus
     target = {name: _code(layout, name) for name in FIXABLE}
     names = [name for name in FIXABLE if name in wanted] or list(DEGREES)
     out = []
-    for row in nearest(ranking, target, names, MENDS):
+    near = nearest(ranking, target, names, NEAR if cheapest else MENDS)
+    for row in _cheapest(ranking, target, names, near) if cheapest else near:
         other = layout_record(ranking.layouts, int(row))
         changed = [
             f"{name}={getattr(layout, name)} -> {getattr(other, name)}"
@@ -137,10 +165,21 @@ def _mends(request: PlanRequest, layout: Layout, wanted: Mapping[str, int], gpus
     return out or [_no_mend(ranking)]
 
 
+def _cheapest(
+    ranking: Ranking, target: Mapping[str, int], names: Sequence[str], rows: IntArray
+) -> list[int]:
+    """Return the fastest of `rows` for each set of fields that they change, fastest first."""
+    found: dict[tuple[str, ...], int] = {}
+    for row in sorted(rows, key=lambda row: float(ranking.step_s[row])):
+        changed = (n for n in names if getattr(ranking.layouts, n)[row] != target[n])
+        found.setdefault(tuple(changed), int(row))
+    return list(found.values())[:MENDS]
+
+
 def _no_mend(ranking: Ranking) -> str:
     return (
         f"no layout of {ranking.gpus:,} GPUs fits: the lightest needs "
-        f"{gib(ranking.lightest_bytes)} of {gib(ranking.limit_bytes)}"
+        f"{gib(ranking.lightest_bytes)}, {gib(ranking.budget_bytes)} may be used (--max-memory)"
     )
 
 
@@ -159,7 +198,7 @@ def explain(request: PlanRequest, layout: Mapping[str, str]) -> Explanation:
         raise InfeasibleError("; ".join(found.reasons))
     given = parse_fix(layout).choices
     assumed = {n: v for n, v in found.layouts.row(0).items() if n in FIXABLE and n not in given}
-    sync = _gradient_sync(request, found.layout)
+    sync = _gradient_sync(request, found.layouts) if found.legal else []
     if not found.legal:
         return Explanation(
             legal=False,
@@ -190,11 +229,18 @@ def explain(request: PlanRequest, layout: Mapping[str, str]) -> Explanation:
     )
 
 
-def _gradient_sync(request: PlanRequest, layout: Layout) -> list[SyncRow]:
-    """Return what synchronising the whole model's 16-bit gradients over dp replicas moves."""
-    if layout.dp == 1:
+def _gradient_sync(request: PlanRequest, layouts: Layouts) -> list[SyncRow]:
+    """Return what one synchronisation of the parameters that a GPU holds moves, by scheme.
+
+    The heaviest stage over its dp * cp replicas, in the width the stack reduces gradients in. An
+    expert's own, smaller group is taken for the dense one: an upper bound.
+    """
+    replicas = int(layouts.dp[0] * layouts.cp[0])
+    if replicas == 1:
         return []
-    rows = gradient_sync(count_parameters(request.model).total, layout.dp, 2.0)
+    x = Inputs(*request.context, layouts)
+    held = float((stage_dense_parameters(x) + stage_expert_parameters(x)).max())
+    rows = gradient_sync(held, replicas, x.stack.gradient_reduce_bytes)
     return [SyncRow.model_validate({**r._asdict(), "source": str(r.source)}) for r in rows]
 
 

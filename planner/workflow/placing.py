@@ -11,8 +11,12 @@ from planner.workflow.explaining import completed
 from planner.workflow.planning import PlanRequest, placed_layout, usable_gpus
 
 
-def place(request: PlanRequest, layout: Mapping[str, str]) -> Placement:
+def place(
+    request: PlanRequest, layout: Mapping[str, str], *, moved_from: Placement | None = None
+) -> Placement:
     """Return the placement of one layout; fields left out take the best legal value.
+
+    With `moved_from`, the one that moves the fewest ranks of that earlier placement.
 
     Raises InfeasibleError when the layout is illegal or there is no room for it.
     """
@@ -22,7 +26,7 @@ def place(request: PlanRequest, layout: Mapping[str, str]) -> Placement:
         raise InfeasibleError(
             f"this layout is not legal: {'; '.join(found.reasons)}", hint="; ".join(found.mends[:1])
         )
-    placement = placed_layout(request, found.layout)
+    placement = placed_layout(request, found.layout, moved_from=moved_from)
     return placement.model_copy(update={"notes": [*request.notes, *placement.notes]})
 
 

@@ -11,10 +11,11 @@ import numpy as np
 from planner.emit import emitter_named
 from planner.errors import InfeasibleError, SpecError
 from planner.estimate.record import AT_RISK, estimate_record
+from planner.estimate.uncertainty import tie
 from planner.layouts.grid import divisors
 from planner.layouts.ranges import MICRO_BATCHES, parse_fix
 from planner.layouts.rules import Context, broken_rules
-from planner.layouts.split import chunk_layers
+from planner.layouts.split import chunks_of
 from planner.layouts.table import Layouts
 from planner.place import Clock, Rule, free_nodes
 from planner.place import place as place_layout
@@ -22,13 +23,14 @@ from planner.plan import Estimate, Layout, Placement, Plan, RankedPlan, Request,
 from planner.rank import Ranking, rank
 from planner.specs.cluster import ClusterSpec
 from planner.specs.model import ModelSpec
+from planner.specs.stack import stack_named
 from planner.specs.workload import Workload
-from planner.units import gib
+from planner.units import gib, seconds
 
 NEAR_TIE = 0.03
 """Step times this close are within the estimate's own error: reports call them a tie."""
 MOST_STEPS_DOWN = 64
-TARGET_TRIES = 64
+REAL_STACKS = ("megatron", "torchtitan", "deepspeed")
 
 Progress = Callable[[str], None]
 
@@ -82,7 +84,12 @@ def plan(request: PlanRequest, *, progress: Progress = _quiet) -> Plan:
         search=search_record(ranking),
         plans=plans,
         placement=placement,
-        notes=[*request.notes, *notes, *_remarks(ranking, plans)],
+        notes=[
+            *request.notes,
+            *notes,
+            *_remarks(ranking, plans, request.workload),
+            *_on_real_stacks(request, ranking.layouts.take([0])),
+        ],
         timing={
             "search_s": searched - started,
             "place_s": placed - searched,
@@ -91,7 +98,9 @@ def plan(request: PlanRequest, *, progress: Progress = _quiet) -> Plan:
     )
 
 
-def placed_layout(request: PlanRequest, layout: Layout) -> Placement:
+def placed_layout(
+    request: PlanRequest, layout: Layout, *, moved_from: Placement | None = None
+) -> Placement:
     """Return the placement of a layout by the request's rule, its step time with it."""
     return place_layout(
         request.cluster,
@@ -100,6 +109,7 @@ def placed_layout(request: PlanRequest, layout: Layout) -> Placement:
         busy=request.busy,
         clock=Clock(request.context, layout),
         pipelines=request.pipelines,
+        moved_from=moved_from,
     )
 
 
@@ -212,7 +222,12 @@ def ranked(request: PlanRequest, layouts: Layouts, row: int, number: int) -> Ran
         rank=number,
         layout=layout,
         estimate=estimate,
-        stage_layers=chunk_layers(request.model.layers, layout.pp, layout.vpp),
+        stage_layers=chunks_of(
+            request.model,
+            layout.pp,
+            layout.vpp,
+            by_cost=stack_named(request.workload.stack).split == "by-cost",
+        ),
         feasible=estimate.memory.peak_bytes
         <= estimate.memory.limit_bytes * request.workload.max_memory,
     )
@@ -266,17 +281,39 @@ def search_record(ranking: Ranking) -> Search:
     )
 
 
-def _remarks(ranking: Ranking, plans: Sequence[RankedPlan]) -> list[str]:
+def _remarks(ranking: Ranking, plans: Sequence[RankedPlan], workload: Workload) -> list[str]:
     notes = ["each row is the best of its (tp, pp, cp, ep, etp, dp); --fix shows its variants"]
     best = plans[0].estimate
     if best.memory.at_risk:
         notes.append(_calmer(ranking, best))
-    ties = int((ranking.step_s <= best.step_time_s * (1 + NEAR_TIE)).sum())
+    close = max(NEAR_TIE, tie(workload))
+    ties = int((ranking.step_s <= best.step_time_s * (1 + close)).sum())
     if ties > 1:
-        notes.append(f"{ties:,} layouts are within {NEAR_TIE:.0%}, less than the estimate's error")
+        notes.append(f"{ties:,} layouts are within {close:.0%}, less than the estimate's error")
     if best.time_s.get("host", 0) > 0.1 * best.step_time_s:
         notes.append("the first plan is host-bound: try a larger micro-batch or CUDA graphs")
     return notes
+
+
+def _on_real_stacks(request: PlanRequest, best: Layouts) -> list[str]:
+    """Return how the first plan would run on the stacks that exist, when none was asked for."""
+    if request.workload.stack != "any":
+        return []
+    told = []
+    for stack in REAL_STACKS:
+        workload = request.workload.model_copy(update={"stack": stack})
+        own = replace(request, workload=workload)
+        if broken := broken_rules(best, 0, own.context):
+            told.append(f"{stack} cannot run it ({broken[0]})")
+            continue
+        there = ranked(own, best, 0, 1)
+        over = "" if there.feasible else ", out of memory"
+        told.append(f"{seconds(there.estimate.step_time_s)} on {stack}{over}")
+    return [
+        "stack any is the mean of the stacks measured, and no one's limits; the first plan takes "
+        + "; ".join(told)
+        + ". --stack NAME ranks for one"
+    ]
 
 
 def _calmer(ranking: Ranking, best: Estimate) -> str:

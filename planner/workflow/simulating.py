@@ -9,21 +9,30 @@ import numpy as np
 
 from planner.errors import InfeasibleError, SpecError
 from planner.estimate.inputs import Inputs
-from planner.estimate.stages import Hop, PartTimes, hop, part_times
+from planner.estimate.stages import Hop, fixed_seconds, hop, layer_seconds, part_times
 from planner.estimate.step import bubble_s, stage_microbatch_s, step_s
 from planner.layouts.split import chunk_layers, fits
 from planner.layouts.table import Layouts
 from planner.pipeline.actions import Order, Shape
+from planner.pipeline.partition import StageCosts, cut, deal
 from planner.pipeline.registry import schedule_named
 from planner.pipeline.schedule import Schedule
 from planner.pipeline.simulate import simulate as run
 from planner.pipeline.timeline import Timeline, peak_in_flight
 from planner.pipeline.timing import Links, StageTimes
 from planner.plan import Layout, Plan, RankedPlan
-from planner.simulation import ClosedForm, RankTimes, Simulated, Simulation, Straggler
+from planner.simulation import (
+    SIMULATION_SCHEMA,
+    ClosedForm,
+    RankTimes,
+    Simulated,
+    Simulation,
+    Straggler,
+)
 
 MOST_ACTIONS = 20_000_000
 """Some ten seconds and three gigabytes; more is refused rather than begun."""
+LARGEST_DEGREE = 100_000_000
 
 
 @dataclass(frozen=True)
@@ -39,6 +48,8 @@ class SimulationRequest:
     chunks: int | None = None
     microbatches: int | None = None
     straggler: Mapping[int, float] = field(default_factory=dict)
+    balance: bool = False
+    """Cut the layers anew, so that the slowest stage is as fast as it can be."""
 
 
 @dataclass(frozen=True)
@@ -70,7 +81,7 @@ def simulate(request: SimulationRequest) -> Simulated:
     closed = _closed_form(x, layout)
     once_s = closed.step_time_s - closed.makespan_s
     record = Simulation(
-        schema=Simulation.model_fields["schema_"].default,
+        schema=SIMULATION_SCHEMA,
         plan_rank=chosen.rank,
         layout=layout,
         schedule=pipeline.schedule.name,
@@ -99,8 +110,10 @@ def _chosen(request: SimulationRequest) -> RankedPlan:
         raise SpecError(f"--plan-rank {request.plan_rank}: the plan holds ranks {known}")
     layout, layers = row.layout, request.plan.request.model.layers
     degrees = {k: v for k, v in layout.model_dump().items() if type(v) is int and k != "zero"}
-    if min(degrees.values()) < 1 or not 0 <= layout.zero <= 3:
-        raise SpecError(f"plan {row.rank}: layout: every degree is 1 or more, zero 0 to 3")
+    if not 1 <= min(degrees.values()) <= max(degrees.values()) <= LARGEST_DEGREE:
+        raise SpecError(f"plan {row.rank}: layout: degrees are 1 to {LARGEST_DEGREE:,}")
+    if not 0 <= layout.zero <= 3:
+        raise SpecError(f"plan {row.rank}: layout: zero={layout.zero} is not 0, 1, 2 or 3")
     if not fits(layers, layout.pp, layout.vpp):
         raise SpecError(
             f"plan {row.rank}: pp={layout.pp} x vpp={layout.vpp} chunks for {layers} layers"
@@ -121,10 +134,10 @@ def _pipeline(request: SimulationRequest, chosen: RankedPlan, x: Inputs) -> _Pip
             hint="--microbatches 1000: the steady phase only repeats",
         )
     order = schedule.order(shape)
-    layers = _layers(chosen, order, x.model.layers)
+    layers = _balanced(x, order) if request.balance else _layers(chosen, order, x.model.layers)
     parts = part_times(x, layers, chunks=chunks)
-    per_stage = [part[order.model_part] for part in parts]
-    times = StageTimes(*per_stage[:3], hidden_s=per_stage[3])
+    forward, backward_input, weight, experts = (part[order.model_part] for part in parts)
+    times = StageTimes(forward, backward_input, weight, hidden_s=experts)
     return _Pipeline(schedule, order, layers, times, _links(order, hop(x)))
 
 
@@ -152,6 +165,23 @@ def _layers(chosen: RankedPlan, order: Order, layers: int) -> list[int]:
     return [table[p][v] for v in range(laps) for p in range(shape.ranks)]
 
 
+def _balanced(x: Inputs, order: Order) -> list[int]:
+    """Return the exact cut: of any layers for one chunk a rank, of layers all alike for more."""
+    shape, each = order.shape, layer_seconds(x)
+    fixed = fixed_seconds(x, order.depth, chunks=shape.chunks)
+    if order.style == "loop" and shape.chunks == 1:
+        return cut(StageCosts(each, fixed))
+    if order.style != "loop" or np.ptp(each) > 0:
+        raise InfeasibleError(
+            "an exact cut into several chunks a rank takes layers that are all alike, and ranks "
+            "that are dealt them round",
+            hint="--schedule 1f1b",
+        )
+    per_rank = fixed.reshape(shape.chunks, shape.ranks).sum(axis=0)
+    table = deal(len(each), layer_s=float(each[0]), fixed_s=per_rank, chunks=shape.chunks)
+    return [table[p][v] for v in range(shape.chunks) for p in range(shape.ranks)]
+
+
 def _links(order: Order, message: Hop) -> Links:
     """Return links on which a sender is held up as long as the estimate says."""
     stages = order.shape.stages
@@ -174,7 +204,9 @@ def _closed_form(x: Inputs, layout: Layout) -> ClosedForm:
 def _ranks(pipeline: _Pipeline, line: Timeline) -> list[RankTimes]:
     order, times = pipeline.order, pipeline.times
     peaks = peak_in_flight(order)
-    backward = times.backward_input_s + times.backward_weight_s
+    copies = pipeline.schedule.model_copies  # a micro-batch passes one of them
+    forward = times.forward_s / copies
+    backward = (times.backward_input_s + times.backward_weight_s) / copies
     out = []
     for rank in range(order.shape.ranks):
         held = np.flatnonzero(order.rank_of == rank)
@@ -182,7 +214,7 @@ def _ranks(pipeline: _Pipeline, line: Timeline) -> list[RankTimes]:
             RankTimes(
                 stage=rank,
                 layers=[pipeline.layers[part] for part in order.model_part[held]],
-                forward_s=float(times.forward_s[held].sum()),
+                forward_s=float(forward[held].sum()),
                 backward_s=float(backward[held].sum()),
                 busy_s=float(line.busy_s[rank]),
                 sending_s=float(line.blocked_s[rank]),
@@ -232,6 +264,8 @@ def _notes(request: SimulationRequest, pipeline: _Pipeline, layout: Layout) -> l
         out.append(f"{schedule.name} keeps {schedule.model_copies} copies of the model")
     if schedule.style != "loop" and pipeline.times.hidden_s.any():
         out.append("forwards and backwards that run together hide their expert traffic whole")
+    if request.balance:
+        out.append("layers are cut anew for even stages; their memory is not checked again")
     if request.microbatches:
         out.append(f"{request.microbatches} micro-batches in place of the plan's")
     return out

@@ -62,10 +62,11 @@ def test_a_layout_that_is_illegal_is_answered_with_reasons(answer):
 
 
 def test_every_target_gets_a_bundle_and_emit_writes_the_same_again(answer, capsys):
-    answer("plan", "-o", "out", "--target", ",".join(EMITTER_NAMES))
+    names = [name for name in EMITTER_NAMES if name != "dataparallel"]  # that is for one node
+    answer("plan", "-o", "out", "--target", ",".join(names))
     folders = {p.name for p in Path("out").iterdir() if p.is_dir()}
-    assert folders == set(EMITTER_NAMES)
-    for name in EMITTER_NAMES:
+    assert folders == set(names)
+    for name in names:
         bundle = Path("out", name)
         words = ["emit", str(bundle / "plan.json"), "--target", name, "-o", f"again-{name}"]
         assert cli.main(words) == 0

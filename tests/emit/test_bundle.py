@@ -127,4 +127,4 @@ def test_every_target_has_its_emitter(name):
 def test_a_layout_that_the_target_cannot_express_makes_no_bundle():
     with pytest.raises(SpecError, match=r"ep=2") as caught:
         bundle(plan_of(dp=2, ep=2), "torchrun")
-    assert "--stack torchtitan" in caught.value.hint
+    assert "--target torchrun" in caught.value.hint

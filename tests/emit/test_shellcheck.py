@@ -12,6 +12,7 @@ from planner.emit import EMITTER_NAMES, emitter_named
 
 PLANS = [
     plan(MODELS["dense"], dp=8, zero=0),
+    plan(MODELS["dense"], dp=8, zero=0, dp_sync="parameter-server"),
     plan(MODELS["dense"], dp=16, zero=1, hosts=("b2", "a10")),
     plan(MODELS["dense"], dp=16, zero=3, hosts=("b2", "a10")),
     plan(MODELS["dense"], dp=16, zero=3, placeholders=True),

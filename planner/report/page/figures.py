@@ -83,8 +83,13 @@ def memory_chart(plan: RankedPlan) -> tuple[Chart, int]:
 
 
 def time_chart(plans: Sequence[RankedPlan]) -> tuple[Chart, int]:
-    """Return where the step of each plan goes, as stacked bars, and how many bars."""
-    shown = plans[:BARS_SHOWN]
+    """Return where the step of each plan goes, as stacked bars, and how many bars.
+
+    One that does not fit and is far slower as well would flatten the others, and is left out.
+    """
+    longest = 1.5 * max((p.estimate.step_time_s for p in plans if p.feasible), default=float("inf"))
+    near = [p for p in plans if p.feasible or p.estimate.step_time_s <= longest]
+    shown = near[:BARS_SHOWN]
     names = [f"#{p.rank}" if p.feasible else f"#{p.rank}, does not fit" for p in shown]
     every = list(dict.fromkeys(name for plan in shown for name in plan.estimate.time_s))
     terms = [n for n in every if any(p.estimate.time_s.get(n, 0) > 0 for p in shown)]

@@ -74,12 +74,16 @@ def label(text: str) -> str:
     return str(escaped(text)).replace("%{", "% {")
 
 
-def figure(name: str, chart: Mapping[str, Any], *, about: str, rows: int = 0) -> Html:
+def figure(
+    name: str, chart: Mapping[str, Any], *, about: str, rows: int = 0, lines: int = 0
+) -> Html:
     """Return a chart: its place, `about` for those who cannot see it, and its data.
 
-    `rows` bars that lie above each other make the chart as high as they need.
+    `rows` bars that lie above each other, or a legend of `lines`, make it as high as they need.
     """
     height = f"height:{120 + 30 * rows}px" if rows else None
+    if lines > 4:
+        height = f"height:{360 + 20 * lines}px"
     place = tag(
         "div", class_="chart", id=name, role="img", aria_label=about, style=height, tabindex=0
     )

@@ -150,7 +150,12 @@ def _legend(stages: Sequence[int]) -> Html:
     text = "Each cell is a node; its number is the pipeline stage (or stages) it holds:"
     few = list(stages) if len(stages) <= 16 else [*stages[:8], *stages[-8:]]
     swatches = [
-        join(tag("span", class_="swatch", style=f"--c:{colour(s, len(stages))}"), str(s))
+        tag(
+            "span",
+            tag("span", class_="swatch", style=f"--c:{colour(s, len(stages))}"),
+            f"{s} ",
+            class_="k",
+        )
         for s in few
     ]
     return tag("p", text, *swatches, class_="dim")

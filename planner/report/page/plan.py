@@ -8,6 +8,7 @@ from planner.plan import Plan, RankedPlan
 from planner.report.page import figures
 from planner.report.page.commands import Command, commands
 from planner.report.page.document import Section, document
+from planner.report.page.gantt import gantt
 from planner.report.page.markup import (
     Html,
     TableCell,
@@ -22,14 +23,18 @@ from planner.report.page.markup import (
 )
 from planner.report.page.placement import placement_map
 from planner.report.ranked import COLUMNS, same_everywhere, shown_fields
+from planner.simulation import Simulated
 from planner.units import GIB, count, gib, seconds
 
 MEMORY_TABS = 6
 
 
-def plan_page(plan: Plan, items: Sequence[Command], *, tie: float) -> str:
+def plan_page(
+    plan: Plan, items: Sequence[Command], *, tie: float, pipeline: Simulated | None = None
+) -> str:
     """Return the page of a plan; step times within `tie` (a share) of the best are marked as ties.
 
+    `pipeline` is the best plan's, as `simulate` runs it; without it there is no such section.
     Raises SpecError when the charts' library is not installed.
     """
     request, best = plan.request, plan.best
@@ -48,6 +53,9 @@ def plan_page(plan: Plan, items: Sequence[Command], *, tie: float) -> str:
         Section("memory", "Memory", _memory(plan)),
         Section("front", "Pareto front", _front(plan)),
     ]
+    if pipeline:
+        body = section("pipeline", "The pipeline of the best plan", gantt(pipeline))
+        parts.append(Section("pipeline", "Pipeline", body))
     if plan.placement:
         parts.append(Section("placement", "Placement", _placement(plan)))
     if items:
@@ -175,8 +183,9 @@ def _memory_of(plan: RankedPlan, index: int) -> Html:
     memory = plan.estimate.memory
     chart, bars = figures.memory_chart(plan)
     fullest = max(range(len(memory.stages)), key=lambda i: memory.stages[i].total)
+    layout = plan.layout.short().replace(",", " ")
     about = (
-        f"Plan {plan.rank}, {plan.layout.short().replace(',', ' ')}: stage {fullest} is the fullest, with "
+        f"Plan {plan.rank}, {layout}: stage {fullest} is the fullest, with "
         f"{gib(memory.peak_bytes)} of {gib(memory.limit_bytes)}."
     )
     names = list(figures.MEMORY_COLOURS)

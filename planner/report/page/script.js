@@ -2,10 +2,22 @@
 (() => {
   const colour = (name) =>
     getComputedStyle(document.documentElement).getPropertyValue(name).trim();
-  const narrow = () => window.innerWidth < 640;
+  const narrow = () => !printing && window.innerWidth < 640;
+  const PAPER = 680; // pixels that fit between the margins of A4 and of US letter
+  let printing = false;
+
+  // How many rows the legend takes: the library would guess anew at every size, and overlap.
+  function legendRows(names, width) {
+    if (!names.length) return 0;
+    const each = Math.max(...names.map((name) => name.length)) * (narrow() ? 6.5 : 7.5) + 55;
+    return Math.ceil(names.length / Math.max(1, Math.floor((width - 60) / each)));
+  }
 
   // Charts come as data without colours of their own; the page's style gives them.
-  function themed(layout) {
+  function themed(layout, traces, width) {
+    const named = traces.filter((t) => t.name && t.showlegend !== false).map((t) => t.name);
+    const legend = layout.showlegend === false || named.length < 2 ? [] : named;
+    const rows = legendRows(legend, width);
     const axis = { gridcolor: colour("--line"), linecolor: colour("--line"),
       zerolinecolor: colour("--line"), automargin: true };
     const out = { ...layout, autosize: true, paper_bgcolor: "rgba(0,0,0,0)",
@@ -13,10 +25,9 @@
       font: { color: colour("--fg"), family: "system-ui, sans-serif", size: narrow() ? 11 : 13 },
       hoverlabel: { bgcolor: colour("--soft"), bordercolor: colour("--line"),
         font: { color: colour("--fg") } },
-      legend: { orientation: "h", x: 0, y: 1.02, xanchor: "left", yanchor: "bottom",
-        traceorder: "normal",
-        ...(layout.legend || {}) },
-      margin: { l: 50, r: 15, t: 30, b: 45, ...(layout.margin || {}) } };
+      legend: { orientation: "h", x: 0, xanchor: "left", y: 1, yref: "container", yanchor: "top",
+        traceorder: "normal" },
+      margin: { l: 50, r: 20, t: 18 + 21 * rows, b: 45 } };
     for (const name of Object.keys(layout)) {
       if (/^[xy]axis/.test(name)) out[name] = { ...axis, ...layout[name] };
     }
@@ -30,7 +41,9 @@
   function draw(place) {
     const source = document.getElementById(`${place.id}-data`);
     const chart = JSON.parse(source.textContent);
-    Plotly.react(place, chart.data, themed(chart.layout),
+    const width = printing ? PAPER : place.clientWidth;
+    place.style.width = printing ? `${width}px` : "";
+    Plotly.react(place, chart.data, themed(chart.layout, chart.data, width),
       { responsive: true, displayModeBar: false, displaylogo: false });
   }
   const seen = (place) => place.offsetParent !== null;
@@ -104,9 +117,10 @@
     }));
 
   const again = () => drawSeen(document);
+  const print = (now) => { printing = now; again(); };
   again();
   matchMedia("(prefers-color-scheme: dark)").addEventListener("change", again);
-  matchMedia("print").addEventListener("change", again);
-  window.addEventListener("beforeprint", again);
-  window.addEventListener("afterprint", again);
+  matchMedia("print").addEventListener("change", (event) => print(event.matches));
+  window.addEventListener("beforeprint", () => print(true));
+  window.addEventListener("afterprint", () => print(false));
 })();

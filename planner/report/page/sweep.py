@@ -83,6 +83,7 @@ def _scaling(answered: Sequence[Row]) -> Html:
                     f"curve-{number}-{index}",
                     charts.curves(answered, axis, names, metric),
                     about=f"{metric.heading} along {short(axis)}, {lines} series",
+                    lines=min(lines, charts.SERIES_SHOWN),
                 ),
             )
             for index, metric in enumerate(charts.METRICS)
@@ -144,7 +145,7 @@ def _row(row: Row, names: Sequence[str]) -> list[TableCell]:
     if row.get("status") == OK:
         outcome = str(row.get("layout")).replace(",", ", ")
     else:
-        outcome = f"{row.get('status')}: {row.get('reason')}"
+        outcome = f"{row.get('status')}, see below"
     return [
         (str(row.get("point")), str(row.get("point"))),
         *asked,
@@ -165,9 +166,9 @@ def _failures(failed: Sequence[Row], names: Sequence[str]) -> Html:
     rows = [
         [
             str(row.get("point")),
-            described(row, names) or "-",
             str(row.get("status")),
             join(
+                tag("div", described(row, names), class_="dim"),
                 str(row.get("reason") or ""),
                 tag("div", f"hint: {row['hint']}", class_="dim") if row.get("hint") else None,
             ),
@@ -179,6 +180,6 @@ def _failures(failed: Sequence[Row], names: Sequence[str]) -> Html:
         "failures",
         "Points without an answer",
         tag("p", f"{told}."),
-        table(["point", "asked", "status", "why"], rows, kinds=["n", "t", "k", "t"]),
+        table(["point", "status", "why"], rows, kinds=["n", "k", "t"]),
         tag("p", f"{more:,} more are in the file.", class_="dim") if more else None,
     )

@@ -17,6 +17,7 @@ LINES = (
 )
 SERIES_SHOWN = len(LINES)
 BARS_SHOWN = 40
+NAME_LETTERS = 26
 SPREAD = 8
 """An axis whose largest value is this many times the smallest is drawn in logarithms."""
 
@@ -111,10 +112,7 @@ def time_chart(rows: Sequence[Row], names: Sequence[str]) -> tuple[Chart, int]:
     every = list(dict.fromkeys(n for row in shown_rows for n in row if n.startswith("time_s.")))
     used = [n for n in every if any(_number(row, n) > 0 for row in shown_rows)]
     colours = coloured([n.removeprefix("time_s.") for n in used], TIME_COLOURS)
-    bars = [
-        label(f"{row.get('point')}: {described(row, names)}"[:60]) if names else "the point"
-        for row in shown_rows
-    ]
+    bars = [label(_named(row, names)) for row in shown_rows]
     traces = [
         {
             "type": "bar",
@@ -124,7 +122,9 @@ def time_chart(rows: Sequence[Row], names: Sequence[str]) -> tuple[Chart, int]:
             "x": [_share(row, name) for row in shown_rows],
             "customdata": [_number(row, name) for row in shown_rows],
             "marker": {"color": colours[name.removeprefix("time_s.")]},
-            "hovertemplate": "%{y}<br>%{x:.1%}, %{customdata:.4g} s<extra>"
+            "text": [label(described(row, names)) for row in shown_rows],
+            "textposition": "none",
+            "hovertemplate": "%{text}<br>%{x:.1%}, %{customdata:.4g} s<extra>"
             + label(name.removeprefix("time_s."))
             + "</extra>",
         }
@@ -141,3 +141,10 @@ def time_chart(rows: Sequence[Row], names: Sequence[str]) -> tuple[Chart, int]:
 def _share(row: Row, name: str) -> float:
     whole = _number(row, "step_time_s")
     return _number(row, name) / whole if whole else 0.0
+
+
+def _named(row: Row, names: Sequence[str]) -> str:
+    """Return a point's number and as many of its values as a phone has room for."""
+    values = " ".join(shown(row.get(name)) for name in names)
+    text = f"{row.get('point')}: {values}"
+    return text if len(text) <= NAME_LETTERS else f"{text[: NAME_LETTERS - 1]}\u2026"

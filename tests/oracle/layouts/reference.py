@@ -188,7 +188,7 @@ def deepspeed(row: Row) -> bool:
         return False
     if row["vpp"] > 1 or row["schedule"] == GPIPE or row["cp"] > 1 or row["sp"]:
         return False
-    if row["dp"] % row["ep"] or row["etp"] > 1:
+    if row["tp"] > 1 or row["dp"] % row["ep"] or row["etp"] > 1:
         return False
     return not (row["recompute"] == SELECTIVE or row["dp_replicate"] > 1 or row["dp_sync"])
 
@@ -199,7 +199,8 @@ def torchtitan(row: Row, model: ModelSpec, workload: Workload) -> bool:
         return False
     if model.mla is None and model.kv_heads % row["tp"]:
         return False
-    if row["zero"] == 1 or row["etp"] > 1 or (pp > 1 and model.tied_embeddings):
+    experts_astray = model.experts and row["etp"] != (row["tp"] if row["ep"] == 1 else 1)
+    if experts_astray or row["zero"] == 1 or (pp > 1 and model.tied_embeddings):
         return False
     if row["zero"] == 0 and row["dp"] * row["cp"] > 1 and row["tp"] * row["cp"] * pp > 1:
         return False

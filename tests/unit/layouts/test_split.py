@@ -7,7 +7,14 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from planner.layouts.split import all_stages, chunk_layers, fits, stage_kinds, stage_layers
+from planner.layouts.split import (
+    all_stages,
+    chunk_layers,
+    fits,
+    layers_by_cost,
+    stage_kinds,
+    stage_layers,
+)
 from planner.layouts.table import Layouts
 from planner.specs.model import Experts, ModelSpec
 
@@ -94,3 +101,15 @@ def test_a_kind_is_known_by_its_first_stage_which_holds_the_most_micro_batches()
     order = np.argsort(kinds.index[0][held])
     assert kinds.index[0][held][order].tolist() == [0, 1, 3]
     assert kinds.count[0][held][order].tolist() == [1, 2, 1]
+
+
+def test_stages_filled_by_cost_leave_the_last_one_to_a_large_head():
+    """16 layers of 1 unit and a head of 6 are 22 units: stages fill up at 5.5, 11 and 16.5.
+
+    Six layers cross 5.5; eleven reach 11 without crossing it, so the twelfth stays too.
+    """
+    small = model(16)
+    unit = 4 * small.heads * small.head_dim * small.hidden + 3 * small.ffn * small.hidden
+    wide = small.model_copy(update={"vocab": 6 * unit // small.hidden})
+    assert layers_by_cost(wide, 4) == [6, 6, 4, 0]
+    assert layers_by_cost(small.model_copy(update={"vocab": 1}), 4) == [5, 4, 4, 3]

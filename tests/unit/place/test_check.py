@@ -127,3 +127,40 @@ def test_false_tiers_are_seen(job):
     tiers = {**sound.tiers, "dp": {**sound.tiers["dp"], "leaf": 99}}
     with pytest.raises(PlacementError, match="dp groups by tier claimed"):
         check_placement(cluster, layout, sound.model_copy(update={"tiers": tiers}))
+
+
+def test_a_step_time_claimed_wrongly_is_found(cluster_of, layout_of):
+    cluster, layout = cluster_of(8, per_leaf=4), layout_of(tp=8, pp=2, dp=4)
+    sound = place(cluster, layout).model_copy(
+        update={
+            "question": "least-step-time",
+            "objective": 2.0,
+            "step_time_s": 2.0,
+            "bound": 1.9,
+            "status": "feasible",
+        }
+    )
+    check_placement(cluster, layout, sound)
+    for change, said in (
+        ({"bound": 2.1}, "bound 2.1 is above the objective, 2"),
+        ({"status": "optimal"}, "called optimal with bound 1.9 under objective 2"),
+        ({"step_time_s": 2.5}, "objective 2"),
+        ({"splits": 3}, "splits claimed 3"),
+    ):
+        with pytest.raises(PlacementError, match=said):
+            check_placement(cluster, layout, sound.model_copy(update=change))
+
+
+def test_leafs_carry_the_names_of_their_switches(cluster_of, layout_of):
+    leafs = [
+        {"name": "tor-b", "pod": "east", "hosts": "x[1-4]"},
+        {"name": "tor-a", "pod": "west", "hosts": "y[1-2]"},
+    ]
+    cluster, layout = cluster_of(6, leafs=leafs), layout_of(tp=8, pp=2, dp=3)
+    found = place(cluster, layout)
+    assert {(r.host[0], r.leaf) for r in found.ranks} == {("x", "tor-b"), ("y", "tor-a")}
+    assert found.splits == 0
+    assert found.tiers["dp"]["across"] == 16
+    wrong = [r.model_copy(update={"leaf": "tor-a"}) for r in found.ranks]
+    with pytest.raises(PlacementError, match="under another leaf than claimed"):
+        check_placement(cluster, layout, found.model_copy(update={"ranks": wrong}))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from itertools import groupby
 from typing import Any
 
@@ -229,3 +230,58 @@ def test_one_node_needs_no_network():
 def test_figures_out_of_range_and_unknown_fields_are_refused(changes):
     with pytest.raises(ValidationError):
         cluster(**changes)
+
+
+# --- leafs that are listed ----------------------------------------------------------------------
+
+
+def named(*leafs: tuple[str, str, str], **changes: Any) -> ClusterSpec:
+    fields = [{"name": n, "pod": p, "hosts": h} for n, p, h in leafs]
+    nodes = changes.pop("nodes", sum(len(h.split(",")) for _, _, h in leafs))
+    return cluster(leafs=fields, nodes=nodes, **changes)
+
+
+def test_listed_leafs_say_where_every_node_stands():
+    spec = named(("s1", "p", "n[1-3]"), ("s2", "p", "m7"), ("s3", "q", "n[4-5]"), nodes=6)
+    assert [spec.host(n) for n in range(6)] == ["n1", "n2", "n3", "m7", "n4", "n5"]
+    assert [spec.leaf_of(n) for n in range(6)] == [0, 0, 0, 1, 2, 2]
+    assert [spec.pod_of(n) for n in range(6)] == [0, 0, 0, 0, 1, 1]
+    assert [spec.domain_of(n) for n in range(6)] == [0, 1, 2, 3, 4, 5]
+    assert spec.positions == ((0, 1, 2, 3, 4, 5), (0, 0, 0, 1, 2, 2), (0, 0, 0, 0, 1, 1))
+    assert (spec.leaf_nodes, spec.pod_nodes, spec.leaf_name(1)) == (3, 6, "s2")
+    assert spec.names_hosts
+
+
+def test_domains_do_not_cross_listed_leafs():
+    # racks of 18 trays: a leaf of 20 holds two half-filled ones, a leaf of 16 one
+    spec = named(("a", "", "n[1-20]"), ("b", "", "n[21-36]"), nodes=36, gpus=4, domain=72)
+    assert [spec.domain_of(n) for n in (0, 9, 10, 19, 20, 35)] == [0, 0, 1, 1, 2, 2]
+    assert (spec.domains, spec.domain_gpus_used) == (3, 64)
+
+
+def test_a_listed_cluster_reads_back_from_its_own_json():
+    spec = named(("a", "p", "n[1-2]"), ("b", "q", "n3"), nodes=3)
+    assert ClusterSpec.model_validate_json(spec.model_dump_json()) == spec
+
+
+@pytest.mark.parametrize(
+    ("leafs", "changes", "said"),
+    [
+        ([("a", "", "n1")], {"nodes": 2}, "leafs list 1 hosts for 2 nodes"),
+        ([("a", "", "n1"), ("a", "", "n2")], {}, "two leafs have the name 'a'"),
+        ([("a", "", "n1"), ("b", "", "n1")], {}, "host 'n1' is listed twice"),
+        ([("a", "p", "x"), ("b", "q", "y"), ("c", "p", "z")], {}, "of pod 'p' are not listed one"),
+        ([("a", "", "n1")], {"hosts": ["n1"]}, "hosts and leafs both name the nodes"),
+        ([("a", "", "n[1-")], {"nodes": 1}, "brackets do not match"),
+    ],
+)
+def test_leafs_that_contradict_are_refused(leafs, changes, said):
+    with pytest.raises(ValidationError, match=re.escape(said)):
+        named(*leafs, **changes)
+
+
+@given(st.integers(1, 300), st.integers(1, 40), st.sampled_from([1, 2, 18]))
+def test_positions_agree_with_one_node_at_a_time(nodes, per_leaf, trays):
+    spec = cluster(nodes=nodes, leaf=per_leaf, gpus=4, domain=4 * trays, pod=2)
+    asked = [(spec.domain_of(n), spec.leaf_of(n), spec.pod_of(n)) for n in range(nodes)]
+    assert list(zip(*spec.positions, strict=True)) == asked

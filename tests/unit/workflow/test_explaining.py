@@ -108,14 +108,17 @@ def test_where_nothing_fits_the_lightest_is_opened():
     assert "no layout of 16 GPUs fits" in told.mends[0]
 
 
-def test_gradient_synchronisation_of_the_whole_model_is_told():
+def test_gradient_synchronisation_is_of_what_a_gpu_holds():
     told = explain(request(), {"tp": "1", "pp": "1", "dp": "16"})
     rows = {row.scheme: row for row in told.gradient_sync}
-    gradient = 8_030_261_248 * 2
+    gradient = 8_030_261_248 * 4  # reduced in fp32
     assert rows["ring all-reduce"].per_gpu_sent_bytes == pytest.approx(2 * 15 / 16 * gradient)
     assert rows["parameter server"].busiest_link_bytes == pytest.approx(16 * gradient)
     assert rows["ZeRO-3"].per_gpu_sent_bytes == pytest.approx(3 * 15 / 16 * gradient)
     assert explain(request(), {"tp": "8", "pp": "2", "dp": "1"}).gradient_sync == []
+    split = explain(request(), {"tp": "4", "pp": "1", "dp": "4"}).gradient_sync
+    held = {row.scheme: row for row in split}["ring all-reduce"].per_gpu_sent_bytes
+    assert held == pytest.approx(2 * 3 / 4 * gradient / 4, rel=1e-3)  # norms stay whole
 
 
 def test_a_parameter_server_waits_for_its_own_link():

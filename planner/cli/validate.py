@@ -1,0 +1,153 @@
+"""`meshwright validate`: predictions of published runs, against what was measured."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from planner.cli import options as o
+from planner.cli.talk import answer_json, progress, say, show
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+    from rich.console import RenderableType
+
+EXAMPLES = """\
+\b
+Examples:
+  meshwright validate
+  meshwright validate runs.csv --json > errors.json
+  meshwright validate runs.csv --write-docs
+"""
+REASONS_SHOWN = 8
+PAGE = Path("docs/accuracy.md")
+KEYS = (
+    *("id", "source", "status", "reason", "assumed", "stack", "step_time_s_predicted"),
+    *("step_time_s_measured", "error", "peak_gib_predicted", "peak_gib_measured", "oom_predicted"),
+)
+
+
+def validate(
+    runs_file: Annotated[
+        Path | None,
+        typer.Argument(
+            metavar="[RUNS.csv]",
+            help="Published runs, one a row. Default: a few dozen that ship.",
+            show_default=False,
+        ),
+    ] = None,
+    *,
+    write_docs: Annotated[
+        bool, typer.Option("--write-docs", help=f"Write {PAGE} from the table, in a checkout.")
+    ] = False,
+    as_json: o.Json = False,
+) -> None:
+    """Predict measured runs and print errors by source, and what choosing by them would cost.
+
+    A prediction never reads the measured columns of its row. A blank that a stack has a usual value
+    for is filled in and said; a row that lacks more is skipped, with the field named.
+    """
+    from planner.validate import PUBLISHED, predicted, read_runs, summary
+
+    with progress("predicting"):
+        records = predicted(read_runs(runs_file or PUBLISHED))
+    scores = summary(records)
+    if write_docs:
+        say(f"wrote {_write_page(records, scores, runs_file)}")
+    if as_json:
+        rows = [{key: record.get(key) for key in KEYS} for record in records]
+        answer_json({"schema": "meshwright.validate/1", "rows": rows, "summary": scores})
+        return
+    show(*_report(records, scores))
+
+
+def _write_page(
+    records: list[dict[str, Any]], scores: Mapping[str, Any], runs_file: Path | None
+) -> Path:
+    from planner.errors import SpecError
+    from planner.files import write_whole
+    from planner.validate.accuracy import accuracy_page
+
+    if not PAGE.parent.is_dir():
+        raise SpecError(f"{PAGE.parent}: no such folder", hint="run it at the root of a checkout")
+    name = runs_file.name if runs_file else ""
+    write_whole(PAGE, accuracy_page(records, scores, name))
+    return PAGE
+
+
+def _report(records: list[dict[str, Any]], scores: Mapping[str, Any]) -> list[RenderableType]:
+    """Return totals, errors by source, families, memory and what was skipped."""
+    from collections import Counter
+
+    from rich.text import Text
+
+    from planner.report.parts import indented, title
+
+    skipped = Counter(r["reason"] for r in records if r["status"] == "skipped")
+    filled = Counter(field for r in records if r["status"] == "ok" for field in r["assumed"])
+    usual, family, memory = scores["without_stalled"], scores["families"], scores["memory"]
+    parts: list[RenderableType] = [
+        Text(
+            f"{scores['rows']:,} runs, {scores['n']:,} with a step time predicted: {_words(scores)}"
+        ),
+    ]
+    if usual["n"] != scores["n"]:
+        parts.append(
+            indented(
+                f"without nanotron's stalled runs (MFU < 15 %), {usual['n']:,}: {_words(usual)}"
+            )
+        )
+    parts += [Text(), title("Step time by source"), _table(scores["by_source"])]
+    if family["n"]:
+        parts += [Text(), title("Families that differ in their layout only")]
+        parts.append(
+            indented(
+                f"{family['n']}: predicted best over best measured "
+                f"{family['median_top1_ratio']:.3f} in the median, "
+                f"{family['mean_top1_ratio']:.3f} in the mean; "
+                f"Kendall's tau {family['mean_kendall_tau']:.2f}"
+            )
+        )
+    if memory["n"]:
+        parts += [Text(), title("Peak memory"), indented(f"{memory['n']:,} runs: {_words(memory)}")]
+    parts.append(
+        indented(
+            f"out of memory predicted for {memory['failed_and_oom_predicted']:,} of "
+            f"{memory['failed']:,} that failed, {memory['ran_but_oom_predicted']:,} of "
+            f"{memory['ran']:,} that ran"
+        )
+    )
+    if filled:
+        said = ", ".join(f"{field} in {n:,}" for field, n in filled.most_common())
+        parts += [Text(), title("Assumed"), indented(said)]
+    if skipped:
+        parts += [Text(), title(f"Skipped {scores['skipped']:,}")]
+        parts += [indented(f"{n:,} x {why}") for why, n in skipped.most_common(REASONS_SHOWN)]
+    return parts
+
+
+def _words(scores: Mapping[str, Any]) -> str:
+    if not scores["n"]:
+        return "nothing measured"
+    return (
+        f"median |error| {scores['median_abs_error']:.1%}, "
+        f"90th percentile {scores['p90_abs_error']:.1%}, bias {scores['bias']:+.1%}"
+    )
+
+
+def _table(groups: Mapping[str, Mapping[str, Any]]) -> RenderableType:
+    from rich.table import Table
+
+    from planner.report.text import printable
+
+    table = Table(box=None, padding=(0, 2, 0, 0))
+    table.add_column("source", no_wrap=True)
+    for name in ("runs", "median", "p90", "bias"):
+        table.add_column(name, justify="right")
+    for name, g in groups.items():
+        cells = (f"{g['median_abs_error']:.1%}", f"{g['p90_abs_error']:.1%}", f"{g['bias']:+.1%}")
+        table.add_row(printable(name), f"{g['n']:,}", *cells)
+    return table

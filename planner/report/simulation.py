@@ -1,0 +1,103 @@
+"""The report of a simulated pipeline: the chart, each stage's time, the closed form beside."""
+
+from __future__ import annotations
+
+from rich import box
+from rich.console import Console, ConsoleOptions, RenderableType, RenderResult
+from rich.table import Table
+from rich.text import Text
+
+from planner.pipeline.registry import SCHEDULES
+from planner.pipeline.timeline import Timeline
+from planner.report.gantt import MOST_RANKS, gantt, legend
+from planner.report.parts import indented, notes, title
+from planner.simulation import RankTimes, Simulated, Simulation
+from planner.units import seconds
+
+
+class _Chart:
+    """The chart, as wide as the terminal."""
+
+    def __init__(self, line: Timeline) -> None:
+        self.line = line
+
+    def __rich_console__(self, console: Console, options: ConsoleOptions) -> RenderResult:
+        for text in gantt(self.line, options.max_width - 2):
+            yield Text("  ").append_text(text)
+
+
+def simulation_report(found: Simulated) -> list[RenderableType]:
+    """Return the parts of the report, top to bottom."""
+    record = found.record
+    return [
+        title(f"{SCHEDULES[record.schedule].title}; {record.layout.short()}"),
+        *map(indented, _sentences(record)),
+        Text(),
+        title("Timeline"),
+        _Chart(found.timeline),
+        indented(legend(found.timeline)),
+        Text(),
+        title("Stages"),
+        _stages(record),
+        indented("in flight: most micro-batches' activations held at once, in whole stages"),
+        *notes(record.notes),
+    ]
+
+
+def _sentences(record: Simulation) -> list[str]:
+    """Return what came out, in a few sentences."""
+    closed = record.closed_form
+    more = record.step_time_s / closed.step_time_s - 1
+    beside = "the same" if abs(more) < 5e-4 else f"{abs(more):.1%} {'more' if more > 0 else 'less'}"
+    worst = max(record.ranks, key=lambda r: r.busy_s + r.sending_s)
+    idlest = max(record.ranks, key=lambda r: r.idle_s)
+    out = [
+        f"{record.num_microbatches:,} micro-batches in {seconds(record.makespan_s)}, "
+        f"a step of {seconds(record.step_time_s)}",
+        f"bubble: {record.bubble_fraction:.1%} of the ranks' time "
+        f"({seconds(record.bubble_s)} a rank)",
+        f"the closed form that ranking uses: {seconds(closed.step_time_s)} a step; "
+        f"simulated {beside}",
+    ]
+    if len(record.ranks) > 1:
+        out.append(
+            f"slowest: stage {worst.stage} ({seconds(worst.forward_s + worst.backward_s)} a "
+            f"micro-batch); idlest: stage {idlest.stage} "
+            f"({idlest.idle_s / record.makespan_s:.1%})"
+        )
+    if late := record.straggler:
+        which = ", ".join(f"stage {s} x{f:g}" for s, f in sorted(late.factors.items()))
+        word = "slower" if late.slower_s >= 0 else "faster"
+        out.append(
+            f"straggler ({which}): a step of {seconds(late.step_time_s)}, "
+            f"{seconds(abs(late.slower_s))} ({abs(late.slower):.1%}) {word}"
+        )
+    return out
+
+
+def _stages(record: Simulation) -> RenderableType:
+    table = Table(box=box.SIMPLE_HEAD, pad_edge=False, padding=(0, 1, 0, 0), show_edge=False)
+    for heading in ("stage", "layers", "forward", "backward", "busy", "send", "idle", "in flight"):
+        table.add_column(heading, justify="right", no_wrap=True)
+    ranks = record.ranks
+    half = MOST_RANKS // 2
+    for at, rank in enumerate(ranks):
+        if len(ranks) > MOST_RANKS and half <= at < len(ranks) - half:
+            if at == half:
+                table.add_row("...")
+            continue
+        table.add_row(*_cells(rank, record))
+    return table
+
+
+def _cells(rank: RankTimes, record: Simulation) -> list[str]:
+    spans = [rank.busy_s, rank.sending_s, rank.idle_s]
+    layers = "+".join(map(str, rank.layers)) if len(rank.layers) <= 4 else str(sum(rank.layers))
+    return [
+        str(rank.stage),
+        layers,
+        seconds(rank.forward_s),
+        seconds(rank.backward_s),
+        *(f"{span / record.makespan_s:.1%}" for span in spans),
+        f"{rank.peak_in_flight:.2f}".rstrip("0").rstrip("."),
+    ]

@@ -1,0 +1,83 @@
+"""Stack: one training stack as the estimate sees it. Few numbers, each a fit or a fact."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+Rules = Literal["any", "megatron", "deepspeed", "torchtitan"]
+
+
+@dataclass(frozen=True)
+class Stack:
+    """One training stack, as the estimate sees it. Factors multiply, `_s` are seconds."""
+
+    name: str
+    title: str
+    attention_kernel: Literal["te", "fa2", "unfused"]
+    activations: Literal["megatron", "dtensor", "hf", "eager"]
+    states: Literal["megatron", "deepspeed", "fsdp2"]
+    gradient_reduce_bytes: int
+    rules: Rules = "any"
+    """Whose legality rules bind its layouts."""
+    version: str = ""
+    """The releases that were measured."""
+    source: str = ""
+    """The runs that its numbers were fitted to."""
+    attention: float = 1.0
+    """Sustained rate of fused attention over the accelerator's figure for the kernel class (da)."""
+    gemm: float = 1.0
+    """Sustained matrix-multiply rate over the accelerator's training rate (dg)."""
+    memory_traffic: float = 1.5
+    """Bytes that norms, activations and residuals move over the minimum (mm): lack of fusion."""
+    host_s: float = 2.4e-3
+    """Host time per layer and micro-batch, forward + backward, without CUDA graphs."""
+    host_tp: float = 1.2
+    """The same where tp > 1: more kernels and collectives to launch."""
+    host_moe_s: float = 7.6e-3
+    """Host time of a layer with experts, without CUDA graphs."""
+    host_expert_s: float = 1e-4
+    """And per local expert."""
+    host_fallback: float = 1.0
+    """Host time where micro_batch * heads / tp is no multiple of 4 (unfused softmax falls back)."""
+    host_pipeline_tp_s: float = 0.0
+    """Least time of a layer with tp, pp and dp over several nodes, times tp^0.73."""
+    expert_s: float = 1.5e-5
+    """Device time per local expert and layer: one more group in the grouped multiply."""
+    expert_cast_s: float = 1.5e-5
+    """The same in low precision, where each expert's inputs are cast apart."""
+    tp_exposed: float = 1.0
+    dp_exposed: float = 1.0
+    p2p_exposed: float = 1.0
+    cp_exposed: float = 0.31
+    ep_exposed: float = 1.0
+    step_s: float = 0.1
+    """Per-step constant: data, logging, gradient norm."""
+    microbatch_s: float = 6.3e-4
+    accumulate: float = 1.0
+    optimizer: float = 0.85
+    fsdp_contention: float = 0.4
+    """Share of the hidden ZeRO-3 traffic that still slows the kernels that hide it."""
+    overlap: float = 1.0
+    """How much of one micro-batch's backward can hide gradient traffic (phi)."""
+    dispatcher: Literal["alltoall", "deepep", "hybridep"] = "alltoall"
+    """Tokens to experts: one copy an expert (alltoall), or one a rank and node (the others)."""
+    graphs: Literal["none", "partial", "full"] = "none"
+    """CUDA graphs over nothing, over attention and router, or over the whole iteration."""
+    moe_traffic: float = 1.0
+    """Memory traffic of layers with experts over that of unfused kernels."""
+    split: Literal["even", "by-cost"] = "even"
+    """How layers are dealt to pipeline stages: even in number, or in multiplies with the head."""
+    fragmentation: float = 0.05
+    """Share of activations and buffers that the allocator reserves beyond what is asked for."""
+    gradient_bytes: float | None = None
+    """Bytes of a gradient as kept over the micro-batches; None: what its states keep."""
+    logit_bytes: float | None = None
+    """Bytes a logit at the loss; None: what its family of activations takes."""
+    fsdp_root: bool = False
+    """FSDP2 with the embedding and the head in the root's group, reduced together at the end."""
+
+    @property
+    def permute_bytes(self) -> float:
+        """Return bytes per routed token element for permute + unpermute, forward + backward."""
+        return 44.0 if self.dispatcher == "alltoall" else 24.0

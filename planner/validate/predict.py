@@ -1,0 +1,138 @@
+"""Predict every run, and read what was measured; the two meet only in the record of a row."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+
+from planner.estimate.flops import step_flops
+from planner.estimate.inputs import FloatArray, Inputs
+from planner.estimate.memory import MEMORY_TERMS, limit_bytes, stage_bytes
+from planner.estimate.step import step_s
+from planner.layouts.rules import Context
+from planner.layouts.table import Layouts
+from planner.validate.runs import Run
+
+GIB = 2**30
+ALLOCATED = ("allocated", "active")
+"""Kinds of peak that leave out the CUDA context and the allocator's reserve."""
+
+
+def predicted(runs: Sequence[Run]) -> list[dict[str, Any]]:
+    """Return one record a run, in order: prediction, measurement, error, or why it was skipped.
+
+    Runs of one model, cluster and workload are scored together.
+    """
+    groups: dict[str, list[int]] = defaultdict(list)
+    for i, run in enumerate(runs):
+        if run.context is not None:
+            m, c, w = run.context
+            groups[f"{m!r}{c.name}{c.nodes}{c.node!r}{w!r}"].append(i)
+    records = [_skipped(run) for run in runs]
+    for rows in groups.values():
+        for i, record in zip(rows, _scored([runs[i] for i in rows]), strict=True):
+            records[i] = record
+    return records
+
+
+def _skipped(run: Run) -> dict[str, Any]:
+    return {
+        "id": run.id,
+        "source": run.row["source"],
+        "status": "skipped",
+        "reason": run.reason,
+        "assumed": run.assumed,
+        "step_time_s_predicted": None,
+        "step_time_s_measured": None,
+        "error": None,
+        "peak_gib_predicted": None,
+        "peak_gib_measured": None,
+        "oom_predicted": None,
+    }
+
+
+def _scored(runs: Sequence[Run]) -> list[dict[str, Any]]:
+    context = runs[0].context
+    assert context is not None
+    x = Inputs(*context, Layouts.of([run.layout or {} for run in runs]))
+    times, stages = step_s(x), stage_bytes(x)
+    overhead = MEMORY_TERMS["overhead"](x)
+    limit = limit_bytes(x)
+    return [
+        _record(run, float(times[i]), (stages[i], stages[i] - overhead[i]), limit)
+        for i, run in enumerate(runs)
+    ]
+
+
+def _record(
+    run: Run, time_s: float, memory: tuple[FloatArray, FloatArray], limit: float
+) -> dict[str, Any]:
+    """Return a run's record; `memory` is every stage's bytes, reserved and allocated."""
+    assert run.context is not None
+    peak = float(memory[0].max())
+    shown = float(memory[1].max()) if run.row.get("mem_kind") in ALLOCATED else peak
+    seconds = measured_step_s(run.row, run.context)
+    return {
+        "id": run.id,
+        "source": run.row["source"],
+        "status": "ok",
+        "reason": "",
+        "assumed": run.assumed,
+        "stack": run.context.workload.stack,
+        "accelerator": run.context.cluster.accelerator.name,
+        "step_time_s_predicted": time_s,
+        "step_time_s_measured": seconds,
+        "error": time_s / seconds - 1 if seconds else None,
+        "peak_gib_predicted": shown / GIB,
+        "peak_gib_measured": _number(run.row, "peak_mem_gib"),
+        "oom_predicted": peak > limit,
+        "oom_measured": run.row.get("oom", "") in ("1", "true", "True"),
+        "family": run.row.get("family", ""),
+        "mfu_measured": _number(run.row, "mfu"),
+    }
+
+
+def _number(row: Mapping[str, str], name: str) -> float | None:
+    try:
+        value = float(row.get(name) or "nan")
+    except ValueError:
+        return None
+    return value if np.isfinite(value) and value > 0 else None
+
+
+def measured_step_s(row: Mapping[str, str], context: Context) -> float | None:
+    """Return the measured step time: as stated, or from tokens/s or TFLOP/s with its convention."""
+    if (seconds := _number(row, "step_time_s")) is not None:
+        return seconds
+    gpus, work = float(row["gpus"]), context.workload
+    if (rate := _number(row, "tokens_per_s_per_gpu")) is not None:
+        return work.tokens / rate / gpus
+    if (rate := _number(row, "samples_per_s")) is not None:
+        return work.global_batch / rate
+    flops = _number(row, "tflops_per_gpu")
+    done = _counted_flops(row, context)
+    return done / (flops * 1e12 * gpus) if flops and done else None
+
+
+def _counted_flops(row: Mapping[str, str], context: Context) -> float | None:
+    """Return the FLOPs of a step by the row's convention, None where it states none.
+
+    `model` counts forward and backward with full attention (Megatron-Bridge: causal); 2021's
+    Megatron counts the recomputed forward too (Narayanan et al. 2021, eq. 3).
+    """
+    convention = row.get("tflops_convention", "")
+    model, work = context.model, context.workload
+    if convention == "model":
+        causal = row["framework"].startswith("Megatron-Bridge")
+        return step_flops(model, work, causal=causal)
+    if convention == "megatron2021":
+        s, h = work.seq_tokens, model.hidden
+        relative = 1 + s / (6 * h) + model.vocab / (16 * model.layers * h)
+        return 96.0 * work.tokens * model.layers * h * h * relative
+    if convention == "hardware":
+        again = 4 / 3 if row.get("recompute", "").startswith("full") else 1.0
+        return again * step_flops(model, work, causal=False)
+    return None

@@ -1,0 +1,258 @@
+"""Published runs: one row of a table of measurements as model, cluster, workload and layout.
+
+A blank that a stack has a usual value for is filled and said; a row that lacks more is skipped,
+and says which field. Measured columns are read in `measured` only, after and apart from what the
+prediction is made of.
+"""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from pydantic import ValidationError
+
+from planner.errors import PlannerError, SpecError
+from planner.layouts.rules import Context
+from planner.layouts.split import fits
+from planner.specs.model import Experts, LatentAttention, ModelSpec
+from planner.specs.workload import Workload
+from planner.validate import stacks
+from planner.validate.fields import NotStatedError, whole
+from planner.validate.machines import cluster_of
+from planner.validate.vocabulary import BIASED_EXPERTS, PRECISION, RECOMPUTE, longest_prefix
+
+PUBLISHED = Path(__file__).parent / "published.csv"
+"""A few dozen published runs, one of each kind, that ship with the package."""
+NEEDED = ("id", "source", "framework", "hardware", "gpus", "arch_json", "seq", "global_batch")
+_LIMIT = 200_000_000
+
+
+@dataclass(frozen=True)
+class Run:
+    """One row: what to predict, or why it is skipped, and what was filled in."""
+
+    row: Mapping[str, str]
+    context: Context | None = None
+    layout: Mapping[str, Any] | None = None
+    reason: str = ""
+    assumed: dict[str, str] = field(default_factory=dict)
+
+    @property
+    def id(self) -> str:
+        """Return the row's name."""
+        return self.row["id"]
+
+
+def read_runs(path: Path) -> list[Run]:
+    """Return the rows of a table of runs.
+
+    Raises SpecError when the file cannot be read or lacks a column that every prediction needs.
+    """
+    try:
+        if path.stat().st_size > _LIMIT:
+            raise SpecError(f"{path}: larger than {_LIMIT:,} bytes")
+        text = path.read_text(encoding="utf-8-sig")
+    except OSError as error:
+        raise SpecError(f"{path}: cannot be read ({error.strerror})") from error
+    except UnicodeDecodeError as error:
+        raise SpecError(f"{path}: not UTF-8 text") from error
+    try:
+        reader = csv.DictReader(io.StringIO(text, newline=""), restval="")
+        rows = list(reader)
+    except csv.Error as error:
+        raise SpecError(f"{path}: not a CSV table ({error})") from error
+    missing = [name for name in NEEDED if name not in (reader.fieldnames or ())]
+    if missing:
+        raise SpecError(
+            f"{path}: columns missing: {', '.join(missing)}",
+            hint=f"`meshwright validate` without a file reads {PUBLISHED}; it has all columns",
+        )
+    return [_run({k: (v or "").strip() for k, v in row.items() if k}) for row in rows]
+
+
+def _run(row: Mapping[str, str]) -> Run:
+    assumed: dict[str, str] = {}
+    try:
+        context = _context(row, assumed)
+        layout = _layout(row, context, assumed)
+    except NotStatedError as missing:
+        return Run(row, reason=str(missing), assumed=assumed)
+    except PlannerError as error:
+        return Run(row, reason=error.message, assumed=assumed)
+    except ValidationError as error:
+        first = error.errors()[0]
+        where = ".".join(str(part) for part in first["loc"])
+        return Run(row, reason=f"arch_json or sizes: {where} {first['msg']}", assumed=assumed)
+    return Run(row, context, layout, assumed=assumed)
+
+
+def _context(row: Mapping[str, str], assumed: dict[str, str]) -> Context:
+    model = model_of(row)
+    stack = stacks.stack_of(row, assumed, experts=model.experts is not None)
+    dtype = row.get("dtype", "")
+    if not dtype:
+        dtype = "fp16" if row["hardware"].startswith("V100") else "bf16"
+        assumed["dtype"] = dtype
+    precision = longest_prefix(dtype, PRECISION)
+    if precision is None:
+        raise NotStatedError(f"dtype: {dtype!r} is not modelled")
+    workload = Workload.model_validate(
+        {
+            "seq_tokens": whole(row, "seq"),
+            "global_batch": whole(row, "global_batch"),
+            "precision": precision,
+            "stack": stack,
+            "expert_imbalance": 1.0,
+        }
+    )
+    gpus = whole(row, "gpus")
+    return Context(model, cluster_of(row, gpus, assumed), workload)
+
+
+def model_of(row: Mapping[str, str]) -> ModelSpec:
+    """Return the architecture that `arch_json` describes; raises NotStatedError when it cannot."""
+    if not row["arch_json"]:
+        raise NotStatedError("arch_json: not stated")
+    try:
+        arch = json.loads(row["arch_json"])
+    except (json.JSONDecodeError, RecursionError):
+        raise NotStatedError("arch_json: not JSON") from None
+    if not isinstance(arch, dict):
+        raise NotStatedError("arch_json: not an object")
+    if "mamba" in arch or "hybrid_pattern" in arch:
+        raise NotStatedError("arch_json: state-space layers are not modelled")
+    name = row.get("model", "") or "unnamed"
+    if "lora" in (name + row["id"]).lower():
+        raise NotStatedError("model: low-rank adapters are not modelled")
+    for key in ("layers", "hidden", "heads", "ffn", "vocab"):
+        if not isinstance(arch.get(key), int) or arch[key] < 1:
+            raise NotStatedError(f"arch_json: {key} not stated")
+    for key in ("moe", "mla"):
+        if not isinstance(arch.get(key) or {}, dict):
+            raise NotStatedError(f"arch_json: {key} is not an object")
+    plain = not arch.get("glu")
+    return ModelSpec.model_validate(
+        {
+            "name": name,
+            **{k: arch[k] for k in ("layers", "hidden", "heads", "ffn", "vocab")},
+            "kv_heads": arch.get("kv_heads") or arch["heads"],
+            "head_dim": arch.get("head_dim") or arch["hidden"] // arch["heads"],
+            "max_seq_tokens": 1_000_000_000,
+            "gated_mlp": not plain,
+            "norm": "layernorm" if plain else "rmsnorm",
+            "qkv_bias": plain,
+            "mlp_bias": plain,
+            "attention_output_bias": plain,
+            "dropout": plain and "unfused" in row.get("attention", ""),
+            "tied_embeddings": bool(arch.get("tied")),
+            "mtp_layers": arch.get("mtp") or 0,
+            "sliding_window_tokens": arch.get("sliding_window") or None,
+            "full_attention_period": (arch.get("swa_every") or 0)
+            if arch.get("sliding_window")
+            else 0,
+            "experts": _experts(arch, name),
+            "mla": _latent(arch),
+        }
+    )
+
+
+def _experts(arch: Mapping[str, Any], name: str) -> Experts | None:
+    moe = arch.get("moe")
+    if not moe:
+        return None
+    width = moe.get("ffn") or arch["ffn"]
+    shares = moe.get("shared") or 0
+    if not isinstance(width, int) or not isinstance(shares, int):
+        raise NotStatedError("arch_json: moe.ffn and moe.shared are not whole numbers")
+    shared = moe.get("shared_ffn") or width * shares
+    return Experts.model_validate(
+        {
+            "count": moe.get("experts"),
+            "top_k": moe.get("topk"),
+            "ffn": width,
+            "shared_ffn": shared,
+            "first_dense_layers": moe.get("dense_layers") or 0,
+            "layer_period": moe.get("freq") or 1,
+            "expert_bias": name.lower().startswith(BIASED_EXPERTS),
+        }
+    )
+
+
+def _latent(arch: Mapping[str, Any]) -> LatentAttention | None:
+    mla = arch.get("mla")
+    if not mla:
+        return None
+    return LatentAttention.model_validate(
+        {
+            "q_lora_rank": mla.get("q_lora") or None,
+            "kv_lora_rank": mla.get("kv_lora"),
+            "qk_nope_head_dim": mla.get("qk_nope"),
+            "qk_rope_head_dim": mla.get("qk_rope"),
+            "v_head_dim": mla.get("v_head"),
+        }
+    )
+
+
+def _layout(row: Mapping[str, str], c: Context, assumed: dict[str, str]) -> dict[str, Any]:
+    """Return the layout's columns; raises NotStatedError when sizes disagree."""
+    if row.get("offload", "") not in ("", "none"):
+        raise NotStatedError(f"offload: {row['offload'][:40]!r} is not modelled")
+    tp, pp, cp, ep = (max(1, whole(row, name, 1)) for name in ("tp", "pp", "cp", "ep"))
+    gpus = whole(row, "gpus")
+    dp = whole(row, "dp", gpus // (tp * pp * cp)) or 1
+    if tp * pp * cp * dp != gpus:
+        raise NotStatedError(f"dp: tp {tp} * pp {pp} * cp {cp} * dp {dp} is not {gpus} GPUs")
+    micro_batch = whole(row, "micro_batch")
+    vpp = max(1, whole(row, "vpp", 1)) if pp > 1 else 1
+    batch = c.workload.global_batch
+    if micro_batch == 0 or batch % (dp * micro_batch):
+        raise NotStatedError(f"micro_batch: {micro_batch} * dp {dp} does not divide batch {batch}")
+    if not fits(c.model.layers, pp, vpp):
+        raise NotStatedError(f"vpp: {pp * vpp} chunks for {c.model.layers} layers")
+    etp = max(1, whole(row, "etp", 1))
+    if c.model.experts and (tp * cp * dp) % (ep * etp):
+        raise NotStatedError(
+            f"ep: {ep} * etp {etp} does not divide {tp * cp * dp} ranks of a stage"
+        )
+    return {
+        "tp": tp,
+        "sp": stacks.sequence_parallel(row, tp, c.workload.stack, assumed),
+        "pp": pp,
+        "vpp": vpp,
+        "cp": cp,
+        "ep": ep if c.model.experts else 1,
+        "etp": etp if c.model.experts else 1,
+        "dp": dp,
+        "dp_replicate": _replicas(row, c, dp),
+        "zero": stacks.zero_stage(row, dp * cp, c.workload.stack, assumed),
+        "micro_batch": micro_batch,
+        "num_microbatches": batch // (dp * micro_batch),
+        "recompute": _recompute(row, c.workload.stack, assumed),
+        "schedule": "none" if pp == 1 else "interleaved" if vpp > 1 else "1f1b",
+        "offload": "none",
+        "dp_sync": "all-reduce",
+    }
+
+
+def _replicas(row: Mapping[str, str], c: Context, dp: int) -> int:
+    """Return the copies of hybrid sharding: shards stay within a node."""
+    if row.get("fsdp") != "hybrid" or dp % c.cluster.node.gpus:
+        return 1
+    return dp // c.cluster.node.gpus
+
+
+def _recompute(row: Mapping[str, str], stack: str, assumed: dict[str, str]) -> str:
+    text = row.get("recompute", "")
+    if not text:
+        assumed["recompute"] = stacks.usual_recompute(stack)
+        return assumed["recompute"]
+    kind = longest_prefix(text, RECOMPUTE)
+    if kind is None:
+        raise NotStatedError(f"recompute: {text[:40]!r} is not known")
+    return kind

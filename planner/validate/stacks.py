@@ -1,0 +1,110 @@
+"""Which stack a row ran, with which flags, and what such stacks do when a row does not say."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+
+from planner.specs.stack import stack_named
+from planner.validate.fields import whole
+from planner.validate.vocabulary import FRAMEWORKS, OVERLAP, RELEASES, longest_prefix
+
+_UNFUSED = "unfused"
+_CONTAINER = re.compile(r"container (\d+\.\d+)")
+
+
+def stack_of(row: Mapping[str, str], assumed: dict[str, str], *, experts: bool) -> str:
+    """Return the profile and flags, as `--stack` takes them."""
+    framework, version = row["framework"], row.get("framework_version", "")
+    profile = longest_prefix(version, RELEASES.get(framework, {})) if version else None
+    if profile is None:
+        profile = longest_prefix(framework, FRAMEWORKS)
+    if framework == "Megatron-LM" and row["hardware"].startswith("V100"):
+        profile = "megatron-deepspeed-2021"
+    if profile is None:
+        profile = assumed["framework"] = "any"
+    flags = _attention(row, profile) + _overlap(row)
+    if experts:
+        usual = _usual_expert_flags(row, profile)
+        if usual:
+            assumed["experts"] = "+".join(usual)
+        flags = usual + flags
+    return "+".join([profile, *dict.fromkeys(flags)])
+
+
+def _attention(row: Mapping[str, str], profile: str) -> list[str]:
+    stated = row.get("attention", "")
+    unfused = stack_named(profile).attention_kernel == _UNFUSED
+    if stated.startswith(_UNFUSED) and not unfused:
+        return [_UNFUSED]
+    return ["flash"] if stated and unfused and not stated.startswith(_UNFUSED) else []
+
+
+def _overlap(row: Mapping[str, str]) -> list[str]:
+    """Return the flags that the row's overlap column states; what it opens with may be `none`."""
+    flags: list[str] = []
+    for i, word in enumerate(row.get("overlap", "").split(";")):
+        if i and word.strip().startswith("none"):
+            continue
+        flags.extend(longest_prefix(word.strip(), OVERLAP) or ())
+    return flags
+
+
+def _usual_expert_flags(row: Mapping[str, str], profile: str) -> list[str]:
+    """Return what Megatron-Bridge's recipes switch on by release, machine and precision."""
+    if profile != "megatron-bridge":
+        return []
+    grace_or_blackwell = row["hardware"].startswith(("B200", "B300", "GB"))
+    found = _CONTAINER.search(row.get("framework_version", ""))
+    release = float(found.group(1)) if found else 26.0
+    if release < 25.11:
+        deepseek = row.get("model", "").lower().startswith("deepseek")
+        return ["no-graphs", "alltoall" if grace_or_blackwell or not deepseek else "deepep"]
+    if not grace_or_blackwell:
+        return ["no-graphs"]
+    if release >= 26.06 and row.get("dtype", "") == "mxfp8":
+        return ["hybridep", "ep-overlap", "full-graphs", "fused-moe"]
+    return ["hybridep", "partial-graphs"]
+
+
+def sequence_parallel(row: Mapping[str, str], tp: int, stack: str, assumed: dict[str, str]) -> int:
+    """Return the sequence-parallel flag; stacks before 2022 do not have it."""
+    if tp == 1:
+        return 0
+    stated = row.get("sp", "")
+    if stated:
+        return int(stated not in ("0", "0.0", "false", "False"))
+    profile = stack_named(_bare(stack))
+    usual = int(profile.rules != "deepspeed" and profile.attention_kernel != _UNFUSED)
+    assumed["sp"] = str(usual)
+    return usual
+
+
+def zero_stage(row: Mapping[str, str], ranks: int, stack: str, assumed: dict[str, str]) -> int:
+    """Return the ZeRO stage: `fsdp` first, then `zero_stage`, then what the stack is used with."""
+    if ranks == 1:
+        return 0
+    if row.get("fsdp") in ("full", "hybrid"):
+        return 3
+    if row.get("fsdp") == "zero2":
+        return 2
+    if row.get("zero_stage"):
+        return min(3, whole(row, "zero_stage"))
+    profile = stack_named(stack)
+    if row.get("dist_optimizer"):
+        usual = int(row["dist_optimizer"] == "1")
+    elif profile.states == "fsdp2":
+        usual = 3
+    else:
+        usual = int(profile.attention_kernel == "te")
+    assumed["zero_stage"] = str(usual)
+    return usual
+
+
+def usual_recompute(stack: str) -> str:
+    """Return what a stack's users recompute when they do not say: all of it before 2022."""
+    return "full" if stack_named(_bare(stack)).attention_kernel == _UNFUSED else "none"
+
+
+def _bare(stack: str) -> str:
+    return stack.split("+", maxsplit=1)[0]

@@ -1,0 +1,411 @@
+"""The page: whole, self-contained, safe with hostile names, and alive in a real browser."""
+
+from __future__ import annotations
+
+import json
+import random
+import re
+import shutil
+import time
+from collections.abc import Iterator
+from html.parser import HTMLParser
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from planner.cli import app as cli
+from planner.plan import Plan, RankPlace
+from planner.report.page import Command, plan_page, sweep_page
+from planner.report.page.axes import series, varying
+from planner.report.page.figures import front, front_chart, memory_chart, time_chart
+from planner.report.page.markup import VOID
+from planner.report.page.placement import leafs_of, nodes_of, placement_map, runs, span
+from planner.report.page.sweep_figures import METRICS, curves
+from planner.report.page.sweep_figures import time_chart as points_chart
+from planner.specs.catalog import load_cluster, load_model
+from planner.specs.workload import Workload
+
+pytest.importorskip("plotly")
+HOSTILE = "</script><img src=x onerror=alert(1)>\"'&\x1b[31m%{y}\u2028"
+BROWSER = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("chrome")
+
+
+class Page(HTMLParser):
+    """Reads a page strictly: every element closes, and keeps what the tests ask about."""
+
+    def __init__(self, text: str) -> None:
+        super().__init__(convert_charrefs=True)
+        self.open: list[str] = []
+        self.tags: list[tuple[str, dict[str, str | None]]] = []
+        self.text: list[str] = []
+        self.feed(text)
+        self.close()
+        assert self.open == []
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.tags.append((tag, dict(attrs)))
+        if tag not in VOID:
+            self.open.append(tag)
+
+    def handle_endtag(self, tag: str) -> None:
+        assert self.open.pop() == tag
+
+    def handle_data(self, data: str) -> None:
+        if not self.open or self.open[-1] not in ("script", "style"):
+            self.text.append(data)
+
+
+def row(point: int, gpus: int, **more: object) -> dict[str, Any]:
+    """Return a row of a sweep; twice the GPUs are 1.8 times as fast."""
+    speed = 1e5 * (gpus / 8) ** 0.85
+    base = dict(point=point, id=f"{point:016x}", model="m", cluster="c", nodes=gpus // 8, gpus=gpus)
+    base |= {"seq_tokens": 2048, "global_batch": 64, "fix": "", "status": "ok", "reason": ""}
+    base |= {"layout": "tp=8,pp=1", "step_time_s": 1e6 / speed, "tokens_per_s": speed}
+    base |= {"tokens_per_s_per_gpu": speed / gpus, "mfu": 0.4, "memory_peak_bytes": 5e10}
+    base |= {"splits": 0, "time_s.compute": 0.8e6 / speed, "time_s.tp": 0.2e6 / speed}
+    return base | more
+
+
+ROWS = [
+    row(number, gpus, **{"cluster.fabric.leaf_oversubscription": over})
+    for number, (gpus, over) in enumerate((g, o) for g in (8, 16, 64) for o in (1, 4))
+]
+
+
+@pytest.fixture
+def hostile(plan: Plan) -> Plan:
+    """Return a plan whose every free text is an attack."""
+    data = plan.model_dump(mode="python", by_alias=True)
+    data["request"]["model"]["name"] = data["request"]["model"]["source"] = HOSTILE
+    data["request"]["cluster"]["name"] = HOSTILE
+    data["request"]["cluster"]["accelerator"]["name"] = HOSTILE
+    data["request"]["workload"]["stack"] = HOSTILE
+    data["search"]["rejected"] = {HOSTILE: 3}
+    data["notes"] = data["placement"]["notes"] = [HOSTILE]
+    data["plans"][1]["note"] = HOSTILE
+    for plan_ in data["plans"]:
+        plan_["estimate"]["time_s"][HOSTILE] = 0.1
+    for place in data["placement"]["ranks"]:
+        place["host"] = place["leaf"] = HOSTILE
+    return Plan.model_validate(data)
+
+
+def pages(plan: Plan) -> dict[str, str]:
+    half = f"{HOSTILE}\ud800"  # of a pair: JSON can write it, UTF-8 cannot
+    bad = row(9, 8, status=half, reason=HOSTILE, hint=HOSTILE, step_time_s=None)
+    odd = row(10, 8, model=HOSTILE, layout=half, fix=half, **{f"cluster.{HOSTILE}": HOSTILE})
+    odd |= {f"time_s.{HOSTILE}": 1.0}
+    return {
+        "plan": plan_page(plan, [Command(HOSTILE, HOSTILE, HOSTILE)], tie=0.03),
+        "sweep": sweep_page([*ROWS, bad, odd], HOSTILE, []),
+    }
+
+
+def test_hostile_names_are_text_and_nothing_else(hostile):
+    for text in pages(hostile).values():
+        page = Page(text)
+        assert {"img", "iframe", "object", "link", "a"} & {t for t, _ in page.tags} <= {"a"}
+        assert [a for _, a in page.tags if any(name.startswith("on") for name in a)] == []
+        assert sum(t == "script" and "type" not in a for t, a in page.tags) == 2
+        assert "\x1b" not in text
+        assert "<img src=x onerror=alert(1)>" in "".join(page.text)
+        own = text[text.rindex("</footer>") :]
+        assert HOSTILE[:20] not in text.replace(own, "")
+
+
+def test_nothing_is_fetched(plan):
+    for text in pages(plan).values():
+        page = Page(text)
+        loads = [a for _, a in page.tags if {"src", "srcset", "data", "action"} & set(a)]
+        assert loads == []
+        assert all(a["href"].startswith("#") for t, a in page.tags if t == "a")
+        (policy,) = [a["content"] for t, a in page.tags if t == "meta" and "http-equiv" in a]
+        assert "default-src 'none'" in policy
+        assert "unsafe-inline" not in policy.partition("script-src")[2].partition(";")[0]
+        assert "url(" not in text[: text.index("</style>")]
+
+
+def test_every_link_and_tab_leads_somewhere(plan):
+    for text in pages(plan).values():
+        page = Page(text)
+        ids = [a["id"] for _, a in page.tags if "id" in a]
+        assert len(ids) == len(set(ids))
+        wanted = [a["href"][1:] for t, a in page.tags if t == "a"]
+        wanted += [a["aria-controls"] for _, a in page.tags if "aria-controls" in a]
+        wanted += [f"{a['id']}-data" for _, a in page.tags if a.get("class") == "chart"]
+        assert set(wanted) <= set(ids)
+
+
+def test_the_page_has_the_figures_of_the_plan(plan):
+    text = "".join(Page(plan_page(plan, [], tie=0.13)).text)
+    for told in ("4.00 s", "43.6%", "12,345 layouts", "plain data parallelism", "+12.5% \u2248"):
+        assert told in text
+    assert "3 pipeline edges between leafs (7 with hosts in name order), proved fewest" in text
+
+
+def test_charts_are_what_plotly_takes_and_hold_the_figures(plan):
+    objects = pytest.importorskip("plotly.graph_objects")
+    charts = [memory_chart(p)[0] for p in plan.plans] + [time_chart(plan.plans)[0]]
+    charts += [front_chart(plan.plans), points_chart(ROWS, varying(ROWS))[0]]
+    names = varying(ROWS)
+    charts += [curves(ROWS, axis, names, m) for axis in names for m in METRICS]
+    for chart in charts:
+        objects.Figure(chart)  # refuses properties that do not exist
+        json.dumps(chart, allow_nan=False)
+    memory = charts[0]
+    best = plan.best.estimate.memory
+    total = sum(trace["x"][0] for trace in memory["data"]) * 2**30
+    assert total == pytest.approx(best.stages[0].total)
+    steps = [sum(t["x"][i] for t in time_chart(plan.plans)[0]["data"]) for i in range(2)]
+    assert steps == pytest.approx([p.estimate.step_time_s for p in plan.plans[:2]])
+
+
+def test_the_pipeline_s_bars_are_the_busy_time_of_each_stage():
+    from planner.report.page.gantt import gantt, gantt_chart, window_s
+    from planner.workflow import PlanRequest, SimulationRequest, plan, simulate
+
+    request = PlanRequest(
+        load_model("llama-3.1-8b"),
+        load_cluster("dgx-h100:1"),
+        Workload(seq_tokens=4096, global_batch=64),
+        fix={"pp": "4", "vpp": "1"},
+        top=1,
+    )
+    found = simulate(SimulationRequest(plan(request)))
+    assert window_s(found) == found.record.makespan_s
+    busy = dict.fromkeys((f"stage {n}" for n in range(4)), 0.0)
+    for trace in gantt_chart(found, found.record.makespan_s)["data"]:
+        for stage, width in zip(trace["y"], trace["x"], strict=True):
+            busy[stage] += width
+    assert list(busy.values()) == pytest.approx([r.busy_s for r in found.record.ranks])
+    first = gantt_chart(found, found.record.makespan_s / 3)["data"]
+    ends = [b + x for t in first for b, x in zip(t["base"], t["x"], strict=True)]
+    assert max(ends) <= found.record.makespan_s / 3 * (1 + 1e-9)
+    Page(str(gantt(found)))
+
+
+def test_the_front_holds_what_nothing_beats_in_both(plan):
+    fits = [p for p in plan.plans if p.feasible]
+    on = front(fits)
+
+    def beats(a, b):
+        ours = (a.estimate.step_time_s, a.estimate.memory.peak_bytes)
+        theirs = (b.estimate.step_time_s, b.estimate.memory.peak_bytes)
+        return ours != theirs and all(x <= y for x, y in zip(ours, theirs, strict=True))
+
+    for one in fits:
+        assert (one in on) == (not any(beats(other, one) for other in fits))
+
+
+def test_axes_are_what_varies_and_what_goes_with_it_is_no_axis_of_its_own():
+    assert varying(ROWS) == ["gpus", "cluster.fabric.leaf_oversubscription"]
+    lines = series(ROWS, "gpus", varying(ROWS))
+    assert list(lines) == ["leaf oversubscription 1", "leaf oversubscription 4"]
+    assert [r["gpus"] for r in lines["leaf oversubscription 1"]] == [8, 16, 64]
+    weak = [row(i, gpus, global_batch=8 * gpus, fix=f) for i, (gpus, f) in
+            enumerate((g, f) for g in (8, 16) for f in ("a", "b"))]  # fmt: skip
+    assert varying(weak) == ["gpus", "fix"]
+
+
+def big(nodes: int, per_leaf: int, stages: int, plan: Plan) -> Any:
+    """Return a placement of many nodes of 8 GPUs, one stage a run of equal leafs."""
+    ranks = [
+        RankPlace(rank=8 * n + g, host=f"n{n:05d}", gpu=g, leaf=f"leaf{n // per_leaf:04d}",
+                  tp=g, cp=0, ep=0, dp=n, pp=n * stages // nodes)
+        for n in range(nodes) for g in range(8)
+    ]  # fmt: skip
+    return plan.placement.model_copy(update={"ranks": ranks})
+
+
+def test_alike_leafs_are_drawn_once_and_none_is_lost(plan):
+    placement = big(2048, 32, 8, plan)
+    drawn = runs(leafs_of(nodes_of(placement)))
+    assert [len(run) for run in drawn] == [8] * 8
+    assert sum(len(leaf.nodes) for run in drawn for leaf in run) == 2048
+    text = str(placement_map(placement))
+    assert len(text) < 100_000
+    assert "8 leafs alike, 32 nodes each" in text
+
+
+@pytest.mark.parametrize(
+    ("values", "text"),
+    [([3], "3"), ([0, 1, 2], "0-2"), ([0, 2, 4], "0,2,4"), (list(range(0, 99, 3)), "0..96 (33)")],
+)
+def test_ranges_are_short(values, text):
+    assert span(values) == text
+
+
+def test_the_command_writes_a_page_of_a_plan_and_of_each_kind_of_table(
+    plan, tmp_path, monkeypatch, capsys
+):
+    from planner.sweep.tables import write_rows
+
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "plan.json").write_text(plan.to_json())
+    sources = ["plan.json", "out.jsonl", "out.csv"]
+    for name in sources[1:]:
+        write_rows(tmp_path / name, ROWS)
+    written = set()
+    for name in sources:
+        assert cli.main(["report", name, "-o", "page.html", "--json"]) == 0
+        assert json.loads(capsys.readouterr().out)["written"] == "page.html"
+        Page((tmp_path / "page.html").read_text())
+        written.add(re.sub("out.(csv|jsonl)", "out", (tmp_path / "page.html").read_text()))
+    assert len(written) == 2  # a table is the same page whatever its format
+    assert cli.main(["report", "plan.json", "-o", "again.html"]) == 0
+    assert cli.main(["report", "plan.json", "-o", "page.html"]) == 0
+    assert (tmp_path / "again.html").read_bytes() == (tmp_path / "page.html").read_bytes()
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (("missing.json", "-o", "p.html"), "missing.json"),
+        (("missing.csv", "-o", "p.html"), "no such file"),
+        (("empty.json", "-o", "p.html"), "not a meshwright.plan/1 document"),
+        (("/dev/zero", "-o", "p.html"), "a report is of a plan"),
+        (("plan.txt", "-o", "p.html"), "a report is of a plan"),
+        (("empty.json", "-o", "p.txt"), "does not end in .html"),
+        (("empty.json", "-o", "none/p.html"), "none is no folder"),
+        (("empty.json", "-o", "full.html"), "not a regular file"),
+        (("empty.json",), "-o"),
+    ],
+)
+def test_what_cannot_be_reported_is_refused_and_nothing_is_written(
+    words, said, tmp_path, monkeypatch, capsys
+):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "empty.json").write_text("{}")
+    (tmp_path / "full.html").symlink_to("/dev/full")
+    assert cli.main(["report", *words]) == 2
+    captured = capsys.readouterr()
+    assert said in captured.err
+    assert captured.out == ""
+    assert {p.name for p in tmp_path.iterdir()} == {"empty.json", "full.html"}
+
+
+def numbers(data: Any, path: tuple[Any, ...] = ()) -> Iterator[tuple[Any, ...]]:
+    """Yield the path of every number and list in a document."""
+    if isinstance(data, dict | list):
+        if isinstance(data, list) and path:
+            yield path
+        for key, value in data.items() if isinstance(data, dict) else enumerate(data[:3]):
+            yield from numbers(value, (*path, key))
+    elif isinstance(data, int | float):
+        yield path
+
+
+def test_a_plan_with_any_figure_changed_is_drawn_or_refused(plan, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    whole = plan.to_json()
+    paths = list(numbers(json.loads(whole)))
+    random_, refused = random.Random(3), 0
+    for path in random_.sample(paths, 30):
+        data = here = json.loads(whole)
+        for key in path[:-1]:
+            here = here[key]
+        odd = [0, -1, 1e308, 10**30, True, "x", None]
+        here[path[-1]] = [] if isinstance(here[path[-1]], list) else random_.choice(odd)
+        (tmp_path / "plan.json").write_text(json.dumps(data))
+        (tmp_path / "page.html").unlink(missing_ok=True)
+        code = cli.main(["report", "plan.json", "-o", "page.html"])
+        said = capsys.readouterr().err
+        assert code in (0, 2), (path, here[path[-1]], said)
+        assert (tmp_path / "page.html").exists() == (code == 0)
+        refused += code == 2
+    assert refused > 5
+
+
+def test_without_plotly_it_says_what_to_install(plan, tmp_path, monkeypatch, capsys):
+    from planner.report.page import document
+
+    monkeypatch.setitem(__import__("sys").modules, "plotly.offline", None)
+    document._library.cache_clear()
+    (tmp_path / "plan.json").write_text(plan.to_json())
+    assert cli.main(["report", str(tmp_path / "plan.json"), "-o", str(tmp_path / "p.html")]) == 2
+    assert "pip install 'meshwright[report]'" in capsys.readouterr().err
+    assert not (tmp_path / "p.html").exists()
+
+
+@pytest.fixture(scope="module")
+def browser() -> Iterator[Any]:
+    api = pytest.importorskip("playwright.sync_api")
+    if BROWSER is None:
+        pytest.skip("no Chromium")
+    with api.sync_playwright() as play:
+        opened = play.chromium.launch(executable_path=BROWSER, args=["--no-sandbox"])
+        yield opened
+        opened.close()
+
+
+def opened(browser: Any, path: Path, **how: Any) -> tuple[Any, list[str]]:
+    """Return the page in a browser, and what it complains of or fetches."""
+    context = browser.new_context(permissions=["clipboard-read", "clipboard-write"], **how)
+    page, trouble = context.new_page(), []
+    page.set_default_timeout(15_000)
+    page.on("console", lambda m: trouble.append(m.text) if m.type in ("error", "warning") else None)
+    page.on("pageerror", lambda error: trouble.append(str(error)))
+    page.on("dialog", lambda dialog: trouble.append(dialog.message))
+    page.on("request", lambda r: r.url.startswith("http") and trouble.append(r.url))
+    page.goto(path.as_uri())
+    page.wait_for_selector(".chart .main-svg")
+    return page, trouble
+
+
+@pytest.mark.browser
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+@pytest.mark.parametrize("width", [1200, 390])
+def test_a_browser_draws_tabs_copies_and_sorts(browser, plan, tmp_path, scheme, width):
+    path = tmp_path / "page.html"
+    path.write_text(plan_page(plan, [Command("a", "do", "echo 'ü' &&\n  b")], tie=0.03))
+    how = {"viewport": {"width": width, "height": 800}, "color_scheme": scheme}
+    page, trouble = opened(browser, path, **how)
+    assert page.locator("#memory-chart-1").is_hidden()
+    page.get_by_role("tab", name="#2").click()
+    page.wait_for_selector("#memory-chart-1 .bars path")
+    assert page.locator("#memory-chart-0").is_hidden()
+    page.keyboard.press("ArrowRight")
+    page.wait_for_selector("#memory-chart-2 .bars path")
+    page.get_by_role("button", name="Copy").click()
+    page.get_by_role("button", name="Copied").wait_for()
+    assert page.evaluate("navigator.clipboard.readText()") == "echo 'ü' &&\n  b"
+    step = page.locator("#plans th button").filter(has_text=re.compile("^step$"))
+    step.click()
+    step.click()  # slowest first
+    assert page.locator("#plans tbody tr").first.inner_text().startswith("#7")
+    wide = "document.documentElement.scrollWidth - document.documentElement.clientWidth"
+    assert page.evaluate(wide) == 0
+    back = page.evaluate("getComputedStyle(document.body).backgroundColor")
+    assert back == ("rgb(255, 255, 255)" if scheme == "light" else "rgb(20, 23, 28)")
+    ink = "getComputedStyle(document.querySelector('.xtick text')).fill"
+    assert page.evaluate(ink) == ("rgb(27, 31, 36)" if scheme == "light" else "rgb(231, 235, 240)")
+    page.emulate_media(media="print")
+    until = time.monotonic() + 10
+    while page.evaluate(ink) != "rgb(0, 0, 0)" and time.monotonic() < until:
+        page.wait_for_timeout(50)
+    assert page.evaluate(ink) == "rgb(0, 0, 0)"
+    assert trouble == []
+
+
+@pytest.mark.browser
+def test_a_browser_runs_nothing_of_hostile_names(browser, hostile, tmp_path):
+    for name, text in pages(hostile).items():
+        path = tmp_path / f"{name}.html"
+        path.write_text(text)
+        page, trouble = opened(browser, path)
+        for tab in page.get_by_role("tab").all():
+            tab.click()
+        page.wait_for_timeout(200)
+        assert page.locator("img, iframe, .chart a").count() == 0
+        assert trouble == []
+
+
+@pytest.mark.browser
+def test_a_browser_prints_the_page(browser, plan, tmp_path):
+    path = tmp_path / "page.html"
+    path.write_text(plan_page(plan, [], tie=0.03))
+    page, trouble = opened(browser, path)
+    pdf = page.pdf(format="A4", print_background=True)
+    assert pdf.startswith(b"%PDF")
+    assert trouble == []

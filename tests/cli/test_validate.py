@@ -1,0 +1,70 @@
+"""`meshwright validate`: the contract's keys, exit codes, and that it repeats byte for byte."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+from typer.testing import CliRunner
+
+from planner.cli.app import app, main
+
+SUMMARY = {"median_abs_error", "p90_abs_error", "n", "by_source", "families"}
+ROW = {
+    *("id", "status", "reason", "step_time_s_predicted", "step_time_s_measured", "error"),
+    *("peak_gib_predicted", "peak_gib_measured", "oom_predicted"),
+}
+
+
+def test_json_holds_the_contracts_keys_and_repeats():
+    first, second = (CliRunner().invoke(app, ["validate", "--json"]) for _ in range(2))
+    assert first.exit_code == 0
+    assert first.stdout == second.stdout
+    answer = json.loads(first.stdout)
+    assert answer["schema"] == "meshwright.validate/1"
+    assert answer["summary"].keys() >= SUMMARY
+    assert answer["summary"]["families"].keys() >= {"n", "median_top1_ratio", "mean_kendall_tau"}
+    assert all(row.keys() >= ROW for row in answer["rows"])
+    assert {row["status"] for row in answer["rows"]} == {"ok", "skipped"}
+
+
+def test_shipped_runs_are_predicted_within_what_calibration_reached():
+    """Calibration rows: a half of 10 % or a p90 of 25 % would mean that a term broke."""
+    answer = json.loads(CliRunner().invoke(app, ["validate", "--json"]).stdout)
+    assert answer["summary"]["n"] > 80
+    assert answer["summary"]["median_abs_error"] < 0.07
+    assert answer["summary"]["p90_abs_error"] < 0.25
+    assert answer["summary"]["families"]["mean_kendall_tau"] > 0.7
+
+
+def test_the_report_names_sources_and_what_was_assumed():
+    shown = CliRunner().invoke(app, ["validate"]).stdout
+    assert "vTrain" in shown
+    assert "Assumed" in shown
+    assert "micro_batch: not stated" in shown
+
+
+@pytest.mark.parametrize("content", ["", "a,b\n1,2\n", '"', "\x00"])
+def test_no_table_of_runs_ends_with_one_message_and_2(tmp_path, capsys, content):
+    path = tmp_path / "runs.csv"
+    path.write_text(content)
+    assert main(["validate", str(path)]) == 2
+    assert capsys.readouterr().err.startswith("error: ")
+
+
+def test_an_empty_table_is_an_answer(tmp_path):
+    path = tmp_path / "runs.csv"
+    path.write_text("id,source,framework,hardware,gpus,arch_json,seq,global_batch\n")
+    result = CliRunner().invoke(app, ["validate", str(path)])
+    assert result.exit_code == 0
+    assert "nothing measured" in result.stdout
+
+
+def test_write_docs_writes_the_page(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    assert main(["validate", "--write-docs"]) == 2  # no docs folder here
+    (tmp_path / "docs").mkdir()
+    assert main(["validate", "--write-docs"]) == 0
+    page = (tmp_path / "docs" / "accuracy.md").read_text()
+    assert page.startswith("# Accuracy\n")
+    assert "| vTrain |" in page

@@ -1,0 +1,55 @@
+"""Why a job does not fit, and the least that would have to give way."""
+
+import pytest
+
+from planner.errors import InfeasibleError
+from planner.place import place
+
+
+def refused(cluster, layout, **more):
+    with pytest.raises(InfeasibleError) as error:
+        place(cluster, layout, **more)
+    return error.value
+
+
+def test_the_smallest_set_of_left_out_nodes_is_named(cluster_of, layout_of):
+    cluster, layout = cluster_of(16, per_leaf=8), layout_of(tp=8, pp=4, dp=4)
+    down = ["node00001", "node00002", "node00003:4", "node00004"]
+    # either kind alone is enough when one node is missing: neither is needed together
+    only = refused(cluster, layout, unhealthy=down)
+    assert only.message == "needs 16 nodes with 8 healthy GPUs; 12 of 16 have them; short by 4"
+    assert "4 of the 4 unhealthy nodes repaired; lower dp to at most 3; tp=4 (8 nodes)" in only.hint
+    both = refused(cluster, layout, unhealthy=down, busy=["node00001", "node00002"])
+    assert "2 of the 2 busy nodes freed and 2 of the 2 unhealthy nodes repaired" in both.hint
+    wider = cluster_of(20, per_leaf=8)
+    spare = [*down, "node00005", "node00006"]
+    either = refused(wider, layout, unhealthy=spare, busy=["node00001", "node00002", "node00004"])
+    assert "2 of the 3 busy nodes freed; 2 of the 3 unhealthy nodes repaired" in either.hint
+
+
+def test_what_cannot_help_is_not_offered(cluster_of, layout_of):
+    found = refused(cluster_of(2), layout_of(tp=8, pp=4, dp=1))
+    assert "repaired" not in found.hint
+    assert "dp" not in found.hint
+    assert found.hint == "any one of these would do: tp=4 (2 nodes); 2 more nodes"
+
+
+def test_every_way_that_is_offered_does(cluster_of, layout_of):
+    cluster, down = cluster_of(16, per_leaf=8), [f"node{n:05d}:0" for n in range(1, 6)]
+    layout = layout_of(tp=8, pp=4, dp=4)
+    hint = refused(cluster, layout, unhealthy=down).hint
+    assert "lower dp to at most 2" in hint
+    assert "tp=4 (8 nodes)" in hint
+    assert place(cluster, layout_of(tp=8, pp=4, dp=2), unhealthy=down).splits == 0
+    with pytest.raises(InfeasibleError):
+        place(cluster, layout_of(tp=8, pp=4, dp=3), unhealthy=down)
+    assert len(place(cluster, layout_of(tp=4, pp=4, dp=4), unhealthy=down).hosts) == 8
+    assert place(cluster, layout, unhealthy=down[:0]).splits == 0
+
+
+def test_tensor_groups_that_span_nodes_may_shrink_into_one(cluster_of, layout_of):
+    cluster = cluster_of(64, per_leaf=18, gpus=4, domain_gpus=72)
+    down = [f"node{n:05d}" for n in (1, 17, 33, 49)]
+    hint = refused(cluster, layout_of(tp=8, pp=2, dp=15), unhealthy=down).hint
+    assert "lower dp to at most 14" in hint
+    assert "tp=4, whose groups stay inside a node" in hint

@@ -1,0 +1,116 @@
+"""Hosts, leafs and health from several sources, joined into one cluster."""
+
+from typing import Any
+
+import pytest
+
+from planner.errors import SpecError
+from planner.specs.cluster import ClusterSpec, Leaf
+from planner.topology import NodeState, arrange
+
+
+def make_cluster(nodes: int, per_leaf: int | None = None, **more: Any) -> ClusterSpec:
+    accelerator = {
+        "name": "GPU",
+        "memory_gib": 80,
+        "usable_memory_gib": 79,
+        "hbm_gb_per_s": 3350,
+        "peak_tflops": {"bf16": 989},
+        "gemm": {"t0_us": 4, "emax": 0.7},
+        "attention": {"te": 0.5, "fa2": 0.35},
+        "sources": {},
+    }
+    return ClusterSpec.model_validate(
+        {
+            "name": "test",
+            "accelerator": accelerator,
+            "node": {"gpus": 8, "nics": 8, "nic_gbit_per_s": 400},
+            "scale_up": {"kind": "NVLink", "gb_per_s": 450},
+            "fabric": {"kind": "rail", "nodes_per_leaf": per_leaf},
+            "nodes": nodes,
+            **more,
+        }
+    )
+
+
+def leafs(**hosts):
+    return [Leaf(name=name, pod=name[0], hosts=tuple(h.split())) for name, h in hosts.items()]
+
+
+def test_hosts_hang_where_the_topology_says():
+    found = arrange(make_cluster(1, per_leaf=32), leafs=leafs(p1="a b", p2="c", q1="d e f"))
+    cluster = found.cluster
+    assert [cluster.host(n) for n in range(6)] == list("abcdef")
+    assert [cluster.leaf_of(n) for n in range(6)] == [0, 0, 1, 2, 2, 2]
+    assert [cluster.pod_of(n) for n in range(6)] == [0, 0, 0, 1, 1, 1]
+    assert [cluster.leaf_name(leaf) for leaf in range(3)] == ["p1", "p2", "q1"]
+    # uplinks belong to the leaf as built: the largest has 3 ports, the largest pod two leafs
+    assert (cluster.leaf_nodes, cluster.pod_nodes) == (3, 6)
+    assert (found.avoid, found.notes) == ((), ())
+
+
+def test_an_allocation_keeps_the_sizes_of_the_leafs_it_is_part_of():
+    found = arrange(make_cluster(1), hosts=["e", "a"], leafs=leafs(p1="a b c", q1="d e"))
+    assert [found.cluster.host(n) for n in range(2)] == ["a", "e"]
+    assert found.cluster.leaf_nodes == 3
+    assert found.notes == ("3 hosts of the topology not among the nodes to use",)
+
+
+def test_hosts_that_the_topology_lacks_get_one_leaf_of_their_own_and_a_note():
+    found = arrange(make_cluster(1), hosts=["x", "a", "y"], leafs=leafs(p1="a"))
+    cluster = found.cluster
+    assert [(cluster.host(n), cluster.leaf_of(n), cluster.pod_of(n)) for n in range(3)] == [
+        ("a", 0, 0),
+        ("x", 1, 1),
+        ("y", 1, 1),
+    ]
+    assert found.notes == ("2 hosts (x, y) not in the topology: taken as one leaf of their own",)
+
+
+def test_a_topology_of_other_hosts_is_refused():
+    with pytest.raises(SpecError, match="none of the 1 hosts"):
+        arrange(make_cluster(1), hosts=["x"], leafs=leafs(p1="a"), origin="t.conf")
+
+
+def test_down_and_busy_nodes_and_lost_gpus_are_avoided():
+    states = [
+        NodeState("a", "free", 8),
+        NodeState("b", "down", 8, why="IDLE+DRAIN"),
+        NodeState("c", "busy", 8),
+        NodeState("d", "free", 6),
+        NodeState("login", "free", 0),
+    ]
+    found = arrange(make_cluster(1), states=states)
+    assert found.cluster.nodes == 4
+    assert found.avoid == ("b", "c", "d:6", "d:7")
+    assert found.busy == ("c",)
+    assert found.notes == (
+        "1 node down or drained (b: IDLE+DRAIN) avoided",
+        "1 node busy with other jobs (c) avoided",
+        "2 GPUs (d:6, d:7) missing on nodes that are up",
+    )
+
+
+def test_busy_nodes_of_ones_own_allocation_are_used():
+    states = [NodeState("a", "busy", 8), NodeState("b", "busy", 8), NodeState("c", "down")]
+    found = arrange(make_cluster(1), hosts=["a", "c"], states=states)
+    assert (found.avoid, found.busy) == (("c",), ())
+
+
+def test_labels_of_nodes_name_their_leafs():
+    states = [
+        NodeState("n2", leaf="l1", pod="p2"),
+        NodeState("n1", leaf="l1", pod="p1"),
+        NodeState("n3", leaf="l2", pod="p1"),
+        NodeState("n4", leaf="l1", pod="p1"),
+    ]
+    cluster = arrange(make_cluster(1), states=states).cluster
+    assert [cluster.host(n) for n in range(4)] == ["n1", "n4", "n3", "n2"]
+    # one name under two pods is two leafs
+    assert [cluster.leaf_name(leaf) for leaf in range(3)] == ["p1/l1", "l2", "p2/l1"]
+
+
+def test_nodes_with_more_gpus_than_the_spec_are_said():
+    found = arrange(make_cluster(1), states=[NodeState("a", gpus=16)])
+    assert found.avoid == ()
+    assert found.notes == ("1 host (a) with more than 8 GPUs: only 8 of each are used",)
