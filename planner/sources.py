@@ -23,9 +23,12 @@ FSDP_2023 = Source("Zhao et al. 2023, PyTorch FSDP", "arXiv:2304.11277 sec. 3")
 GPIPE_2019 = Source("Huang et al. 2019, GPipe", "arXiv:1811.06965 sec. 2")
 BREADTH_FIRST_2022 = Source("Lamy-Poirier 2022, breadth-first", "arXiv:2211.05953 sec. 4")
 ZERO_BUBBLE_2023 = Source("Qi et al. 2023, zero bubble", "arXiv:2401.10241 sec. 2-6")
-DUALPIPE = Source("DeepSeek-AI, DualPipe", "arXiv:2412.19437 sec. 3.2; github.com/deepseek-ai/DualPipe")
+DUALPIPE = Source(
+    "DeepSeek-AI, DualPipe", "arXiv:2412.19437 sec. 3.2; github.com/deepseek-ai/DualPipe"
+)
 PATARASUK_2009 = Source(
-    "Patarasuk and Yuan 2009, ring all-reduce", "doi:10.1016/j.jpdc.2008.09.002"
+    "Patarasuk and Yuan 2009, ring all-reduce",
+    "doi:10.1016/j.jpdc.2008.09.002",
 )
 PARAMETER_SERVER_2014 = Source("Li et al. 2014, parameter server", "OSDI'14 sec. 3")
 RING_ATTENTION_2023 = Source("Liu et al. 2023, ring attention", "arXiv:2310.01889 sec. 3")

@@ -36,3 +36,8 @@ def count(amount: float) -> str:
         if abs(amount) >= size:
             return f"{amount / size:.2f}{name}"
     return f"{amount:.0f}"
+
+
+def many(number: int, word: str, plural: str = "") -> str:
+    """Return a count of things: `many(1, 'node')` is '1 node', `many(2, 'node')` '2 nodes'."""
+    return f"{number:,} {word if number == 1 else plural or word + 's'}"

@@ -95,8 +95,11 @@ def plan(
     found = _found(request, output, targets, force=force)
     if as_json:
         typer.echo(found.to_json(), nl=False)
-    else:
-        _report(found)
+        return
+    _report(found)
+    if output is None:
+        say("launch files: the same command with  -o launch --target torchrun,megatron,deepspeed")
+        say(f"rank by rank: meshwright place ... --layout {found.best.layout.short()}")
 
 
 def _found(

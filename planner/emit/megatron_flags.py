@@ -5,6 +5,7 @@ from __future__ import annotations
 from planner.emit.megatron_pipeline import Flag, chunks_in_order, pipeline_flags
 from planner.plan import Layout, Plan
 from planner.specs.model import Experts, LatentAttention, ModelSpec, Norm, QkNorm
+from planner.specs.stack import stack_named
 from planner.specs.workload import Precision, Workload
 
 FSDP_STRATEGY = {2: "optim_grads", 3: "optim_grads_params"}
@@ -231,10 +232,13 @@ def precision_flags(work: Workload) -> list[Flag]:
     """Return the number format. FP8 scales by tensor: delayed scaling refuses recomputed norms."""
     if work.precision is Precision.FP16:
         return [_flag("--fp16")]
+    out = [_flag("--bf16")]
+    if stack_named(work.stack).gradient_bytes == 2:
+        out.append(_flag("--grad-reduce-in-bf16"))
     if work.precision is Precision.FP8:
         recipe = _flag("--fp8-recipe", "tensorwise")
-        return [_flag("--bf16"), _flag("--fp8-format", "hybrid"), recipe]
-    return [_flag("--bf16")]
+        return [*out, _flag("--fp8-format", "hybrid"), recipe]
+    return out
 
 
 def batch_flags(work: Workload, lay: Layout) -> list[Flag]:

@@ -108,7 +108,8 @@ your own script: `preflight.check()` before the process group is made, and
 ## The first ten steps
 
 1. Every rank passes the preflight, and the loss starts near ln({request.model.vocab}) and falls.
-2. Peak memory (`torch.cuda.max_memory_allocated()`) of each pipeline stage stays near this table:
+2. Peak memory (`torch.cuda.max_memory_allocated()`) of each pipeline stage stays near the column
+   "allocated", what `nvidia-smi` shows near the last one:
 
 {_memory_table(best)}
 
@@ -130,15 +131,20 @@ def _host_note(plan: Plan) -> str:
 
 
 def _memory_table(best: RankedPlan) -> str:
+    """Return what a process allocates, stage by stage, and what `nvidia-smi` shows beyond it."""
     memory = best.estimate.memory
     rows = [
-        f"   | {stage} | {gib(m.total)} | {gib(m.weights + m.gradients + m.optimizer)} "
-        f"| {gib(m.activations + m.logits)} |"
+        f"   | {stage} | {gib(m.total - m.overhead)} "
+        f"| {gib(m.weights + m.gradients + m.optimizer)} | {gib(m.activations + m.logits)} "
+        f"| {gib(m.total)} |"
         for stage, m in enumerate(memory.stages)
     ]
-    head = "   | stage | total | weights, gradients, optimizer | activations, logits |"
-    limit = f"\n   A GPU can allocate {gib(memory.limit_bytes)}."
-    return "\n".join((head, "   |---|---|---|---|", *rows, limit))
+    head = (
+        "   | stage | allocated | weights, gradients, optimizer | activations, logits "
+        "| with context, NCCL, fragmentation |"
+    )
+    limit = f"\n   A GPU can give {gib(memory.limit_bytes)}."
+    return "\n".join((head, "   |---|---|---|---|---|", *rows, limit))
 
 
 def _time_table(best: RankedPlan) -> str:

@@ -11,7 +11,7 @@ from rich.text import Text
 
 from planner.plan import Placement
 from planner.report.text import printable
-from planner.units import seconds
+from planner.units import many, seconds
 
 HOSTS_SHOWN = 8
 SHOWN = 0.0005
@@ -30,8 +30,8 @@ def placement_lines(placement: Placement) -> list[str]:
     """Return the placement in a few sentences."""
     leafs = dict.fromkeys(r.leaf for r in placement.ranks)
     head = (
-        f"{_many(len(placement.ranks), 'rank')} on {_many(len(placement.hosts), 'host')} "
-        f"under {_many(len(leafs), 'leaf')}"
+        f"{many(len(placement.ranks), 'rank')} on {many(len(placement.hosts), 'host')} "
+        f"under {many(len(leafs), 'leaf', 'leafs')}"
     )
     lines = [f"{head}; {_splits(placement)}", *_step(placement), *tier_lines(placement)]
     return [*lines, *map(printable, placement.notes)]
@@ -81,11 +81,6 @@ def tier_lines(placement: Placement) -> list[str]:
 
 def _counts(counts: Mapping[str, int]) -> str:
     return ", ".join(f"{number:,} {WHERE.get(t, t)}" for t, number in counts.items() if number)
-
-
-def _many(number: int, word: str) -> str:
-    plural = {"leaf": "leafs"}.get(word, f"{word}s")
-    return f"{number:,} {word if number == 1 else plural}"
 
 
 def place_report(placement: Placement) -> RenderableType:

@@ -19,7 +19,7 @@ from planner.report.parts import indented, notes, title
 from planner.report.placing import placement_lines
 from planner.report.ranked import ranked_table
 from planner.report.text import printable
-from planner.units import GIB, count, seconds
+from planner.units import GIB, count, many, seconds
 
 REASONS_SHOWN = 6
 
@@ -55,9 +55,10 @@ def heading(plan: Plan) -> Text:
     """Return what was asked, on one or two lines."""
     work, cluster = plan.request.workload, plan.request.cluster
     used = plan.best.layout.gpus
+    nodes = many(cluster.nodes, "node")
     gpus = f"{used} GPUs" if used == cluster.gpus else f"{used} of {cluster.gpus} GPUs"
     first = Text(printable(plan.request.model.name), "bold").append(
-        f" on {printable(cluster.name)}: {gpus}, {cluster.nodes} nodes of {cluster.node.gpus} "
+        f" on {printable(cluster.name)}: {gpus}, {nodes} of {cluster.node.gpus} "
         f"{printable(cluster.accelerator.name)}\n",
         "not bold",
     )
@@ -81,7 +82,8 @@ def layers_line(
     layout: Layout, estimate: Estimate, stage_layers: Sequence[Sequence[int]]
 ) -> RenderableType:
     """Return micro-batches, layers per stage, dropped tokens and the causal MFU, in a sentence."""
-    words = [f"{layout.num_microbatches} micro-batches of {layout.micro_batch} a step"]
+    batches = many(layout.num_microbatches, "micro-batch", "micro-batches")
+    words = [f"{batches} of {layout.micro_batch} a step"]
     held = [sum(chunks) for chunks in stage_layers]
     if len(held) > 1:
         words.append(f"layers per stage: {_runs(held)}")

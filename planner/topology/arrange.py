@@ -14,6 +14,7 @@ from planner.errors import SpecError, did_you_mean
 from planner.specs.cluster import ClusterSpec, Fabric, FabricKind, Leaf
 from planner.specs.read import validate
 from planner.topology.nodes import NodeState, gpu_nodes
+from planner.units import many
 
 UNKNOWN_LEAF = "unknown-leaf"
 NAMED = 3
@@ -113,11 +114,11 @@ def _under_leafs(
         alone = Leaf(name=UNKNOWN_LEAF, pod=UNKNOWN_LEAF, hosts=strays)
         placed.append(alone)
         notes.append(
-            f"{_many(len(strays), 'host')} ({_named(strays)}) not in the topology: taken as one "
+            f"{many(len(strays), 'host')} ({_named(strays)}) not in the topology: taken as one "
             "leaf of their own"
         )
     if absent := len(listed - wanted):
-        notes.append(f"{_many(absent, 'host')} of the topology not among the nodes to use")
+        notes.append(f"{many(absent, 'host')} of the topology not among the nodes to use")
     data = cluster.model_dump() | {
         "hosts": None,
         "leafs": tuple(leaf.model_dump() for leaf in placed),
@@ -158,12 +159,10 @@ def _avoided(
     lost = [f"{h}:{gpu}" for h, have in fewer.items() for gpu in range(have, gpus)]
     _say_states(by_host, down, busy, lost, notes)
     if states and (unsaid := [host for host in hosts if host not in by_host]):
-        notes.append(
-            f"{_many(len(unsaid), 'host')} ({_named(unsaid)}) without a state: taken as up"
-        )
+        notes.append(f"{many(len(unsaid), 'host')} ({_named(unsaid)}) without a state: taken as up")
     if more := [host for host, have in fewer.items() if have > gpus]:
         notes.append(
-            f"{_many(len(more), 'host')} ({_named(more)}) with more than {gpus} GPUs: only "
+            f"{many(len(more), 'host')} ({_named(more)}) with more than {gpus} GPUs: only "
             f"{gpus} of each are used"
         )
     return (*down, *busy, *lost), tuple(busy)
@@ -178,17 +177,13 @@ def _say_states(
 ) -> None:
     if down:
         why = f"{down[0]}: {by_host[down[0]].why}" if by_host[down[0]].why else down[0]
-        notes.append(f"{_many(len(down), 'node')} down or drained ({why}) avoided")
+        notes.append(f"{many(len(down), 'node')} down or drained ({why}) avoided")
     if busy:
-        notes.append(f"{_many(len(busy), 'node')} busy with other jobs ({_named(busy)}) avoided")
+        notes.append(f"{many(len(busy), 'node')} busy with other jobs ({_named(busy)}) avoided")
     if lost:
-        notes.append(f"{_many(len(lost), 'GPU')} ({_named(lost)}) missing on nodes that are up")
+        notes.append(f"{many(len(lost), 'GPU')} ({_named(lost)}) missing on nodes that are up")
 
 
 def _named(words: Sequence[str]) -> str:
     more = f" and {len(words) - NAMED:,} more" if len(words) > NAMED else ""
     return ", ".join(word[:80] for word in words[:NAMED]) + more
-
-
-def _many(count: int, what: str) -> str:
-    return f"{count:,} {what}{'s' * (count != 1)}"

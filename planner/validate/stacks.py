@@ -10,7 +10,7 @@ from planner.validate.fields import whole
 from planner.validate.vocabulary import FRAMEWORKS, OVERLAP, RELEASES, longest_prefix
 
 _UNFUSED = "unfused"
-_CONTAINER = re.compile(r"container (\d+\.\d+)")
+_RELEASE = re.compile(r"(?:container |\b20)(\d\d)[.-](\d\d)")
 
 
 def stack_of(row: Mapping[str, str], assumed: dict[str, str], *, experts: bool) -> str:
@@ -55,14 +55,14 @@ def _usual_expert_flags(row: Mapping[str, str], profile: str) -> list[str]:
     if profile != "megatron-bridge":
         return []
     grace_or_blackwell = row["hardware"].startswith(("B200", "B300", "GB"))
-    found = _CONTAINER.search(row.get("framework_version", ""))
-    release = float(found.group(1)) if found else 26.0
-    if release < 25.11:
+    found = _RELEASE.search(row.get("framework_version", ""))
+    release = f"{found[1]}.{found[2]}" if found else "26.02"
+    if release < "25.11":
         deepseek = row.get("model", "").lower().startswith("deepseek")
         return ["no-graphs", "alltoall" if grace_or_blackwell or not deepseek else "deepep"]
     if not grace_or_blackwell:
         return ["no-graphs"]
-    if release >= 26.06 and row.get("dtype", "") == "mxfp8":
+    if release >= "26.06" and row.get("dtype", "") == "mxfp8":
         return ["hybridep", "ep-overlap", "full-graphs", "fused-moe"]
     return ["hybridep", "partial-graphs"]
 

@@ -116,13 +116,24 @@ def test_plan_writes_the_plan_and_a_folder_a_target(asked, emits, monkeypatch, p
     found = [f for f in files(Path("out")) if f != "bundle.json"]
     assert found == ["megatron/launch.sh", "plan.json", "torchrun/launch.sh"]
     assert Plan.read(Path("out/plan.json")) == plan
-    assert Path("out/megatron/launch.sh").read_text() == plan.best.layout.short()
-    assert Path("out/torchrun/launch.sh").read_text() == instead.best.layout.short()
+    for target in ("megatron", "torchrun"):  # a plan for any stack is no target's own
+        assert Path(f"out/{target}/launch.sh").read_text() == instead.best.layout.short()
     captured = capsys.readouterr()
     assert captured.out == plan.to_json()
-    assert "torchrun cannot express that layout" in captured.err
+    assert "the torchrun bundle has the best layout that torchrun can run" in captured.err
     assert cli.main(words) == 2  # not again over it
     assert cli.main([*words, "--force"]) == 0
+
+
+def test_a_plan_for_a_real_stack_is_the_bundle_of_targets_that_can_run_it(emits, plan, tmp_path):
+    workload = plan.request.workload.model_copy(update={"stack": "megatron"})
+    request = plan.request.model_copy(update={"workload": workload})
+    own = plan.model_copy(update={"request": request})
+    instead = own.model_copy(update={"plans": plan.plans[2:]})
+    folder = tmp_path / "out"
+    bundles.write(folder, own, ("megatron", "torchrun"), force=False, instead=lambda _: instead)
+    assert (folder / "megatron/launch.sh").read_text() == own.best.layout.short()
+    assert (folder / "torchrun/launch.sh").read_text() == instead.best.layout.short()
 
 
 @pytest.mark.parametrize(

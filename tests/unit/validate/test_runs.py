@@ -144,6 +144,23 @@ def test_the_overlap_column_sets_flags():
     assert (stack.dispatcher, stack.graphs, stack.ep_exposed) == ("deepep", "full", 0.15)
 
 
+@pytest.mark.parametrize(
+    ("version", "hardware", "graphs"),
+    [
+        ("0.1.0 (NeMo container 25.09)", "GB200", "none"),
+        ("0.2.0 (NeMo container 25.11)", "GB200", "partial"),
+        ("0.2.0 (NeMo container 25.11)", "H100-SXM5-80GB", "none"),
+        ("0.5.0 (NeMo container 26.06)", "GB200", "full"),
+        ("2026-07/08", "GB300", "full"),
+        ("2026-05", "GB300", "partial"),
+    ],
+)
+def test_a_release_chooses_the_flags_of_megatron_bridge(version, hardware, graphs):
+    row = {"framework": "Megatron-Bridge", "framework_version": version, "hardware": hardware}
+    stack = stack_named(stack_of(row | {"dtype": "mxfp8"}, {}, experts=True))
+    assert stack.graphs == graphs
+
+
 def test_node_and_network_of_the_row_replace_the_shipped_ones():
     row = {"hardware": "A100-SXM-80GB", "inter_link": "4x100 Gb RoCE per node"}
     cluster = cluster_of(row, 16, {})

@@ -91,6 +91,20 @@ def test_out_of_memory_says_by_how_much_and_what_would_fit():
     assert told.compared[0].startswith("the best that fits is ")
 
 
+def test_mends_of_one_that_is_too_big_are_the_cheapest_first_and_of_different_kinds():
+    told = explain(request(), {"tp": "1", "pp": "1", "zero": "0", "recompute": "none"})
+    unit = {"ms": 1e-3, "s": 1.0}
+    took = [
+        float(number) * unit[name]
+        for number, name in re.findall(r"([\d.]+) (ms|s) a step", " ".join(told.mends))
+    ]
+    assert len(took) == len(told.mends) > 1
+    assert took == sorted(took)
+    fixed = ("tp", "pp", "zero", "recompute")
+    kinds = [{name for name in fixed if f"{name}=" in mend} for mend in told.mends]
+    assert len({frozenset(kind) for kind in kinds}) == len(kinds)
+
+
 def test_a_mend_that_is_followed_works():
     asked = request()
     told = explain(asked, {"tp": "1", "pp": "1", "dp": "16", "zero": "0", "recompute": "none"})
