@@ -17,10 +17,9 @@ Examples:
   meshwright place llama-3.1-70b dgx-h100:32 --layout tp=8,pp=4
   meshwright place llama-3.1-70b dgx-h100:32 --layout tp=8 --unhealthy node00007,node00012:3
   meshwright place llama-3.1-70b dgx-h100 --layout tp=8 --nodes-file hosts.txt --json
-  meshwright place llama-3.1-70b dgx-h100 --layout tp=8,pp=4 \\
-      --slurm-topology /etc/slurm/topology.conf --node-state nodes.txt --pipelines fastest
-  meshwright place llama-3.1-70b dgx-h100:33 --layout tp=8,pp=4,dp=8,zero=1 --gpus 256 \\
-      --moved-from old.json --unhealthy node00007
+  meshwright place llama-3.1-70b dgx-h100 --layout tp=8 --slurm-topology topology.conf
+  meshwright place llama-3.1-70b dgx-h100:32 --layout tp=8,pp=4 --pipelines fastest
+  meshwright place llama-3.1-70b dgx-h100:33 --layout tp=8,pp=4,dp=8 --moved-from old.json
 """
 
 

@@ -18,7 +18,7 @@ EXAMPLES = """\
 Examples:
   meshwright plan llama-3.1-405b dgx-h100:128 --json > plan.json
   meshwright simulate plan.json
-  meshwright simulate plan.json -o trace.json            (open it at ui.perfetto.dev)
+  meshwright simulate plan.json -o trace.json
   meshwright simulate plan.json --straggler stage=3:1.2
   meshwright simulate plan.json --schedule 1f1b --balance
   meshwright simulate plan.json --schedule zbv --json

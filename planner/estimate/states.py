@@ -62,13 +62,21 @@ def weights_bytes(x: Inputs) -> FloatArray:
 
 @term(
     unit="bytes",
-    formula="4 P (DeepSpeed, 16-bit gradients: 2 P), / shards from zero 2 on",
+    formula="4 P (DeepSpeed 2 P, + 4 P of fp32 sums in zero 1), / shards from zero 2 on",
     source=ZERO_2020,
     on=STATES,
 )
 def gradients_bytes(x: Inputs) -> FloatArray:
-    """Gradients kept over the micro-batches."""
-    return held(x, state_bytes(x)[1], sharded_from=2)
+    """Gradients kept over the micro-batches.
+
+    DeepSpeed's fp32 sums (grad_accum_dtype, as our configuration asks for) are whole under ZeRO-1;
+    from ZeRO-2 on they are shards, counted with the optimizer.
+    """
+    kept = held(x, state_bytes(x)[1], sharded_from=2)
+    if x.stack.states != "deepspeed":
+        return kept
+    sums = np.where(x.layouts.zero == 1, 4.0, 0.0)[:, None]
+    return kept + sums * (stage_dense_parameters(x) + stage_expert_parameters(x))
 
 
 @term(

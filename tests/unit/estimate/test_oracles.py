@@ -183,9 +183,9 @@ def test_megatron_holds_18_bytes_or_6_and_12_over_dp(dp):
 
 
 def test_deepspeed_stages_divide_what_zero_says():
-    """ZeRO table 1 with DeepSpeed's extra fp32 gradients at the step (2 + 2 + 16 bytes)."""
+    """ZeRO table 1 with DeepSpeed's fp32 gradients: at the step, and whole sums under ZeRO-1."""
     rows = [{"dp": 8, "zero": zero} for zero in range(4)]
     x = inputs(spec(), *rows, stack="deepspeed")
     parts = memory.weights_bytes(x), memory.gradients_bytes(x), memory.optimizer_bytes(x)
     each = sum(parts)[:, 0] / (sum(parts)[0, 0] / 20)
-    assert each == pytest.approx([20, 2 + 2 + 16 / 8, 2 + 2 / 8 + 16 / 8, 20 / 8])
+    assert each == pytest.approx([20, 2 + 2 + 4 + 16 / 8, 2 + 2 / 8 + 16 / 8, 20 / 8])
