@@ -1,0 +1,31 @@
+"""Legality: which layouts a stack can run, each rule with the sentence that a user sees."""
+
+from __future__ import annotations
+
+import numpy as np
+
+from planner.layouts.rules.common import COMMON
+from planner.layouts.rules.deepspeed import DEEPSPEED
+from planner.layouts.rules.megatron import MEGATRON
+from planner.layouts.rules.rule import Context, Mask, Rule
+from planner.layouts.rules.torchtitan import TORCHTITAN
+from planner.layouts.table import Layouts
+
+__all__ = ["RULES", "Context", "Mask", "Rule", "broken_rules", "rules_of"]
+
+RULES: tuple[Rule, ...] = (*COMMON, *MEGATRON, *DEEPSPEED, *TORCHTITAN)
+
+
+def rules_of(stack: str) -> list[Rule]:
+    """Return the rules that bind layouts of `stack`, in the order in which they are told."""
+    return [rule for rule in RULES if rule.applies(stack)]
+
+
+def broken_rules(layouts: Layouts, row: int, context: Context) -> list[str]:
+    """Return the sentences of every rule that one layout breaks."""
+    one = layouts.take(slice(row, row + 1))
+    return [
+        rule.explain(one, 0, context)
+        for rule in rules_of(context.workload.stack)
+        if bool(np.any(rule.broken(one, context)))
+    ]

@@ -1,0 +1,79 @@
+"""What DeepSpeed can run."""
+
+from __future__ import annotations
+
+from planner.layouts.rules.rule import Rule
+
+DEEPSPEED: tuple[Rule, ...] = (
+    Rule(
+        "deepspeed: pipeline with zero 2 or 3",
+        "DeepSpeed refuses zero={zero} with pp={pp} (a pipeline allows zero 0 and 1)",
+        (
+            "pp",
+            "zero",
+        ),
+        lambda x, c: (x.pp > 1) & (x.zero >= 2),
+        stacks=("deepspeed",),
+        where="deepspeed/runtime/pipe/engine.py:76",
+    ),
+    Rule(
+        "deepspeed: no virtual chunks, no GPipe",
+        "DeepSpeed's pipeline engine runs 1f1b only (vpp={vpp}, schedule={schedule})",
+        (
+            "vpp",
+            "schedule",
+        ),
+        lambda x, c: (x.vpp > 1) | (x.schedule == 1),
+        stacks=("deepspeed",),
+        where="deepspeed/runtime/pipe/schedule.py",
+    ),
+    Rule(
+        "deepspeed: no context parallelism",
+        "DeepSpeed has no ring context parallelism (cp={cp})",
+        ("cp",),
+        lambda x, c: x.cp > 1,
+        stacks=("deepspeed",),
+    ),
+    Rule(
+        "deepspeed: no tensor parallelism",
+        "DeepSpeed splits tensors only for Hugging Face models it knows (AutoTP), not tp={tp}",
+        ("tp",),
+        lambda x, c: x.tp > 1,
+        stacks=("deepspeed",),
+        where="deepspeed/module_inject/auto_tp.py",
+    ),
+    Rule(
+        "deepspeed: no sequence-parallel tp",
+        "DeepSpeed's AutoTP has no sequence parallelism",
+        ("sp",),
+        lambda x, c: x.sp == 1,
+        stacks=("deepspeed",),
+    ),
+    Rule(
+        "deepspeed: experts live inside data parallelism",
+        "DeepSpeed needs ep={ep} to divide dp={dp}, and etp=1",
+        (
+            "dp",
+            "ep",
+            "etp",
+        ),
+        lambda x, c: (x.dp % x.ep != 0) | (x.etp > 1),
+        stacks=("deepspeed",),
+        where="deepspeed/utils/groups.py",
+    ),
+    Rule(
+        "deepspeed: no selective recompute",
+        "DeepSpeed checkpoints whole layers (recompute none or full)",
+        ("recompute",),
+        lambda x, c: x.recompute == 1,
+        stacks=("deepspeed",),
+    ),
+    Rule(
+        "deepspeed, megatron: no HSDP",
+        "dp_replicate={dp_replicate} is not expressible in DeepSpeed (MiCS has been removed)",
+        ("dp_replicate",),
+        lambda x, c: x.dp_replicate > 1,
+        stacks=("deepspeed",),
+        where="deepspeed/runtime/config.py:120",
+    ),
+)
