@@ -18,7 +18,7 @@ from planner.sources import (
 from planner.specs.model import Norm, QkNorm
 from planner.specs.parameters import padded_vocab
 
-LOGIT_BYTES = {"megatron": 8.0, "dtensor": 12.0, "hf": 14.0, "eager": 12.0}
+LOGIT_BYTES = {"megatron": 6.0, "dtensor": 12.0, "hf": 14.0, "eager": 12.0}
 """Bytes a logit at the loss: 16 bit, fp32 and its gradient; HF's logits stay referenced."""
 
 
@@ -40,8 +40,10 @@ def _heads_bytes(x: Inputs) -> FloatArray:
     query = m.heads * (x.qk_dim + x.v_dim)
     normed = m.qk_norm != QkNorm.NONE
     again = (m.heads + kv) * x.qk_dim if normed else 0
-    if x.stack.activations == "eager":  # the output again, copied from [batch, seq] to [seq, batch]
-        again = again + m.heads * x.v_dim
+    if x.stack.activations == "eager":
+        # The output again, copied from [batch, seq] to [seq, batch]; and the fused projection's
+        # whole output, kept by the values that are a view of it beside rotated queries and keys.
+        again = again + m.heads * x.v_dim + (m.heads + kv) * x.qk_dim
     elements = tokens * (query + kv * (x.qk_dim + x.v_dim) + again)
     cast = tokens * m.heads * x.v_dim if _stored_bytes(x) < 2.0 else 0.0  # FP8 beside the output
     total: FloatArray = (2.0 * elements + cast) / tp
@@ -242,7 +244,8 @@ def activations_bytes(x: Inputs) -> FloatArray:
         live - np.where(s.moe_layers > 0, kept_moe, kept_dense),
         0.0,
     )
-    return held + np.maximum(again, 0.0) + _backward_working_bytes(x)[:, None]
+    pending = np.where(x.layouts.num_microbatches[:, None] > 1, x.stack.layers_ahead * live, 0.0)
+    return held + np.maximum(again, 0.0) + pending + _backward_working_bytes(x)[:, None]
 
 
 def _backward_working_bytes(x: Inputs) -> FloatArray:

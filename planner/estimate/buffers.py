@@ -30,12 +30,19 @@ def exchange_buffers_bytes(x: Inputs) -> FloatArray:
     """Activations on their way between ranks: gathered inputs, stage borders, routed tokens."""
     lay, tokens, h = x.layouts, x.rank_tokens, x.model.hidden
     total = np.where(lay.pp > 1, 8.0 * tokens * h / lay.tp, 0.0)
-    if x.stack.activations == "megatron":  # one gathered input, shared by all layers
-        total = total + np.where(lay.sp == 1, 2.0 * tokens * h, 0.0)
+    total = total + np.where(lay.sp == 1, _gathered_bytes(x) * tokens * h, 0.0)
     total = total + np.where(lay.ep > 1, 4.0 * routed_tokens(x) * h, 0.0)
     # torch.nn.DataParallel gathers every replica's outputs on the server
     outputs = 4.0 * tokens * x.model.vocab * lay.dp
     return total + np.where(lay.dp_sync == 1, outputs, 0.0)
+
+
+def _gathered_bytes(x: Inputs) -> FloatArray:
+    """Return bytes per token and channel of whole activations that sp's collectives work on."""
+    if x.stack.activations in ("dtensor", "hf"):  # saved for backward, and counted there
+        return np.zeros(len(x.layouts))
+    ahead = np.where(x.layouts.pp == 1, x.stack.gathered_ahead_bytes, 0.0)
+    return x.stack.gathered_bytes + ahead
 
 
 @term(

@@ -14,13 +14,16 @@ from planner.estimate.activations import activations_bytes, logits_bytes
 from planner.estimate.buffers import communication_buffers_bytes
 from planner.estimate.inputs import FloatArray, Inputs, Term, term
 from planner.estimate.states import gradients_bytes, optimizer_bytes, weights_bytes
-from planner.sources import TORCH, Source
+from planner.sources import MEGATRON_CORE, TORCH, Source
 from planner.units import GIB
 
 CONTEXT_BYTES = 1.5 * GIB
 """CUDA context and kernels: 1,573 MiB on A100 (BigScience), '1-2 GB' (Accelerate docs)."""
 COMMUNICATOR_BYTES = 0.4 * GIB
 """Buffers of one NCCL communicator: 342 to 392 MB (aiconfigurator, h100_sxm.yaml, nccl_mem)."""
+WORKSPACE_BYTES = 0.1 * GIB
+"""Megatron-LM's CI: allocated between steps, less the states, is 0.10 GiB in most of 262 runs with
+Transformer Engine on A100, H100 and GB200 alike (0.03 without)."""
 ALL_TO_ALL_BYTES = 3.0 * GIB
 """Taken by the first all-to-all over NVLink: 1.06 to 4.34 GB on 8 H100 (NVIDIA/nccl #1685)."""
 
@@ -81,13 +84,19 @@ def buffers_bytes(x: Inputs) -> FloatArray:
 RESERVE = Source("allocator and NCCL notes", "docs/model.md, section Overhead")
 
 
+@term(unit="bytes", formula="1.5 GiB", source=RESERVE)
+def context_bytes(x: Inputs) -> FloatArray:
+    """CUDA context and loaded kernels of one process; outside of torch's allocator."""
+    return np.full(x.stages.count.shape, CONTEXT_BYTES)
+
+
 @term(
     unit="bytes",
-    formula="1.5 GiB context + 0.4 GiB per communicator + 3 GiB with all-to-all + fragmentation",
+    formula="0.4 GiB per communicator (tp, cp, pp, dp, ep, edp) + 3 GiB with all-to-all",
     source=RESERVE,
 )
-def overhead_bytes(x: Inputs) -> FloatArray:
-    """CUDA context, NCCL buffers and what the caching allocator reserves beyond requests."""
+def communicators_bytes(x: Inputs) -> FloatArray:
+    """Buffers that NCCL or RCCL take for each communicator in use; outside of the allocator."""
     lay = x.layouts
     used = [
         lay.tp > 1,
@@ -98,10 +107,39 @@ def overhead_bytes(x: Inputs) -> FloatArray:
         (lay.ep > 1) & (lay.edp > 1),
     ]
     communicators = np.sum([u.astype(np.int64) for u in used], axis=0)
-    fixed = CONTEXT_BYTES + COMMUNICATOR_BYTES * communicators
-    fixed = fixed + np.where(lay.ep > 1, ALL_TO_ALL_BYTES, 0.0)
+    buffers = COMMUNICATOR_BYTES * communicators + np.where(lay.ep > 1, ALL_TO_ALL_BYTES, 0.0)
+    total: FloatArray = buffers[:, None] + np.zeros(x.stages.count.shape)
+    return total
+
+
+@term(unit="bytes", formula="0.1 GiB", source=MEGATRON_CORE)
+def workspace_bytes(x: Inputs) -> FloatArray:
+    """Workspaces of cuBLAS and Transformer Engine, taken from torch's allocator once."""
+    return np.full(x.stages.count.shape, WORKSPACE_BYTES)
+
+
+@term(
+    unit="bytes",
+    formula="share of the stack * (activations + logits + buffers at the peak)",
+    source=RESERVE,
+)
+def fragmentation_bytes(x: Inputs) -> FloatArray:
+    """What the caching allocator must reserve beyond what is asked for: gaps between tensors."""
     moving = peak_activations_bytes(x) + peak_logits_bytes(x) + buffers_bytes(x)
-    total: FloatArray = fixed[:, None] + x.stack.fragmentation * moving
+    return x.stack.fragmentation * moving
+
+
+OVERHEAD_TERMS = (context_bytes, communicators_bytes, workspace_bytes, fragmentation_bytes)
+
+
+@term(
+    unit="bytes",
+    formula="context + communicators + workspace + fragmentation",
+    source=RESERVE,
+)
+def overhead_bytes(x: Inputs) -> FloatArray:
+    """What is on the GPU beside the tensors of training."""
+    total: FloatArray = np.sum([t(x) for t in OVERHEAD_TERMS], axis=0)
     return total
 
 
@@ -121,6 +159,28 @@ def stage_bytes(x: Inputs) -> FloatArray:
     """Return the total of every kind of stage, shape (layouts, kinds); absent kinds hold 0."""
     total = np.sum([t(x) for t in MEMORY_TERMS.values()], axis=0)
     return np.where(x.stages.count > 0, total, 0.0)
+
+
+def allocated_bytes(x: Inputs) -> FloatArray:
+    """Return what torch.cuda.max_memory_allocated tells of every kind of stage."""
+    beyond = context_bytes(x) + communicators_bytes(x) + fragmentation_bytes(x)
+    return np.where(x.stages.count > 0, stage_bytes(x) - beyond, 0.0)
+
+
+def reserved_bytes(x: Inputs) -> FloatArray:
+    """Return what torch.cuda.max_memory_reserved tells: no context and no NCCL.
+
+    It counts blocks that the allocator keeps and would give back before it ran out, so that a job
+    may fit where this is more than the GPU has; `stage_bytes` leaves those out.
+    """
+    kept = x.stack.reserve * allocated_bytes(x)
+    return np.where(x.stages.count > 0, allocated_bytes(x) + fragmentation_bytes(x) + kept, 0.0)
+
+
+def used_bytes(x: Inputs) -> FloatArray:
+    """Return what nvidia-smi tells of every kind of stage."""
+    outside = context_bytes(x) + communicators_bytes(x)
+    return np.where(x.stages.count > 0, reserved_bytes(x) + outside, 0.0)
 
 
 def peak_bytes(x: Inputs) -> FloatArray:

@@ -8,6 +8,7 @@ from planner.estimate.communication import expert_shard_ways, shard_ways
 from planner.estimate.inputs import FloatArray, Inputs, term
 from planner.estimate.params import stage_dense_parameters, stage_expert_parameters
 from planner.sources import ZERO_2020
+from planner.specs.workload import Precision
 
 STATE_BYTES = {
     # (parameters, gradients, optimizer) per parameter before sharding
@@ -30,9 +31,14 @@ def state_bytes(x: Inputs) -> tuple[float, float, float]:
     """Return bytes of weights, gradients and optimizer state per parameter, before sharding."""
     weight, gradient, optimizer = STATE_BYTES[x.stack.states]
     if x.stack.gradient_bytes is not None and x.stack.states == "megatron":
-        kept = x.stack.gradient_bytes
+        kept = min(x.stack.gradient_bytes, _widest_gradient(x))
         return weight, kept, optimizer + (UPCAST_BYTES if kept < UPCAST_BYTES else 0.0)
     return weight, gradient, optimizer
+
+
+def _widest_gradient(x: Inputs) -> float:
+    """Return the most that a gradient takes: fp16 with loss scaling adds up in fp16 only."""
+    return 2.0 if x.workload.precision == Precision.FP16 else np.inf
 
 
 def held(x: Inputs, per_parameter: float, *, sharded_from: int) -> FloatArray:

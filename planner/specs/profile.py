@@ -70,10 +70,22 @@ class Stack:
     """How layers are dealt to pipeline stages: even in number, or in multiplies with the head."""
     fragmentation: float = 0.05
     """Share of activations and buffers that the allocator reserves beyond what is asked for."""
+    reserve: float = 0.0
+    """Share of all tensors that the allocator keeps beyond them, and gives back when pressed: what
+    is measured as reserved, and not needed to fit."""
     gradient_bytes: float | None = None
     """Bytes of a gradient as kept over the micro-batches; None: what its states keep."""
     logit_bytes: float | None = None
     """Bytes a logit at the loss; None: what its family of activations takes."""
+    gathered_bytes: float = 2.0
+    """Bytes per token and hidden channel of whole activations around the collectives of sequence
+    parallelism: the gathered input of a multiply, 2, and its output before the scatter, 2 more."""
+    gathered_ahead_bytes: float = 0.0
+    """The same without a pipeline, whose receives keep the host from running ahead: buffers of
+    collectives that are freed, and not yet reusable because the GPU has not come to them."""
+    layers_ahead: float = 0.0
+    """Layers of the micro-batch before whose activations are freed, and not yet reusable: eager
+    stacks that free what an asynchronous collective still holds, from the second one on."""
     fsdp_root: bool = False
     """FSDP2 with the embedding and the head in the root's group, reduced together at the end."""
 

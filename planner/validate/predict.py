@@ -9,16 +9,28 @@ from typing import Any
 import numpy as np
 
 from planner.estimate.flops import step_flops
-from planner.estimate.inputs import FloatArray, Inputs
-from planner.estimate.memory import MEMORY_TERMS, limit_bytes, stage_bytes
+from planner.estimate.inputs import Inputs
+from planner.estimate.memory import (
+    allocated_bytes,
+    limit_bytes,
+    peak_bytes,
+    reserved_bytes,
+    used_bytes,
+)
 from planner.estimate.step import step_s
 from planner.layouts.rules import Context
 from planner.layouts.table import Layouts
 from planner.validate.runs import Run
 
 GIB = 2**30
-ALLOCATED = ("allocated", "active")
-"""Kinds of peak that leave out the CUDA context and the allocator's reserve."""
+MEMORY_KINDS = {"allocated": "allocated", "active": "allocated", "reserved": "reserved"}
+"""What torch's allocator counts; every other word is what nvidia-smi shows, context and all."""
+LOGS_ALLOCATED = ("nanotron",)
+"""Frameworks whose logs give the allocator's peak (nanotron: trainer.py, max_memory_allocated)."""
+MEASURES = {"allocated": allocated_bytes, "reserved": reserved_bytes, "smi": used_bytes}
+"""What each kind of measurement counts, by stage."""
+LAST_RANK = "memory is for the last rank"
+"""In a row's note: the peak is not that of the fullest GPU (Megatron-LM's log of its last rank)."""
 
 
 def predicted(runs: Sequence[Run]) -> list[dict[str, Any]]:
@@ -58,22 +70,21 @@ def _scored(runs: Sequence[Run]) -> list[dict[str, Any]]:
     context = runs[0].context
     assert context is not None
     x = Inputs(*context, Layouts.of([run.layout or {} for run in runs]))
-    times, stages = step_s(x), stage_bytes(x)
-    overhead = MEMORY_TERMS["overhead"](x)
-    limit = limit_bytes(x)
-    return [
-        _record(run, float(times[i]), (stages[i], stages[i] - overhead[i]), limit)
-        for i, run in enumerate(runs)
-    ]
+    times, limit = step_s(x), limit_bytes(x)
+    needed = peak_bytes(x)
+    measured = {kind: told(x) for kind, told in MEASURES.items()}
+    last = x.stages.last > 0
+    records = []
+    for i, run in enumerate(runs):
+        told = measured[_memory_kind(run.row)][i]
+        shown = told[last[i]].max() if LAST_RANK in run.row.get("note", "") else told.max()
+        records.append(_record(run, float(times[i]), float(shown), bool(needed[i] > limit)))
+    return records
 
 
-def _record(
-    run: Run, time_s: float, memory: tuple[FloatArray, FloatArray], limit: float
-) -> dict[str, Any]:
-    """Return a run's record; `memory` is every stage's bytes, reserved and allocated."""
+def _record(run: Run, time_s: float, shown: float, oom: bool) -> dict[str, Any]:
+    """Return a run's record; `shown` are bytes as the row's kind of measurement counts them."""
     assert run.context is not None
-    peak = float(memory[0].max())
-    shown = float(memory[1].max()) if run.row.get("mem_kind") in ALLOCATED else peak
     seconds = measured_step_s(run.row, run.context)
     return {
         "id": run.id,
@@ -88,11 +99,20 @@ def _record(
         "error": time_s / seconds - 1 if seconds else None,
         "peak_gib_predicted": shown / GIB,
         "peak_gib_measured": _number(run.row, "peak_mem_gib"),
-        "oom_predicted": peak > limit,
+        "memory_kind": _memory_kind(run.row),
+        "oom_predicted": oom,
         "oom_measured": run.row.get("oom", "") in ("1", "true", "True"),
         "family": run.row.get("family", ""),
         "mfu_measured": _number(run.row, "mfu"),
     }
+
+
+def _memory_kind(row: Mapping[str, str]) -> str:
+    """Return what kind of peak a row states, or what its framework logs where it does not say."""
+    stated = row.get("mem_kind", "")
+    if not stated and row["framework"].startswith(LOGS_ALLOCATED):
+        return "allocated"
+    return MEMORY_KINDS.get(stated, "smi")
 
 
 def _number(row: Mapping[str, str], name: str) -> float | None:

@@ -167,9 +167,9 @@ def _experts(arch: Mapping[str, Any], name: str) -> Experts | None:
     if not moe:
         return None
     width = moe.get("ffn") or arch["ffn"]
-    shares = moe.get("shared") or 0
-    if not isinstance(width, int) or not isinstance(shares, int):
-        raise NotStatedError("arch_json: moe.ffn and moe.shared are not whole numbers")
+    shares = moe.get("shared") or 0  # in routed experts' widths: half a one is a shared expert too
+    if not isinstance(width, int) or not isinstance(shares, int | float):
+        raise NotStatedError("arch_json: moe.ffn and moe.shared are not numbers")
     shared = moe.get("shared_ffn") or width * shares
     return Experts.model_validate(
         {
@@ -215,7 +215,7 @@ def _layout(row: Mapping[str, str], c: Context, assumed: dict[str, str]) -> dict
         raise NotStatedError(f"micro_batch: {micro_batch} * dp {dp} does not divide batch {batch}")
     if not fits(c.model.layers, pp, vpp):
         raise NotStatedError(f"vpp: {pp * vpp} chunks for {c.model.layers} layers")
-    etp = max(1, whole(row, "etp", 1))
+    etp = _expert_tensor_ways(row, tp, assumed) if c.model.experts else 1
     if c.model.experts and (tp * cp * dp) % (ep * etp):
         raise NotStatedError(
             f"ep: {ep} * etp {etp} does not divide {tp * cp * dp} ranks of a stage"
@@ -227,7 +227,7 @@ def _layout(row: Mapping[str, str], c: Context, assumed: dict[str, str]) -> dict
         "vpp": vpp,
         "cp": cp,
         "ep": ep if c.model.experts else 1,
-        "etp": etp if c.model.experts else 1,
+        "etp": etp,
         "dp": dp,
         "dp_replicate": _replicas(row, c, dp),
         "zero": stacks.zero_stage(row, dp * cp, c.workload.stack, assumed),
@@ -245,6 +245,14 @@ def _replicas(row: Mapping[str, str], c: Context, dp: int) -> int:
     if row.get("fsdp") != "hybrid" or dp % c.cluster.node.gpus:
         return 1
     return dp // c.cluster.node.gpus
+
+
+def _expert_tensor_ways(row: Mapping[str, str], tp: int, assumed: dict[str, str]) -> int:
+    """Return etp; Megatron-LM's arguments take tp where it is not given."""
+    if not row.get("etp") and tp > 1 and row["framework"].startswith("Megatron-LM"):
+        assumed["etp"] = str(tp)
+        return tp
+    return max(1, whole(row, "etp", 1))
 
 
 def _recompute(row: Mapping[str, str], stack: str, assumed: dict[str, str]) -> str:

@@ -99,6 +99,10 @@ def kendall_tau(a: Iterable[float], b: Iterable[float]) -> float:
     return agree / scale if scale else 0.0
 
 
+UNDER = -0.05
+"""Relative error below which a peak counts as predicted too low."""
+
+
 def memory(records: Records) -> dict[str, Any]:
     """Return errors of peak memory, and how often out of memory was said of what ran and failed."""
     seen = [r for r in records if r["status"] == "ok"]
@@ -106,9 +110,24 @@ def memory(records: Records) -> dict[str, Any]:
     failed = [r for r in seen if r["oom_measured"]]
     peaks = [r for r in seen if r["peak_gib_measured"] and not r["oom_measured"]]
     return {
-        **errors(r["peak_gib_predicted"] / r["peak_gib_measured"] - 1 for r in peaks),
+        **_peak_errors(peaks),
+        "by_source": _peaks_by(peaks, lambda r: r["source"]),
+        "by_kind": _peaks_by(peaks, lambda r: r["memory_kind"]),
         "ran": len(ran),
         "ran_but_oom_predicted": sum(bool(r["oom_predicted"]) for r in ran),
         "failed": len(failed),
         "failed_and_oom_predicted": sum(bool(r["oom_predicted"]) for r in failed),
     }
+
+
+def _peak_errors(peaks: Records) -> dict[str, Any]:
+    relative = [r["peak_gib_predicted"] / r["peak_gib_measured"] - 1 for r in peaks]
+    low = sum(e < UNDER for e in relative) / len(relative) if relative else None
+    return {**errors(relative), "share_under_5_percent": low}
+
+
+def _peaks_by(peaks: Records, key: Callable[[Mapping[str, Any]], str]) -> dict[str, Any]:
+    groups: dict[str, list[Mapping[str, Any]]] = defaultdict(list)
+    for r in peaks:
+        groups[key(r)].append(r)
+    return {name: _peak_errors(groups[name]) for name in sorted(groups)}

@@ -24,6 +24,9 @@ def stack_of(row: Mapping[str, str], assumed: dict[str, str], *, experts: bool) 
     if profile is None:
         profile = assumed["framework"] = "any"
     flags = _attention(row, profile) + _overlap(row)
+    if framework.startswith("NeMo") and profile == "megatron":
+        # NeMo's and DGX Cloud's benchmark recipes set grad_reduce_in_fp32=False
+        flags.append("bf16-gradients")
     if experts:
         usual = _usual_expert_flags(row, profile)
         if usual:
@@ -103,7 +106,10 @@ def zero_stage(row: Mapping[str, str], ranks: int, stack: str, assumed: dict[str
 
 def usual_recompute(stack: str) -> str:
     """Return what a stack's users recompute when they do not say: all of it before 2022."""
-    return "full" if stack_named(_bare(stack)).attention_kernel == _UNFUSED else "none"
+    profile = stack_named(_bare(stack))
+    if profile.name == "torchtitan":  # its configurations switch selective checkpointing on
+        return "selective"
+    return "full" if profile.attention_kernel == _UNFUSED else "none"
 
 
 def _bare(stack: str) -> str:
