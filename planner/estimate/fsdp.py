@@ -12,15 +12,11 @@ from typing import NamedTuple
 
 import numpy as np
 
-from planner.estimate.activations import (
-    kept_layer_bytes,
-    logits_bytes,
-    microbatches_in_flight,
-    whole_layer_bytes,
-)
+from planner.estimate.activations import logits_bytes
 from planner.estimate.buffers import exchange_buffers_bytes, largest_layer_parameters
 from planner.estimate.communication import expert_shard_ways, shard_ways
 from planner.estimate.experts import received_tokens
+from planner.estimate.in_flight import microbatches_in_flight
 from planner.estimate.inputs import FloatArray, Inputs, term
 from planner.estimate.params import (
     embedding_parameters,
@@ -28,6 +24,7 @@ from planner.estimate.params import (
     stage_dense_parameters,
     stage_expert_parameters,
 )
+from planner.estimate.recompute import kept_layer_bytes, whole_layer_bytes
 from planner.estimate.states import gradients_bytes, held, weights_bytes
 from planner.sources import TORCH
 

@@ -10,8 +10,9 @@ from __future__ import annotations
 import numpy as np
 
 from planner.estimate import fsdp
-from planner.estimate.activations import activations_bytes, logits_bytes
+from planner.estimate.activations import logits_bytes
 from planner.estimate.buffers import communication_buffers_bytes
+from planner.estimate.in_flight import activations_bytes
 from planner.estimate.inputs import FloatArray, Inputs, Term, term
 from planner.estimate.states import gradients_bytes, optimizer_bytes, weights_bytes
 from planner.sources import MEGATRON_CORE, TORCH, Source

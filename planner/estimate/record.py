@@ -13,6 +13,7 @@ from planner.estimate import (
     compute,
     experts,
     fsdp,
+    in_flight,
     memory,
     params,
     states,
@@ -29,7 +30,7 @@ AT_RISK = 0.85
 """Share of the limit above which allocators start to thrash (nanotron's sweep: 70 of 80 GB)."""
 
 
-MEMORY_MODULES = (states, activations, buffers, fsdp, memory)
+MEMORY_MODULES = (states, activations, in_flight, buffers, fsdp, memory)
 MODULES = (params, experts, compute, communication, *MEMORY_MODULES, step)
 
 

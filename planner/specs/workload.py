@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from enum import StrEnum
-from typing import Self
+from typing import Literal, Self
 
 from pydantic import Field, PositiveFloat, PositiveInt, model_validator
 
@@ -16,6 +16,21 @@ class Precision(StrEnum):
     BF16 = "bf16"
     FP16 = "fp16"
     FP8 = "fp8"
+
+
+RECOMPUTABLE = (
+    "core_attn",
+    "mlp",
+    "moe_act",
+    "layernorm",
+    "mla_up_proj",
+    "moe",
+    "shared_experts",
+)
+"""Modules that selective recompute can run again (Megatron-Core transformer_config)."""
+RecomputeModule = Literal[
+    "core_attn", "mlp", "moe_act", "layernorm", "mla_up_proj", "moe", "shared_experts"
+]
 
 
 class Workload(Record):
@@ -34,6 +49,15 @@ class Workload(Record):
     capacity_factor: PositiveFloat | None = Field(
         None, description="An expert takes at most this many times its fair share; None: dropless."
     )
+    recompute_modules: tuple[RecomputeModule, ...] | None = Field(
+        None, description="What selective recompute runs again; None: what its stack does."
+    )
+    recompute_method: Literal["uniform", "block"] = Field(
+        "uniform",
+        description="Full recompute keeps the input of every recompute_layers layers (uniform), or "
+        "runs recompute_layers layers of each pipeline chunk again and keeps the others (block).",
+    )
+    recompute_layers: PositiveInt = Field(1, le=100_000, description="See recompute_method.")
     max_memory: PositiveFloat = Field(
         0.97, le=1, description="Share of a GPU's usable memory that a plan may take."
     )

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from estimate_cases import inputs, spec, table
 
-from planner.estimate import activations, memory, params
+from planner.estimate import activations, memory, params, recompute
 from planner.specs.model import Experts, Norm
 from planner.specs.parameters import count_parameters, padded_vocab
 
@@ -100,7 +100,7 @@ def test_unfused_attention_saves_korthikantis_5_as2b(dropout, each):
 def test_selective_recompute_drops_the_scores_and_leaves_34_sbh():
     row = {"tp": 4, "sp": 1, "recompute": "selective"}
     x = inputs(spec(**GPT, dropout=True), row, stack="megatron+unfused")
-    kept, _ = activations.kept_layer_bytes(x)
+    kept, _ = recompute.kept_layer_bytes(x)
     assert kept[0] == 34 * 1024 * 256 / 4 + 16 * 1024 / 4
 
 

@@ -11,6 +11,7 @@ from estimate_cases import inputs, spec, table
 from planner.estimate import activations, memory
 from planner.estimate.collectives import inside_s
 from planner.estimate.flops import step_flops
+from planner.estimate.in_flight import microbatches_in_flight
 from planner.specs.catalog import load_model
 from planner.specs.model import ModelSpec, Norm
 from planner.specs.workload import Workload
@@ -137,7 +138,7 @@ def test_megatrons_loss_is_split_by_tp_and_sits_on_the_last_stage():
 def in_flight(schedule, pp, v, m):
     row = {"pp": pp, "vpp": v, "schedule": schedule, "num_microbatches": m}
     x = inputs(spec(layers=pp * v), row, every_stage=True)
-    return activations.microbatches_in_flight(x)[0]
+    return microbatches_in_flight(x)[0]
 
 
 @pytest.mark.parametrize("schedule", ["gpipe", "1f1b", "interleaved"])

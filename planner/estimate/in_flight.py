@@ -1,0 +1,71 @@
+"""Bytes of activations that a pipeline stage holds at its peak: micro-batches times layers."""
+
+from __future__ import annotations
+
+import numpy as np
+
+from planner.estimate.compute import EXPERT_SHARD
+from planner.estimate.inputs import FloatArray, Inputs, term
+from planner.estimate.recompute import (
+    kept_layer_bytes,
+    kept_stage_bytes,
+    live_layers,
+    whole_layer_bytes,
+)
+from planner.sources import GPIPE_2019, MEGATRON_2021
+
+
+@term(
+    unit="micro-batches",
+    formula="gpipe m; 1f1b min(m, pp-stage); interleaved min(m*v, 2(pp-stage-1)+(v-1)pp+1)/v",
+    source=MEGATRON_2021,
+    on=("pp", "vpp", "schedule", "num_microbatches"),
+)
+def microbatches_in_flight(x: Inputs) -> FloatArray:
+    """Micro-batches whose activations a stage holds at its peak, in whole-stage equivalents."""
+    lay, stage = x.layouts, x.stages.index
+    m, p, v = (a[:, None] for a in (lay.num_microbatches, lay.pp, lay.vpp))
+    flat = np.minimum(m, p - stage)
+    interleaved = np.minimum(m * v, 2 * (p - stage - 1) + (v - 1) * p + 1) / v
+    schedule = lay.schedule[:, None]
+    held = np.where(schedule == 1, m, np.where(schedule == 3, interleaved, flat))
+    return np.where(p == 1, 1.0, held).astype(np.float64)
+
+
+@term(
+    unit="bytes",
+    formula="in flight * sum of the stage's layers + what is recomputed at once + its gradients",
+    source=GPIPE_2019,
+    on=(*EXPERT_SHARD, "pp", "vpp", "schedule", "num_microbatches", "recompute"),
+)
+def activations_bytes(x: Inputs) -> FloatArray:
+    """Activations that a stage holds at its peak."""
+    s = x.stages
+    dense, moe = (whole[:, None] for whole in whole_layer_bytes(x))
+    held = microbatches_in_flight(x) * kept_stage_bytes(x)
+    ahead = x.stack.layers_ahead * np.where(s.moe_layers > 0, moe, dense)
+    pending = np.where(x.layouts.num_microbatches[:, None] > 1, ahead, 0.0)
+    return held + _made_again_bytes(x) + pending + _backward_working_bytes(x)[:, None]
+
+
+def _made_again_bytes(x: Inputs) -> FloatArray:
+    """Return what recompute makes again, and is not counted as kept, while a layer runs backward.
+
+    The heavier kind of layer that the stage has; of full recompute as many as make one unit.
+    """
+    moe = x.stages.moe_layers > 0
+    whole, kept = (
+        np.where(moe, experts[:, None], dense[:, None])
+        for dense, experts in (whole_layer_bytes(x), kept_layer_bytes(x))
+    )
+    again: FloatArray = np.maximum(live_layers(x) * whole - kept, 0.0)
+    return np.where(x.layouts.recompute[:, None] > 0, again, 0.0)
+
+
+def _backward_working_bytes(x: Inputs) -> FloatArray:
+    """Return the gradients of activations alive while one layer runs backward: 4 T f + 4 T h."""
+    width = float(x.model.ffn)
+    if x.model.experts:
+        width = max(x.model.experts.shared_ffn, x.model.experts.ffn)
+    tokens = x.rank_tokens
+    return 4.0 * tokens * width / x.layouts.tp + 4.0 * tokens * x.model.hidden / x.sp_ways

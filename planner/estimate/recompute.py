@@ -1,0 +1,157 @@
+"""What is left of a layer's activations under recompute: which modules, and of which layers.
+
+`none` keeps all, `full` the input of each layer (or of every few, or of some layers only),
+`selective` all but what its modules make again. Module names are Megatron-Core's.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import numpy as np
+
+from planner.estimate.activations import (
+    core_bytes,
+    dense_layer_activation_bytes,
+    expert_activation_bytes,
+    experts_bytes,
+    feed_forward_bytes,
+    moe_layer_activation_bytes,
+    norm_output_bytes,
+    up_projection_bytes,
+)
+from planner.estimate.experts import received_tokens
+from planner.estimate.inputs import FloatArray, Inputs
+
+SELECTIVE, FULL = 1, 2
+"""Codes of `recompute`."""
+
+
+def modules_of(x: Inputs) -> tuple[str, ...]:
+    """Return what selective recompute runs again: what the workload says, or the stack's usual.
+
+    Scores, where attention has any: with fused attention nothing of it is worth recomputing.
+    """
+    if x.workload.recompute_modules is not None:
+        return x.workload.recompute_modules
+    if x.stack.attention_kernel == "unfused":
+        return ("core_attn",)
+    return ("layernorm", "mla_up_proj", "moe_act")
+
+
+def _shared(x: Inputs) -> FloatArray:
+    return feed_forward_bytes(x, x.model.experts.shared_ffn if x.model.experts else 0)
+
+
+EVERYWHERE: dict[str, Callable[[Inputs], FloatArray]] = {
+    "core_attn": core_bytes,
+    "layernorm": norm_output_bytes,
+    "mla_up_proj": up_projection_bytes,
+}
+DENSE: dict[str, Callable[[Inputs], FloatArray]] = {
+    **EVERYWHERE,
+    "mlp": lambda x: feed_forward_bytes(x, x.model.ffn),
+}
+WITH_EXPERTS: dict[str, Callable[[Inputs], FloatArray]] = {
+    **EVERYWHERE,
+    "moe_act": expert_activation_bytes,
+    "moe": experts_bytes,
+    "shared_experts": _shared,
+}
+"""What a module saves that recomputing it drops, in a dense layer and in one with experts."""
+
+
+def dropped_bytes(x: Inputs, *, moe: bool) -> FloatArray:
+    """Return what selective recompute drops of one layer; `moe` covers what is inside it."""
+    modules = set(modules_of(x))
+    if "moe" in modules:
+        modules -= {"moe_act", "shared_experts"}
+    saved = WITH_EXPERTS if moe else DENSE
+    parts = [saved[name](x) for name in sorted(modules & saved.keys())]
+    return np.sum(parts, axis=0) if parts else np.zeros(len(x.layouts))
+
+
+def _op_policy_bytes(x: Inputs, width: int) -> FloatArray:
+    """Return what torchtitan's 'op' policy keeps: every second multiply, attention, input."""
+    m, tokens, tp = x.model, x.rank_tokens, x.layouts.tp
+    heads = 2.0 * m.heads * x.qk_dim + m.kv_heads * x.v_dim
+    kept = 2.0 * tokens * (heads + width) + 4.0 * tokens * m.heads
+    return 4.0 * tokens * m.hidden / x.sp_ways + kept / tp
+
+
+def _selective_bytes(x: Inputs, *, moe: bool) -> FloatArray:
+    """Return what one layer keeps under selective recompute."""
+    experts = x.model.experts
+    if moe and experts is None:
+        return np.zeros(len(x.layouts))
+    if x.stack.activations != "dtensor":
+        whole = moe_layer_activation_bytes(x) if moe else dense_layer_activation_bytes(x)
+        return whole - dropped_bytes(x, moe=moe)
+    if not moe or experts is None:
+        return _op_policy_bytes(x, x.model.ffn)
+    inside = 2.0 * received_tokens(x) * (x.model.hidden + experts.ffn / x.layouts.etp)
+    return _op_policy_bytes(x, experts.shared_ffn) + inside
+
+
+def checkpoint_bytes(x: Inputs) -> FloatArray:
+    """Return the input of a layer, which full recompute keeps: 2 T h, split with sp."""
+    return 2.0 * x.rank_tokens * x.model.hidden / x.sp_ways
+
+
+def _with_recompute(x: Inputs, none: FloatArray, selective: FloatArray) -> FloatArray:
+    kind = x.layouts.recompute
+    return np.where(kind == FULL, checkpoint_bytes(x), np.where(kind == SELECTIVE, selective, none))
+
+
+def whole_layer_bytes(x: Inputs) -> tuple[FloatArray, FloatArray]:
+    """Return what a dense layer and one with experts save with nothing recomputed."""
+    return dense_layer_activation_bytes(x), moe_layer_activation_bytes(x)
+
+
+def kept_layer_bytes(x: Inputs) -> tuple[FloatArray, FloatArray]:
+    """Return what a dense layer and one with experts keep under the layout's recompute."""
+    dense, moe = whole_layer_bytes(x)
+    return (
+        _with_recompute(x, dense, _selective_bytes(x, moe=False)),
+        _with_recompute(x, moe, _selective_bytes(x, moe=True)),
+    )
+
+
+def kept_stage_bytes(x: Inputs) -> FloatArray:
+    """Return what the layers of a stage keep of one micro-batch, shape (layouts, kinds)."""
+    s = x.stages
+    dense, moe = (kept[:, None] for kept in kept_layer_bytes(x))
+    kept = s.dense_layers * dense + s.moe_layers * moe
+    if x.workload.recompute_method == "uniform" and x.workload.recompute_layers == 1:
+        return kept
+    full = x.layouts.recompute[:, None] == FULL
+    return np.where(full, _fully_recomputed_bytes(x), kept)
+
+
+def _fully_recomputed_bytes(x: Inputs) -> FloatArray:
+    """Return what full recompute keeps where it is not the input of each layer.
+
+    uniform: the input of every n layers; block: n layers of each chunk, the first ones, keep their
+    input and the others everything.
+    """
+    s, each = x.stages, x.workload.recompute_layers
+    point = checkpoint_bytes(x)[:, None]
+    if x.workload.recompute_method == "uniform":
+        return np.ceil((s.dense_layers + s.moe_layers) / each) * point
+    dense, moe = (whole[:, None] for whole in whole_layer_bytes(x))
+    again = np.minimum(each * x.layouts.vpp[:, None], s.dense_layers + s.moe_layers)
+    again_dense = np.minimum(again, s.dense_layers)
+    left = (s.dense_layers - again_dense) * dense
+    left = left + (s.moe_layers - (again - again_dense)) * moe
+    total: FloatArray = again * point + left
+    return total
+
+
+def live_layers(x: Inputs) -> FloatArray:
+    """Return the layers that recompute makes whole again at once: those of one unit."""
+    s = x.stages
+    if x.workload.recompute_method == "block":
+        return np.ones(s.count.shape)
+    each = np.minimum(x.workload.recompute_layers, np.maximum(s.dense_layers + s.moe_layers, 1))
+    full = x.layouts.recompute[:, None] == FULL
+    return np.where(full, each, 1).astype(np.float64)
