@@ -28,19 +28,44 @@ def _stored_bytes(x: Inputs) -> float:
 def _heads_bytes(x: Inputs) -> FloatArray:
     """Return the saved bytes of queries, keys, values and the attention output."""
     m, tp, tokens = x.model, x.layouts.tp, x.rank_tokens
-    kv = np.maximum(m.kv_heads, tp) if m.mla is None else np.full(len(x.layouts), m.heads)
-    if x.stack.attention_kernel == "unfused":
-        kv = np.full(len(x.layouts), m.heads)  # keys and values repeated to all heads
-    query = m.heads * (x.qk_dim + x.v_dim)
-    normed = m.qk_norm != QkNorm.NONE
-    again = (m.heads + kv) * x.qk_dim if normed else 0
+    own: FloatArray = np.maximum(m.heads if m.mla else m.kv_heads, tp).astype(np.float64)
+    # unfused attention multiplies keys and values repeated to all heads
+    repeated = x.stack.attention_kernel == "unfused"
+    kv: FloatArray = np.full(len(x.layouts), float(m.heads)) if repeated else own
+    elements: FloatArray = (
+        1.0 * m.heads * (x.qk_dim + x.v_dim) + kv * x.qk_dim + kv * _value_width(x)
+    )
     if x.stack.activations == "eager":
         # The output again, copied from [batch, seq] to [seq, batch]; and the fused projection's
         # whole output, kept by the values that are a view of it beside rotated queries and keys.
-        again = again + m.heads * x.v_dim + (m.heads + kv) * x.qk_dim
-    elements = tokens * (query + kv * (x.qk_dim + x.v_dim) + again)
-    cast = tokens * m.heads * x.v_dim if _stored_bytes(x) < 2.0 else 0.0  # FP8 beside the output
-    total: FloatArray = (2.0 * elements + cast) / tp
+        elements = elements + m.heads * x.v_dim + (m.heads + own) * x.qk_dim
+    cast = m.heads * x.v_dim if _stored_bytes(x) < 2.0 else 0.0  # FP8 beside the output
+    total: FloatArray = tokens * (2.0 * elements + cast + _qk_norm_bytes(x, own)) / tp
+    return total
+
+
+def _value_width(x: Inputs) -> int:
+    """Return the width that a value head keeps: Hugging Face's is a view into what MLA projects.
+
+    Its fused kernels keep a copy of the output besides, in another order.
+    """
+    mla = x.model.mla
+    if x.stack.activations != "hf" or mla is None:
+        return x.v_dim
+    copied = 0 if x.stack.attention_kernel == "unfused" else mla.v_head_dim
+    return mla.qk_nope_head_dim + mla.v_head_dim + copied
+
+
+def _qk_norm_bytes(x: Inputs, kv: FloatArray) -> FloatArray:
+    """Return the saved bytes per token of norms of queries and keys: input and statistics.
+
+    Hugging Face's norms keep an fp32 copy beside the normalised one.
+    """
+    if x.model.qk_norm == QkNorm.NONE:
+        return np.zeros(len(x.layouts))
+    each = 6.0 if x.stack.activations == "hf" else 2.0
+    per_head = x.model.qk_norm == QkNorm.HEAD
+    total: FloatArray = (x.model.heads + kv) * (each * x.qk_dim + (4.0 if per_head else 0.0))
     return total
 
 
@@ -64,7 +89,9 @@ def _latent_bytes(x: Inputs) -> FloatArray:
     if x.model.mla is None:
         return np.zeros(len(x.layouts))
     low = (x.model.mla.q_lora_rank or 0) + x.model.mla.kv_lora_rank
-    return 4.0 * x.rank_tokens / x.sp_ways * low
+    if x.stack.activations == "hf":  # fp32 copies in the norms between, and their statistics
+        return x.rank_tokens.astype(np.float64) * (8 * low + 8)
+    return x.rank_tokens.astype(np.float64) / x.sp_ways * (4 * low + 8)
 
 
 def _norm_bytes(x: Inputs) -> FloatArray:
@@ -72,7 +99,7 @@ def _norm_bytes(x: Inputs) -> FloatArray:
     m, tokens = x.model, x.rank_tokens
     count = m.norms_per_layer
     stats = count * (8.0 if m.norm == Norm.LAYERNORM else 4.0) * tokens / x.sp_ways
-    if x.stack.activations == "hf":  # an fp32 copy of the input beside the normalised one
+    if x.stack.activations == "hf" and m.norm == Norm.RMSNORM:  # an fp32 copy of the input, too
         return 8.0 * count * tokens * m.hidden + stats
     if x.stack.activations == "dtensor":  # autograd saves the gathered output of each norm whole
         return 2.0 * count * tokens * m.hidden * (1 / x.sp_ways + 1) + stats
