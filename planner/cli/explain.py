@@ -29,6 +29,7 @@ def explain(
     expert_imbalance: o.ExpertImbalance = None,
     capacity_factor: o.CapacityFactor = None,
     max_memory: o.MaxMemory = None,
+    risk_memory: o.RiskMemory = None,
     expert_load: o.ExpertLoad = None,
     as_json: o.Json = False,
 ) -> None:
@@ -49,6 +50,7 @@ def explain(
             expert_imbalance=expert_imbalance,
             capacity_factor=capacity_factor,
             max_memory=max_memory,
+            risk_memory=risk_memory,
             expert_load=expert_load,
             gpus=gpus,
         )
