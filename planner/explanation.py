@@ -34,6 +34,26 @@ class SyncRow(PlanRecord):
     source: str
 
 
+class MemoryPart(PlanRecord):
+    """What a part of the memory is made of: one value a pipeline stage."""
+
+    name: str
+    unit: str
+    formula: str
+    source: str = ""
+    about: str = ""
+    stages: list[float]
+
+
+class MemoryTerm(MemoryPart):
+    """One part of the memory of a stage in bytes; the last, `total`, is the sum of the others."""
+
+    terms: list[str] = Field(
+        default_factory=list, description="Names in Explanation.terms that this is, and no more."
+    )
+    parts: list[MemoryPart] = Field(default_factory=list)
+
+
 class Explanation(PlanRecord):
     """The answer of `explain`; `mends` are the nearest changes that make the layout work."""
 
@@ -47,6 +67,10 @@ class Explanation(PlanRecord):
     estimate: Estimate | None = None
     stage_layers: list[list[int]] = Field(default_factory=list)
     terms: list[TermValue] = Field(default_factory=list)
+    memory_terms: list[MemoryTerm] = Field(default_factory=list)
+    peak_points: list[str] = Field(
+        default_factory=list, description="FSDP2: the point of a step at which each stage peaks."
+    )
     compared: list[str] = Field(default_factory=list)
     gradient_sync: list[SyncRow] = Field(default_factory=list)
     notes: list[str] = Field(default_factory=list)

@@ -12,13 +12,14 @@ from rich.text import Text
 
 from planner.plan import Estimate
 from planner.report.memory import memory_report
+from planner.report.memory_table import memory_table
 from planner.report.parts import indented, notes, title
 from planner.report.tables import layers_line, time_report
 from planner.report.text import printable
 from planner.units import GB, GIB, MIB, count, decimal_bytes, gib, seconds
 
 if TYPE_CHECKING:
-    from planner.explanation import Explanation, SyncRow, TermValue
+    from planner.explanation import Explanation, MemoryPart, SyncRow, TermValue
 
 
 def explain_report(answer: Explanation) -> RenderableType:
@@ -37,8 +38,11 @@ def explain_report(answer: Explanation) -> RenderableType:
         parts += [Text(), time_report(answer.estimate)]
         parts += [Text(), memory_report(answer.estimate.memory)]
     sources = list(dict.fromkeys(row.source for row in _cited(answer) if row.source))
+    if answer.estimate and answer.memory_terms:
+        parts += [Text(), title("What that memory is made of")]
+        parts.append(memory_table(answer, answer.estimate.memory, sources))
     if answer.terms:
-        parts += [Text(), title("Terms"), terms_table(answer.terms, sources)]
+        parts += [Text(), title("Terms"), terms_table(_told_once(answer), sources)]
     if answer.gradient_sync:
         parts += [Text(), title("One gradient synchronisation")]
         parts.append(sync_table(answer.gradient_sync, sources))
@@ -47,8 +51,16 @@ def explain_report(answer: Explanation) -> RenderableType:
     return Group(*parts, *notes(answer.notes))
 
 
-def _cited(answer: Explanation) -> list[TermValue | SyncRow]:
-    return [*(term for term in answer.terms if term.value), *answer.gradient_sync]
+def _cited(answer: Explanation) -> list[TermValue | SyncRow | MemoryPart]:
+    memory = [part for row in answer.memory_terms for part in (row, *row.parts)]
+    return [*memory, *(term for term in answer.terms if term.value), *answer.gradient_sync]
+
+
+def _told_once(answer: Explanation) -> list[TermValue]:
+    """Return the terms without those that the table of memory shows."""
+    shown = {name for row in answer.memory_terms for name in row.terms}
+    shown |= {part.name for row in answer.memory_terms for part in row.parts}
+    return [term for term in answer.terms if term.name not in shown]
 
 
 def _word(value: object) -> str:

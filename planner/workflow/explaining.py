@@ -8,10 +8,11 @@ from math import prod
 
 from planner.errors import InfeasibleError, PlannerError, SpecError
 from planner.estimate.inputs import Inputs
+from planner.estimate.opening import opened_memory, peak_points
 from planner.estimate.params import stage_dense_parameters, stage_expert_parameters
 from planner.estimate.record import term_values
 from planner.estimate.sync import gradient_sync, two_terabytes
-from planner.explanation import Explanation, SyncRow, TermValue
+from planner.explanation import Explanation, MemoryTerm, SyncRow, TermValue
 from planner.layouts.ranges import FIXABLE, Fix, parse_fix
 from planner.layouts.rules import broken_rules
 from planner.layouts.table import NAMES, IntArray, Layouts
@@ -212,6 +213,7 @@ def explain(request: PlanRequest, layout: Mapping[str, str]) -> Explanation:
         )
     opened = ranked(request, found.layouts, 0, 1)
     terms = [TermValue.model_validate(t) for t in term_values(request.context, found.layouts, 0)]
+    memory = opened_memory(request.context, found.layouts, 0)
     parameters = count_parameters(request.model).total
     return Explanation(
         legal=True,
@@ -223,6 +225,8 @@ def explain(request: PlanRequest, layout: Mapping[str, str]) -> Explanation:
         estimate=opened.estimate,
         stage_layers=opened.stage_layers,
         terms=terms,
+        memory_terms=[MemoryTerm.model_validate(t) for t in memory],
+        peak_points=peak_points(request.context, found.layouts, 0),
         compared=_compared(request, opened, found.gpus),
         gradient_sync=sync,
         notes=[*found.notes, two_terabytes(parameters, 2.0)],
