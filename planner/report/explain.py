@@ -13,6 +13,7 @@ from rich.text import Text
 from planner.plan import Estimate
 from planner.report.memory import memory_report
 from planner.report.memory_table import memory_table
+from planner.report.mends import mends_table
 from planner.report.parts import indented, notes, title
 from planner.report.tables import layers_line, time_report
 from planner.report.text import printable
@@ -25,7 +26,7 @@ if TYPE_CHECKING:
 def explain_report(answer: Explanation) -> RenderableType:
     """Return the whole report of `meshwright explain`."""
     parts: list[RenderableType] = [verdict(answer)]
-    parts += section("What would mend it", answer.mends)
+    parts += mended(answer)
     taken = [f"{field}={_word(value)}" for field, value in answer.assumed.items()]
     parts += section(
         "Left out, so the best legal value was taken", [", ".join(taken)] if taken else []
@@ -49,6 +50,16 @@ def explain_report(answer: Explanation) -> RenderableType:
     cited = [indented(f"[{n}] {source}") for n, source in enumerate(sources, start=1)]
     parts += [Text(), title("Sources"), *cited] if cited else []
     return Group(*parts, *notes(answer.notes))
+
+
+def mended(answer: Explanation) -> list[RenderableType]:
+    """Return what would mend the layout: as a table, where it is known in figures."""
+    told = len(answer.mend_layouts)
+    lines = section("What would mend it", answer.mends[: len(answer.mends) - told])
+    if not told:
+        return lines
+    heading = [] if lines else [Text(), title("What would mend it")]
+    return [*lines, *heading, mends_table(answer.mend_layouts)]
 
 
 def _cited(answer: Explanation) -> list[TermValue | SyncRow | MemoryPart]:
@@ -82,6 +93,9 @@ def verdict(answer: Explanation) -> RenderableType:
         state, style = "is legal, but does not fit", "bold red"
     else:
         state, style = "is legal and fits in memory", "bold"
+        if answer.estimate and answer.estimate.memory.at_risk:
+            share = answer.estimate.memory.peak_bytes / answer.estimate.memory.limit_bytes
+            state += f", but is at risk: {share:.0%} of it is taken, and allocators may thrash"
     head = Text(f"{printable(name)} {state}", style)
     return Group(head, *(indented(f"- {reason}") for reason in answer.reasons))
 
