@@ -193,6 +193,18 @@ def test_fields_left_out_take_the_best_value_for_the_change():
     assert free.layout == mend.layout
 
 
+def test_where_no_two_changes_do_the_nearest_that_fit_are_shown_by_what_they_change():
+    given = dict(tp="1", pp="1", cp="1", zero="0", recompute="none", micro_batch="4")
+    told = explain(request("llama-3.1-405b", "dgx-h100:16", batch=512), given)
+    near = within(told.mend_layouts)
+    assert 1 < len(near) <= 3
+    kinds = [frozenset(given) & {*mend.changes} for mend in near]
+    assert len({*kinds}) == len(kinds)
+    assert all(len(kind) > 2 for kind in kinds)
+    assert [m.step_time_s for m in near] == sorted(m.step_time_s for m in near)
+    assert not any(m.idea for m in near)
+
+
 def test_where_nothing_fits_more_nodes_are_counted_out():
     asked = request("llama-3.1-405b", "dgx-h100:2")
     told = explain(asked, {"tp": "8"})
