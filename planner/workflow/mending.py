@@ -151,9 +151,10 @@ def _changing(given: _Given, changed: Sequence[str]) -> Iterator[tuple[Ranking, 
         yield ranking, rows
     if loose == strict:
         return
-    kept = [_code(lay, changed) for lay in legal_layouts(context, gpus, strict, Tally())]
+    legal = [Layouts.empty(), *legal_layouts(context, gpus, strict, Tally())]
+    kept = _code(Layouts.concat(legal), changed)
     ranking = rank(context, gpus, loose)
-    forced = ~np.isin(_code(ranking.layouts, changed), np.concatenate([*kept, []]))
+    forced = ~np.isin(_code(ranking.layouts, changed), kept)
     rows = np.flatnonzero(_others(given, ranking.layouts, changed) & forced)
     if len(rows):
         yield ranking, rows
