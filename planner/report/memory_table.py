@@ -81,7 +81,8 @@ def memory_table(answer: Explanation, memory: Memory, sources: Sequence[str]) ->
     remarks = []
     if left := len(memory.stages) - sum(last - first + 1 for first, last, _ in groups):
         remarks.append(f"{left} stages between these are left out (--json has them all)")
-    for point in dict.fromkeys(answer.peak_points):
+    points = dict.fromkeys(answer.peak_points)
+    for point in points if len(points) > 1 else ():  # a single one is told with the bars
         stages = [p for p, name in enumerate(answer.peak_points) if name == point]
         verb = "stage {} peaks" if len(stages) == 1 else "stages {} peak"
         remarks.append(f"{verb.format(_runs(stages))} at: {point}")

@@ -93,7 +93,7 @@ def _compared(request: PlanRequest, opened: RankedPlan, gpus: int) -> list[str]:
     mine, theirs = opened.estimate, best.estimate
     slower = mine.step_time_s / theirs.step_time_s - 1
     place = int((ranking.step_s < mine.step_time_s * (1 - 1e-12)).sum()) + 1
-    if slower <= 1e-9:
+    if opened.feasible and slower <= 1e-9:
         return [f"this is the fastest of {count(ranking.feasible)} layouts that fit"]
     lines = [
         f"{slower:.1%} slower than the best that fits ({best.layout.short()}: "

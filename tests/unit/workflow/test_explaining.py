@@ -115,6 +115,14 @@ def test_out_of_memory_says_by_how_much_and_what_would_fit():
     assert told.compared[0].startswith("the best that fits is ")
 
 
+def test_one_that_does_not_fit_is_never_called_the_fastest_that_fits():
+    given = {"tp": "1", "pp": "1", "cp": "1", "zero": "3", "micro_batch": "4", "recompute": "none"}
+    told = explain(request("llama-3.1-70b", "dgx-h100:8", batch=512, stack="torchtitan"), given)
+    assert not told.feasible
+    assert told.mend_layouts[0].slower > 0  # faster than all that fit
+    assert told.compared[0].startswith("the best that fits is ")
+
+
 def test_mends_of_one_that_is_too_big_are_the_cheapest_first_and_of_different_kinds():
     told = explain(request(), {"tp": "1", "pp": "1", "zero": "0", "recompute": "none"})
     unit = {"ms": 1e-3, "s": 1.0}
