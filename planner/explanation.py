@@ -34,6 +34,53 @@ class SyncRow(PlanRecord):
     source: str
 
 
+class MemoryPart(PlanRecord):
+    """What a part of the memory is made of: one value a pipeline stage."""
+
+    name: str
+    unit: str
+    formula: str
+    source: str = ""
+    about: str = ""
+    stages: list[float]
+
+
+class MemoryTerm(MemoryPart):
+    """One part of the memory of a stage in bytes; the last, `total`, is the sum of the others."""
+
+    terms: list[str] = Field(
+        default_factory=list, description="Names in Explanation.terms that this is, and no more."
+    )
+    parts: list[MemoryPart] = Field(default_factory=list)
+
+
+class Mend(PlanRecord):
+    """A layout that fits, by what changes from the one that does not."""
+
+    idea: str = Field(description="'more recompute'; empty for whatever the nearest layout takes.")
+    changes: dict[str, tuple[int | str | bool, int | str | bool]]
+    layout: Layout
+    gpus: int
+    nodes: int
+    more_gpus: bool = Field(False, description="Takes more GPUs than the layout asked for.")
+    peak_bytes: float
+    limit_bytes: float
+    at_risk: bool
+    step_time_s: float
+    slower: float | None = Field(
+        None, description="Share of step time over the layout asked for; None where it is illegal."
+    )
+
+    @property
+    def change(self) -> str:
+        """Return what changes, as 'zero=1 -> 3, dp=4 -> 2'."""
+        return ", ".join(f"{n}={_word(a)} -> {_word(b)}" for n, (a, b) in self.changes.items())
+
+
+def _word(value: object) -> str:
+    return str(value).lower() if isinstance(value, bool) else str(value)
+
+
 class Explanation(PlanRecord):
     """The answer of `explain`; `mends` are the nearest changes that make the layout work."""
 
@@ -42,11 +89,18 @@ class Explanation(PlanRecord):
     feasible: bool
     reasons: list[str] = Field(default_factory=list)
     mends: list[str] = Field(default_factory=list)
+    mend_layouts: list[Mend] = Field(
+        default_factory=list, description="The same, to be read by scripts; cheapest first."
+    )
     assumed: dict[str, int | str | bool] = Field(default_factory=dict)
     layout: Layout | None = None
     estimate: Estimate | None = None
     stage_layers: list[list[int]] = Field(default_factory=list)
     terms: list[TermValue] = Field(default_factory=list)
+    memory_terms: list[MemoryTerm] = Field(default_factory=list)
+    peak_points: list[str] = Field(
+        default_factory=list, description="FSDP2: the point of a step at which each stage peaks."
+    )
     compared: list[str] = Field(default_factory=list)
     gradient_sync: list[SyncRow] = Field(default_factory=list)
     notes: list[str] = Field(default_factory=list)

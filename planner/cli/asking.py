@@ -39,6 +39,7 @@ class Asked:
     expert_imbalance: float | None = None
     capacity_factor: float | None = None
     max_memory: float | None = None
+    risk_memory: float | None = None
     expert_load: Path | None = None
     fix: str = ""
     top: int = 10
@@ -116,6 +117,7 @@ def workload_of(asked: Asked, model: ModelSpec, gpus: int) -> Workload:
         "expert_imbalance": asked.expert_imbalance,
         "capacity_factor": asked.capacity_factor,
         "max_memory": asked.max_memory,
+        "risk_memory": asked.risk_memory,
         "expert_load": load,
     }
     given = {name: value for name, value in given.items() if value is not None}

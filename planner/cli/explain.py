@@ -13,6 +13,7 @@ EXAMPLES = """\
 Examples:
   meshwright explain llama-3.1-70b dgx-h100:32 --layout tp=8,pp=4
   meshwright explain llama-3.1-70b dgx-h100:2 --layout tp=2 --json
+  meshwright explain llama-3.1-405b dgx-h100:64 --layout tp=8,pp=4,zero=1,recompute=none
 """
 
 
@@ -29,13 +30,15 @@ def explain(
     expert_imbalance: o.ExpertImbalance = None,
     capacity_factor: o.CapacityFactor = None,
     max_memory: o.MaxMemory = None,
+    risk_memory: o.RiskMemory = None,
     expert_load: o.ExpertLoad = None,
     as_json: o.Json = False,
 ) -> None:
-    """Show every term of one layout: value, formula, source.
+    """Show every term of one layout: value, formula, source; memory by stage and part.
 
-    If the layout is illegal, out of memory or beaten: why, by how much, and the nearest change
-    that would mend it. Exit code 0 either way, because the question is answered.
+    If the layout is illegal, out of memory or beaten: why, by how much, and what would mend it:
+    the cheapest changes that make it fit, or the nearest legal layouts. Exit code 0 either way,
+    because the question is answered.
     """
     fields = o.fields_of(layout, option="--layout")
     request = request_of(
@@ -49,6 +52,7 @@ def explain(
             expert_imbalance=expert_imbalance,
             capacity_factor=capacity_factor,
             max_memory=max_memory,
+            risk_memory=risk_memory,
             expert_load=expert_load,
             gpus=gpus,
         )

@@ -103,6 +103,14 @@ MaxMemory = Annotated[
         help="Share of a GPU's usable memory that a plan may take. Default: 0.97.",
     ),
 ]
+RiskMemory = Annotated[
+    float | None,
+    typer.Option(
+        "--risk-memory",
+        metavar="SHARE",
+        help="Mark plans above this share: published runs there were far slower. Default: 0.85.",
+    ),
+]
 ExpertLoad = Annotated[
     Path | None,
     typer.Option(

@@ -49,6 +49,7 @@ def plan(
     expert_imbalance: o.ExpertImbalance = None,
     capacity_factor: o.CapacityFactor = None,
     max_memory: o.MaxMemory = None,
+    risk_memory: o.RiskMemory = None,
     expert_load: o.ExpertLoad = None,
     output: Annotated[
         Path | None,
@@ -81,6 +82,7 @@ def plan(
             expert_imbalance=expert_imbalance,
             capacity_factor=capacity_factor,
             max_memory=max_memory,
+            risk_memory=risk_memory,
             expert_load=expert_load,
             fix=fix,
             top=top,

@@ -34,6 +34,17 @@ def microbatches_in_flight(x: Inputs) -> FloatArray:
 
 @term(
     unit="bytes",
+    formula="micro-batches in flight * what the stage's layers keep of one",
+    source=GPIPE_2019,
+    on=(*EXPERT_SHARD, "pp", "vpp", "schedule", "num_microbatches", "recompute"),
+)
+def kept_activations_bytes(x: Inputs) -> FloatArray:
+    """What all layers of a stage keep of the micro-batches in flight."""
+    return microbatches_in_flight(x) * kept_stage_bytes(x)
+
+
+@term(
+    unit="bytes",
     formula="in flight * sum of the stage's layers + what is recomputed at once + its gradients",
     source=GPIPE_2019,
     on=(*EXPERT_SHARD, "pp", "vpp", "schedule", "num_microbatches", "recompute"),
@@ -42,7 +53,7 @@ def activations_bytes(x: Inputs) -> FloatArray:
     """Activations that a stage holds at its peak."""
     s = x.stages
     dense, moe = (whole[:, None] for whole in whole_layer_bytes(x))
-    held = microbatches_in_flight(x) * kept_stage_bytes(x)
+    held = kept_activations_bytes(x)
     ahead = x.stack.layers_ahead * np.where(s.moe_layers > 0, moe, dense)
     pending = np.where(x.layouts.num_microbatches[:, None] > 1, ahead, 0.0)
     return held + _made_again_bytes(x) + pending + _backward_working_bytes(x)[:, None]

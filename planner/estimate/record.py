@@ -26,10 +26,6 @@ from planner.estimate.uncertainty import interval
 from planner.layouts.rules import Context
 from planner.layouts.table import Layouts
 
-AT_RISK = 0.85
-"""Share of the limit above which allocators start to thrash (nanotron's sweep: 70 of 80 GB)."""
-
-
 MEMORY_MODULES = (states, activations, in_flight, buffers, fsdp, memory)
 MODULES = (params, experts, compute, communication, *MEMORY_MODULES, step)
 
@@ -97,7 +93,7 @@ def _memory(x: Inputs) -> dict[str, Any]:
     return {
         "peak_bytes": peak,
         "limit_bytes": limit,
-        "at_risk": AT_RISK * limit < peak <= limit,
+        "at_risk": x.workload.risk_memory * limit < peak <= limit,
         "peak_point": fsdp.peak_point(x, heaviest) if x.stack.states == "fsdp2" else None,
         "stages": stages,
     }

@@ -12,19 +12,21 @@ from rich.text import Text
 
 from planner.plan import Estimate
 from planner.report.memory import memory_report
+from planner.report.memory_table import memory_table
+from planner.report.mends import mends_table
 from planner.report.parts import indented, notes, title
 from planner.report.tables import layers_line, time_report
 from planner.report.text import printable
 from planner.units import GB, GIB, MIB, count, decimal_bytes, gib, seconds
 
 if TYPE_CHECKING:
-    from planner.explanation import Explanation, SyncRow, TermValue
+    from planner.explanation import Explanation, MemoryPart, SyncRow, TermValue
 
 
 def explain_report(answer: Explanation) -> RenderableType:
     """Return the whole report of `meshwright explain`."""
     parts: list[RenderableType] = [verdict(answer)]
-    parts += section("What would mend it", answer.mends)
+    parts += mended(answer)
     taken = [f"{field}={_word(value)}" for field, value in answer.assumed.items()]
     parts += section(
         "Left out, so the best legal value was taken", [", ".join(taken)] if taken else []
@@ -37,8 +39,11 @@ def explain_report(answer: Explanation) -> RenderableType:
         parts += [Text(), time_report(answer.estimate)]
         parts += [Text(), memory_report(answer.estimate.memory)]
     sources = list(dict.fromkeys(row.source for row in _cited(answer) if row.source))
+    if answer.estimate and answer.memory_terms:
+        parts += [Text(), title("What that memory is made of")]
+        parts.append(memory_table(answer, answer.estimate.memory, sources))
     if answer.terms:
-        parts += [Text(), title("Terms"), terms_table(answer.terms, sources)]
+        parts += [Text(), title("Terms"), terms_table(_told_once(answer), sources)]
     if answer.gradient_sync:
         parts += [Text(), title("One gradient synchronisation")]
         parts.append(sync_table(answer.gradient_sync, sources))
@@ -47,8 +52,26 @@ def explain_report(answer: Explanation) -> RenderableType:
     return Group(*parts, *notes(answer.notes))
 
 
-def _cited(answer: Explanation) -> list[TermValue | SyncRow]:
-    return [*(term for term in answer.terms if term.value), *answer.gradient_sync]
+def mended(answer: Explanation) -> list[RenderableType]:
+    """Return what would mend the layout: as a table, where it is known in figures."""
+    told = len(answer.mend_layouts)
+    lines = section("What would mend it", answer.mends[: len(answer.mends) - told])
+    if not told:
+        return lines
+    heading = [] if lines else [Text(), title("What would mend it")]
+    return [*lines, *heading, mends_table(answer.mend_layouts)]
+
+
+def _cited(answer: Explanation) -> list[TermValue | SyncRow | MemoryPart]:
+    memory = [part for row in answer.memory_terms for part in (row, *row.parts)]
+    return [*memory, *(term for term in answer.terms if term.value), *answer.gradient_sync]
+
+
+def _told_once(answer: Explanation) -> list[TermValue]:
+    """Return the terms without those that the table of memory shows."""
+    shown = {name for row in answer.memory_terms for name in row.terms}
+    shown |= {part.name for row in answer.memory_terms for part in row.parts}
+    return [term for term in answer.terms if term.name not in shown]
 
 
 def _word(value: object) -> str:
@@ -70,6 +93,9 @@ def verdict(answer: Explanation) -> RenderableType:
         state, style = "is legal, but does not fit", "bold red"
     else:
         state, style = "is legal and fits in memory", "bold"
+        if answer.estimate and answer.estimate.memory.at_risk:
+            share = answer.estimate.memory.peak_bytes / answer.estimate.memory.limit_bytes
+            state += f", but is at risk: {share:.0%} of it is taken, and allocators may thrash"
     head = Text(f"{printable(name)} {state}", style)
     return Group(head, *(indented(f"- {reason}") for reason in answer.reasons))
 

@@ -96,3 +96,14 @@ def shortened(groups: Sequence[tuple[int, int, StageMemory]]) -> Bars:
 
 def _stages(first: int, last: int) -> str:
     return f"stage {first}" if first == last else f"stages {first}-{last}"
+
+
+def heaviest_of_groups(memory: Memory) -> list[tuple[int, int, int]]:
+    """Return (first, last, heaviest) stage of each group that is drawn."""
+    totals = [stage.total for stage in memory.stages]
+    shown = shortened(list(grouped(memory.stages, memory.limit_bytes)))
+    return [
+        (first, last, max(range(first, last + 1), key=totals.__getitem__))
+        for first, last, stage in shown
+        if stage is not None
+    ]

@@ -9,6 +9,13 @@ from pydantic import Field, PositiveFloat, PositiveInt, model_validator
 
 from planner.specs.record import Record
 
+AT_RISK = 0.85
+"""Share of a GPU's usable memory above which a plan is marked: allocators may thrash there.
+
+In nanotron's published sweep on 80 GB cards all ten runs that took 70 GiB or more were 2.9 to 7.8
+times slower than expected; below 65 GiB no more of them were slow than elsewhere.
+"""
+
 
 class Precision(StrEnum):
     """Number format of the matrix multiplies; weights and activations are kept in 16 bit."""
@@ -60,6 +67,9 @@ class Workload(Record):
     recompute_layers: PositiveInt = Field(1, le=100_000, description="See recompute_method.")
     max_memory: PositiveFloat = Field(
         0.97, le=1, description="Share of a GPU's usable memory that a plan may take."
+    )
+    risk_memory: PositiveFloat = Field(
+        AT_RISK, le=1, description="Share of it above which a plan that fits is marked at risk."
     )
 
     @model_validator(mode="after")

@@ -32,6 +32,7 @@ WORKLOAD = {
     "precision": "precision",
     "stack": "stack",
     "max_memory": "max_memory",
+    "risk_memory": "risk_memory",
     "expert_imbalance": "expert_imbalance",
     "capacity_factor": "capacity_factor",
 }

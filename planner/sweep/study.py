@@ -33,6 +33,7 @@ NAMES = {
     "stack": TEXT,
     "fix": FIX,
     "max_memory": NUMBER,
+    "risk_memory": NUMBER,
     "expert_imbalance": NUMBER,
     "capacity_factor": NUMBER,
 }

@@ -27,8 +27,15 @@ INTEGERS = {
     *("num_microbatches", "layouts_enumerated", "layouts_legal", "layouts_feasible"),
 }
 NUMBERS = {
-    *("max_memory", "expert_imbalance", "capacity_factor", "step_time_s", "tokens_per_s"),
-    *("tokens_per_s_per_gpu", "tflops_per_gpu", "mfu", "mfu_causal", "bubble_fraction"),
+    *("max_memory", "risk_memory", "expert_imbalance", "capacity_factor", "step_time_s"),
+    *(
+        "tokens_per_s",
+        "tokens_per_s_per_gpu",
+        "tflops_per_gpu",
+        "mfu",
+        "mfu_causal",
+        "bubble_fraction",
+    ),
     *("memory_peak_bytes", "memory_limit_bytes", "dropped_tokens"),
 }
 TRUTHS = {"sp", "at_risk"}

@@ -7,7 +7,8 @@ from dataclasses import replace
 
 from planner.errors import InfeasibleError
 from planner.plan import Layout, Placement
-from planner.workflow.explaining import completed
+from planner.workflow.completing import completed
+from planner.workflow.mending import mends, sentences
 from planner.workflow.planning import PlanRequest, placed_layout, usable_gpus
 
 
@@ -23,8 +24,10 @@ def place(
     found = completed(request, layout)
     if found.layout is None or not found.legal:
         _refuse_for_room(request, found.layout)
+        mended, why_none = mends(request, found)
+        hint = [*sentences(mended), *why_none]
         raise InfeasibleError(
-            f"this layout is not legal: {'; '.join(found.reasons)}", hint="; ".join(found.mends[:1])
+            f"this layout is not legal: {'; '.join(found.reasons)}", hint="; ".join(hint[:1])
         )
     placement = placed_layout(request, found.layout, moved_from=moved_from)
     return placement.model_copy(update={"notes": [*request.notes, *placement.notes]})

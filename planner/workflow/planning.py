@@ -10,7 +10,7 @@ import numpy as np
 
 from planner.emit import emitter_named
 from planner.errors import InfeasibleError, SpecError
-from planner.estimate.record import AT_RISK, estimate_record
+from planner.estimate.record import estimate_record
 from planner.estimate.uncertainty import tie
 from planner.layouts.grid import divisors
 from planner.layouts.ranges import MICRO_BATCHES, parse_fix
@@ -285,7 +285,7 @@ def _remarks(ranking: Ranking, plans: Sequence[RankedPlan], workload: Workload) 
     notes = ["each row is the best of its (tp, pp, cp, ep, etp, dp); --fix shows its variants"]
     best = plans[0].estimate
     if best.memory.at_risk:
-        notes.append(_calmer(ranking, best))
+        notes.append(_calmer(ranking, best, workload.risk_memory))
     close = max(NEAR_TIE, tie(workload))
     ties = int((ranking.step_s <= best.step_time_s * (1 + close)).sum())
     if ties > 1:
@@ -316,16 +316,16 @@ def _on_real_stacks(request: PlanRequest, best: Layouts) -> list[str]:
     ]
 
 
-def _calmer(ranking: Ranking, best: Estimate) -> str:
+def _calmer(ranking: Ranking, best: Estimate, share_at_risk: float) -> str:
     """Return what the fastest layout away from the memory limit would cost."""
     share = best.memory.peak_bytes / best.memory.limit_bytes
     risk = f"the first plan takes {share:.0%} of a GPU's memory, where allocators may thrash"
-    calm = np.flatnonzero(ranking.peak_bytes <= AT_RISK * ranking.limit_bytes)
+    calm = np.flatnonzero(ranking.peak_bytes <= share_at_risk * ranking.limit_bytes)
     if not len(calm):
-        return f"{risk}; no layout stays below {AT_RISK:.0%}"
+        return f"{risk}; no layout stays below {share_at_risk:.0%}"
     slower = ranking.step_s[calm[0]] / best.step_time_s - 1
     other = layout_record(ranking.layouts, int(calm[0])).short()
-    return f"{risk}; --max-memory {AT_RISK:g} would give {other}, {slower:.1%} slower"
+    return f"{risk}; --max-memory {share_at_risk:g} would give {other}, {slower:.1%} slower"
 
 
 def plan_for_target(request: PlanRequest, target: str) -> Plan:

@@ -13,10 +13,10 @@ import typer
 
 from planner.cli.app import app
 from planner.estimate.memory import ALL_TO_ALL_BYTES, COMMUNICATOR_BYTES, CONTEXT_BYTES
-from planner.estimate.record import AT_RISK, TERMS
+from planner.estimate.record import TERMS
 from planner.estimate.step import DP_FLOOR
 from planner.layouts.rules import RULES
-from planner.specs.workload import Workload
+from planner.specs.workload import AT_RISK, Workload
 from planner.units import GIB
 from planner.workflow.planning import NEAR_TIE
 

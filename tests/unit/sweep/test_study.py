@@ -49,6 +49,7 @@ def test_without_axes_there_is_one_point(study):
         ("precision", "fp8", lambda r: r.workload.precision.value),
         ("stack", "megatron", lambda r: r.workload.stack),
         ("max_memory", 0.5, lambda r: r.workload.max_memory),
+        ("risk_memory", 0.5, lambda r: r.workload.risk_memory),
         ("gpus", 4, lambda r: r.gpus),
     ],
 )  # fmt: skip

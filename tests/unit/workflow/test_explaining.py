@@ -38,6 +38,30 @@ def test_every_term_is_shown_with_formula_and_source():
     assert sum(told.estimate.time_s.values()) == pytest.approx(told.estimate.step_time_s)
 
 
+def test_json_keeps_its_keys_and_opens_memory_by_stage():
+    told = json.loads(explain(request("llama-3.1-70b"), {"tp": "8", "pp": "2"}).to_json())
+    contract = {"schema", "legal", "feasible", "reasons", "layout", "estimate", "terms"}
+    before = {"mends", "assumed", "stage_layers", "compared", "gradient_sync", "notes"}
+    assert contract | before | {"memory_terms", "mend_layouts", "peak_points"} == {*told}
+    assert all(isinstance(mend, str) for mend in told["mends"])
+    stages = told["estimate"]["memory"]["stages"]
+    rows = told["memory_terms"]
+    assert {row["name"] for row in rows} == {*stages[0]}
+    for row in rows:
+        assert {"name", "unit", "formula", "source", "stages", "parts"} <= {*row}
+        assert row["unit"] == "bytes"
+        assert row["stages"] == [stage[row["name"]] for stage in stages]
+    known = {term["name"] for term in told["terms"]}
+    assert all(known.issuperset(row["terms"]) for row in rows)
+
+
+@pytest.mark.parametrize("risk", [0.2, 0.96])
+def test_a_layout_above_the_share_at_risk_says_so(risk):
+    memory = explain(request(risk_memory=risk), {"tp": "2"}).estimate.memory
+    assert memory.at_risk == (memory.peak_bytes > risk * memory.limit_bytes)
+    assert memory.at_risk == (risk < 0.5)
+
+
 def test_the_fastest_is_told_so_and_others_lose_what_their_parts_lose():
     best = plan(request()).best
     told = explain(request(), dict(p.split("=") for p in best.layout.short().split(",")))
@@ -88,6 +112,14 @@ def test_out_of_memory_says_by_how_much_and_what_would_fit():
     assert needs * 2**30 == pytest.approx(told.estimate.memory.peak_bytes, rel=0.01)
     assert told.mends
     assert "zero=0 -> " in told.mends[0]
+    assert told.compared[0].startswith("the best that fits is ")
+
+
+def test_one_that_does_not_fit_is_never_called_the_fastest_that_fits():
+    given = {"tp": "1", "pp": "1", "cp": "1", "zero": "3", "micro_batch": "4", "recompute": "none"}
+    told = explain(request("llama-3.1-70b", "dgx-h100:8", batch=512, stack="torchtitan"), given)
+    assert not told.feasible
+    assert told.mend_layouts[0].slower > 0  # faster than all that fit
     assert told.compared[0].startswith("the best that fits is ")
 
 

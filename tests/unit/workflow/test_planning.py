@@ -155,6 +155,18 @@ def test_unknown_fields_and_values_are_refused(fix, named):
         plan(request(fix=fix))
 
 
+def test_plans_above_the_share_asked_for_are_marked_at_risk():
+    shares = {}
+    for risk in (0.3, 0.9):
+        found = plan(request("llama-3.1-8b", risk_memory=risk))
+        memories = [p.estimate.memory for p in found.plans if p.feasible]
+        assert all(m.at_risk == (m.peak_bytes > risk * m.limit_bytes) for m in memories)
+        shares[risk] = sum(m.at_risk for m in memories) / len(memories)
+        told = [note for note in found.notes if f"--max-memory {risk:g} would give" in note]
+        assert bool(told) == memories[0].at_risk
+    assert shares[0.3] > shares[0.9]
+
+
 def test_fixed_fields_hold_in_every_ranked_row():
     fix = {"tp": "2|4", "pp": "2..4", "recompute": "full", "sp": "true"}
     for row in plan(request(fix=fix)).plans:

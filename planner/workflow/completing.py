@@ -1,0 +1,115 @@
+"""One layout with every field filled in: the fastest that has the given fields, if one fits."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
+from math import prod
+
+from planner.errors import InfeasibleError, SpecError
+from planner.layouts.ranges import Fix, parse_fix
+from planner.layouts.rules import broken_rules
+from planner.layouts.table import NAMES, Layouts
+from planner.plan import Layout
+from planner.rank import Ranking, rank
+from planner.units import gib
+from planner.workflow.planning import PlanRequest, layout_record, plain, search, usable_gpus
+
+DEGREES = ("tp", "pp", "cp", "dp")
+
+
+@dataclass(frozen=True)
+class Completed:
+    """A layout with every field filled in, and whether it is legal and fits."""
+
+    legal: bool
+    feasible: bool
+    layouts: Layouts
+    gpus: int
+    wanted: Mapping[str, int] = field(default_factory=dict)
+    """The fields that were given, codes for names."""
+    reasons: list[str] = field(default_factory=list)
+    notes: list[str] = field(default_factory=list)
+
+    @property
+    def layout(self) -> Layout | None:
+        """Return the layout as a record."""
+        return layout_record(self.layouts, 0) if len(self.layouts) else None
+
+
+def completed(request: PlanRequest, given: Mapping[str, str]) -> Completed:
+    """Return the fastest legal layout that fits and has the given fields.
+
+    If none fits, the lightest; if none is legal, one with defaults and every rule that it breaks.
+    Raises SpecError for an unknown field or a value that is no single value.
+    """
+    fix = parse_fix(given)
+    wanted = _single_values(fix)
+    gpus, notes = _gpus_of(request, wanted)
+    ranking = rank(request.context, gpus, fix)
+    if not ranking.tally.legal and "dp" not in wanted and request.gpus is None:
+        ranking, gpus, notes = _on_fewer(request, given, ranking, notes)
+    if ranking.feasible:
+        return Completed(True, True, ranking.layouts.take([0]), gpus, wanted, notes=notes)
+    if ranking.tally.legal:
+        short = ranking.lightest_bytes - ranking.budget_bytes
+        share = f"{request.workload.max_memory:.0%} of {gib(ranking.limit_bytes)}"
+        over = "out of memory" if ranking.lightest_bytes > ranking.limit_bytes else "too close"
+        reason = (
+            f"{over}: needs {gib(ranking.lightest_bytes)} per GPU, {gib(ranking.budget_bytes)} "
+            f"may be used ({share}); {gib(short)} short"
+        )
+        return Completed(True, False, ranking.lightest, gpus, wanted, [reason], notes)
+    guess = _filled(request, wanted, gpus)
+    reasons = broken_rules(guess, 0, request.context)
+    used = prod(int(getattr(guess, name)[0]) for name in DEGREES)
+    if used != gpus or used > request.cluster.gpus:
+        reasons.insert(0, f"tp*pp*cp*dp = {used:,} is not the {gpus:,} GPUs there are")
+    reasons = reasons or [f"no layout of {gpus:,} GPUs has these fields"]
+    return Completed(False, False, guess, gpus, wanted, reasons, notes)
+
+
+def _on_fewer(
+    request: PlanRequest, given: Mapping[str, str], ranking: Ranking, notes: list[str]
+) -> tuple[Ranking, int, list[str]]:
+    """Return the search on as many GPUs as any layout with these fields can use."""
+    try:
+        other, said = search(replace(request, fix=dict(given)), lambda _: None)
+    except InfeasibleError:
+        return ranking, ranking.gpus, notes
+    return other, other.gpus, said
+
+
+def _single_values(fix: Fix) -> dict[str, int]:
+    values: dict[str, int] = {}
+    for name, choice in fix.choices.items():
+        if (only := choice.only) is None:
+            raise SpecError(f"{name}={choice.text}: --layout takes one value a field")
+        values[name] = only
+    return values
+
+
+def _gpus_of(request: PlanRequest, wanted: Mapping[str, int]) -> tuple[int, list[str]]:
+    """Return the GPUs of the layout: the product of its degrees where tp, pp and dp are given."""
+    gpus, notes = usable_gpus(request)
+    if request.gpus is None and all(name in wanted for name in ("tp", "pp", "dp")):
+        used = prod(wanted.get(name, 1) for name in DEGREES)
+        if used < gpus:
+            return used, [*notes, f"uses {used:,} of {gpus:,} GPUs"]
+    return gpus, notes
+
+
+def _filled(request: PlanRequest, wanted: Mapping[str, int], gpus: int) -> Layouts:
+    """Return the given fields with plain defaults for the others, legal or not."""
+    batch = request.workload.global_batch
+    row: dict[str, int | str] = dict(plain(1, 1, batch).row(0))
+    for name, value in wanted.items():
+        row[name] = NAMES[name][value] if name in NAMES else value
+    if "dp" not in wanted:
+        row["dp"] = max(1, gpus // (int(row["tp"]) * int(row["pp"]) * int(row["cp"])))
+    if "sp" not in wanted and int(row["tp"]) > 1 and request.model.experts:
+        row["sp"] = 1
+    if "schedule" not in wanted and int(row["pp"]) > 1:
+        row["schedule"] = "interleaved" if int(row["vpp"]) > 1 else "1f1b"
+    row["num_microbatches"] = max(1, batch // (int(row["dp"]) * int(row["micro_batch"])))
+    return Layouts.of([row])
