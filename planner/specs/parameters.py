@@ -24,7 +24,7 @@ class LayerParameters:
     attention_heads: int
     """Query and output projections (q bias and sinks too), MLA's up-projections: / tp."""
     attention_kv: int
-    """Key and value projections with their biases: / min(tp, kv_heads). MLA has none."""
+    """Key and value projections with their biases: / tp. MLA has none."""
     attention_replicated: int
     """Output bias and MLA's down-projections: whole on every tensor parallel rank."""
     mlp: int
