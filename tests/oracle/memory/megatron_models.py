@@ -38,6 +38,7 @@ def rank_of(
     torch = pytest.importorskip("torch")
     from megatron.core import parallel_state
     from megatron.core.models.backends import LocalSpecProvider
+    from torch import _dynamo
     from torch.testing._internal.distributed.fake_pg import FakeStore
 
     with contextlib.ExitStack() as stack:
@@ -46,7 +47,9 @@ def rank_of(
         warnings.simplefilter("ignore")
         enter(contextlib.redirect_stdout(io.StringIO()))
         enter(contextlib.redirect_stderr(io.StringIO()))
+        enter(_dynamo.config.patch(disable=True))  # nothing to compile for
         enter(mock.patch.object(torch.cuda, "Stream", mock.MagicMock()))
+        enter(mock.patch.object(torch.cuda, "current_stream", mock.MagicMock()))
         enter(mock.patch.object(torch.cuda, "current_device", return_value="cpu"))
         enter(mock.patch.object(torch.Tensor, "cuda", lambda tensor, *_, **__: tensor))
         if core is not None:
@@ -161,3 +164,111 @@ def rank_parameters(model: ModelSpec, rank: int, **degrees: int) -> tuple[int, i
     named = list(module.named_parameters())
     experts = sum(p.numel() for name, p in named if ".experts." in name and "shared" not in name)
     return sum(p.numel() for _, p in named) - experts, experts
+
+
+def fused_core() -> type:
+    """Return an attention core that saves what a fused kernel does: q, k, v, output, statistics."""
+    import torch
+
+    class Kernel(torch.autograd.Function):
+        @staticmethod
+        def forward(ctx: Any, q: Any, k: Any, v: Any) -> Any:
+            groups = q.shape[2] // k.shape[2]
+            wide = [q, k.repeat_interleave(groups, 2), v.repeat_interleave(groups, 2)]
+            out = torch.nn.functional.scaled_dot_product_attention(
+                *(t.permute(1, 2, 0, 3).float() for t in wide), is_causal=True
+            )
+            out = out.permute(2, 0, 1, 3).to(q.dtype).contiguous()
+            rows = torch.zeros(q.shape[1], q.shape[2], q.shape[0])  # log-sum-exp, fp32
+            ctx.save_for_backward(q, k, v, out, rows)
+            return out.flatten(2)
+
+    class Core(torch.nn.Module):
+        def __init__(self, **_: Any) -> None:
+            super().__init__()
+
+        def forward(self, query: Any, key: Any, value: Any, *_: Any, **__: Any) -> Any:
+            return Kernel.apply(query.contiguous(), key.contiguous(), value.contiguous())
+
+    return Core
+
+
+def kernel_norm(layer_norm: bool) -> type:
+    """Return a norm that saves what a fused kernel does: its input and statistics in fp32."""
+    import torch
+
+    class Kernel(torch.autograd.Function):
+        @staticmethod
+        def forward(ctx: Any, x: Any, weight: Any) -> Any:
+            x = x.contiguous()
+            wide = x.float()
+            rows = [wide.pow(2).mean(-1)] if not layer_norm else [wide.mean(-1), wide.var(-1)]
+            ctx.save_for_backward(x, weight, *rows)
+            return x * weight
+
+    class Norm(torch.nn.Module):
+        def __init__(self, *_: Any, hidden_size: int, **__: Any) -> None:
+            super().__init__()
+            self.weight = torch.nn.Parameter(torch.ones(hidden_size))
+
+        def forward(self, x: Any) -> Any:
+            return Kernel.apply(x, self.weight)
+
+    return Norm
+
+
+def layer_saved(
+    model: ModelSpec, *, tp: int, sp: bool, batch: int, seq: int, fused: bool, **config: Any
+) -> tuple[int, list[Any]]:
+    """Return what Megatron's own layer saves for backward on one rank, and each tensor of it.
+
+    Norms and, where `fused`, the attention core save what their CUDA kernels do; softmax is kept in
+    16 bit, as Megatron's fused kernel keeps it. All else is Megatron-Core's code.
+    """
+    megatron_harness.load()
+    import torch
+    from saved import dropout_as_cuda, saved_bytes
+
+    with contextlib.ExitStack() as stack:
+        enter = stack.enter_context
+        job = {"tp": tp, "pp": 1, "ep": 1, "etp": 1, "world": tp}
+        enter(rank_of(0, **job, core=fused_core() if fused else None))
+        enter(dropout_as_cuda())
+        from megatron.core.models.gpt.gpt_layer_specs import get_gpt_layer_local_spec
+        from megatron.core.tensor_parallel import random
+        from megatron.core.transformer import dot_product_attention
+        from megatron.core.transformer.spec_utils import build_module
+
+        tracker = mock.MagicMock()
+        tracker().fork = lambda *_: contextlib.nullcontext()
+        for module in (random, dot_product_attention.tensor_parallel):
+            enter(mock.patch.object(module, "get_cuda_rng_tracker", tracker))
+        made = config_of(
+            model,
+            tensor_model_parallel_size=tp,
+            sequence_parallel=sp,
+            attention_softmax_in_fp32=False,
+            bias_activation_fusion=True,
+            **config,
+        )
+        spec = get_gpt_layer_local_spec(
+            model.experts.count if model.experts else None,
+            qk_layernorm=made.qk_layernorm,
+            multi_latent_attention=model.mla is not None,
+            normalization=made.normalization,
+        )
+        norm = kernel_norm(model.norm is Norm.LAYERNORM)
+        spec.submodules.input_layernorm = spec.submodules.pre_mlp_layernorm = norm
+        inner = spec.submodules.self_attention.submodules
+        for name in ("q_layernorm", "k_layernorm", "kv_layernorm"):
+            if made.qk_layernorm and hasattr(inner, name):
+                setattr(inner, name, norm)
+        layer = build_module(spec, config=made, layer_number=1).bfloat16()
+        rows = seq // tp if sp else seq
+        x = torch.randn(rows, batch, model.hidden, dtype=torch.bfloat16, requires_grad=True)
+        mask = torch.ones(1, 1, seq, seq, dtype=torch.bool).triu(1)
+        return saved_bytes(
+            lambda: layer(x, attention_mask=mask),
+            parameters=list(layer.parameters()),
+            given=[mask],
+        )
