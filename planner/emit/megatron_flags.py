@@ -141,6 +141,8 @@ def expert_flags(model: ModelSpec, work: Workload) -> list[Flag]:
         out.append(_flag("--moe-router-pre-softmax"))
     if experts.shared_ffn:
         out.append(_flag("--moe-shared-expert-intermediate-size", experts.shared_ffn))
+    if experts.shared_gate:
+        out.append(_flag("--moe-shared-expert-gate"))
     if not all(model.moe_layers):
         out.append(_flag("--moe-layer-freq", layer_pattern(experts, model.layers)))
     if work.capacity_factor is not None:

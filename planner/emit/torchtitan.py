@@ -79,6 +79,8 @@ def shape_problems(model: ModelSpec) -> Iterator[str]:
         yield "titan_plan.py builds projections without biases only."
     if model.experts and (model.experts.router_bias or model.experts.expert_bias):
         yield "titan_plan.py builds experts without biases only."
+    if model.experts and model.experts.shared_gate:
+        yield "titan_plan.py adds up the shared experts' output without a gate."
     if model.sliding_window_tokens or model.attention_sinks:
         yield "titan_plan.py has full causal attention only: no windows, no sinks."
     if model.qk_norm is QkNorm.FULL or model.embedding_norm or not model.final_norm:

@@ -6,25 +6,32 @@ import numpy as np
 
 from planner.estimate.inputs import FloatArray, Inputs, term
 from planner.sources import MEGATRON_2019, MEGATRON_CORE, SWITCH_2021
-from planner.specs.model import Norm
-from planner.specs.parameters import LayerParameters, layer_parameters, padded_vocab
+from planner.specs.parameters import (
+    LayerParameters,
+    layer_parameters,
+    norm_parameters,
+    padded_vocab,
+)
 
 
 def _outside_experts(x: Inputs, layer: LayerParameters) -> FloatArray:
     tp = x.layouts.tp
     whole = layer.attention_replicated + layer.mlp_replicated + layer.router + layer.norms
-    kv_ways = np.minimum(tp, x.model.kv_heads)
-    return layer.attention_heads / tp + layer.attention_kv / kv_ways + layer.mlp / tp + whole
+    return (layer.attention_heads + layer.attention_kv + layer.mlp) / tp + whole
 
 
 @term(
     unit="parameters",
-    formula="heads/tp + kv/min(tp, kv_heads) + mlp/tp + norms, biases and down-projections whole",
+    formula="(heads + kv + mlp)/tp + norms, biases and down-projections whole",
     source=MEGATRON_2019,
     on=("tp",),
 )
 def dense_layer_parameters(x: Inputs) -> FloatArray:
-    """One dense layer on one tensor-parallel rank."""
+    """One dense layer on one tensor-parallel rank.
+
+    Megatron-Core splits the weights of keys and values evenly even where tp exceeds their heads,
+    and gathers what they put out.
+    """
     return _outside_experts(x, layer_parameters(x.model, moe=False))
 
 
@@ -64,17 +71,24 @@ def embedding_parameters(x: Inputs) -> FloatArray:
 
 @term(
     unit="parameters",
-    formula="padded_vocab*hidden/tp + final norm (0 where tied on one stage)",
+    formula="padded_vocab*hidden/tp (0: tied, pp 1) + final norm; MTP: 2 h^2/tp + 3 norms + table",
     source=MEGATRON_CORE,
     on=("tp", "pp"),
 )
 def head_parameters(x: Inputs) -> FloatArray:
-    """Output projection and final norm on the last stage; tied weights are a copy when pp > 1."""
+    """Output projection and final norm on the last stage; tied weights are a copy when pp > 1.
+
+    Multi-token prediction looks its tokens up where it is: the last stage holds the table too.
+    """
     m = x.model
     table = padded_vocab(m.vocab, x.layouts.tp) * m.hidden / x.layouts.tp
     held = np.where((x.layouts.pp == 1) & m.tied_embeddings, 0.0, table)
-    norm = m.hidden * (2 if m.norm == Norm.LAYERNORM else 1) if m.final_norm else 0
-    return held + norm + m.mtp_layers * 2 * m.hidden**2
+    norm = norm_parameters(m) if m.final_norm else 0
+    if m.mtp_layers:
+        again = np.where((x.layouts.pp > 1) & (not m.tied_embeddings), table, 0.0)
+        norms = 3 * norm_parameters(m)
+        held = held + again + m.mtp_layers * (2 * m.hidden**2 / x.layouts.tp + norms)
+    return held + norm
 
 
 @term(

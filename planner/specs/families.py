@@ -65,6 +65,15 @@ def _llama4(c: ConfigFields, fields: Fields) -> Fields:
     }
 
 
+def _qwen2_moe(c: ConfigFields, fields: Fields) -> Fields:
+    experts = fields["experts"]
+    shared = c.integer("shared_expert_intermediate_size", least=0) if experts else 0
+    return {
+        "qkv_bias": c.flag("qkv_bias", True),
+        "experts": {**experts, "shared_gate": shared > 0} if experts else None,
+    }
+
+
 def _gpt_oss(_: ConfigFields, fields: Fields) -> Fields:
     return {"experts": {**(fields["experts"] or {}), "router_bias": True, "expert_bias": True}}
 
@@ -106,9 +115,14 @@ FAMILIES: Mapping[str, Family] = {
     ),
     "qwen2": Family(_QWEN2, _QKV_BIAS),
     "qwen2_moe": Family(
-        {**_QWEN2, "num_local_experts": 60, "num_experts_per_tok": 4},
+        {
+            **_QWEN2,
+            "num_local_experts": 60,
+            "num_experts_per_tok": 4,
+            "shared_expert_intermediate_size": 5632,
+        },
         _NO_BIAS,
-        lambda c, _: {"qkv_bias": c.flag("qkv_bias", True)},
+        _qwen2_moe,
     ),
     "qwen3": Family({**_QWEN2, "head_dim": 128}, {"qk_norm": QkNorm.HEAD, "mlp_bias": False}),
     "qwen3_moe": Family(

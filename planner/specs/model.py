@@ -46,6 +46,7 @@ class Experts(Record):
     shared_ffn: NonNegativeInt = Field(
         0, le=100_000_000, description="Width of all shared experts together."
     )
+    shared_gate: bool = Field(False, description="A gate weighs the shared experts' output.")
     router_bias: bool = Field(False, description="The router's projection has a bias.")
     expert_bias: bool = Field(False, description="The experts' projections have biases.")
     first_dense_layers: NonNegativeInt = Field(0, description="Leading layers without experts.")

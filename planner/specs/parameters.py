@@ -24,7 +24,7 @@ class LayerParameters:
     attention_heads: int
     """Query and output projections (q bias and sinks too), MLA's up-projections: / tp."""
     attention_kv: int
-    """Key and value projections with their biases: / min(tp, kv_heads). MLA has none."""
+    """Key and value projections with their biases: / tp. MLA has none."""
     attention_replicated: int
     """Output bias and MLA's down-projections: whole on every tensor parallel rank."""
     mlp: int
@@ -32,7 +32,7 @@ class LayerParameters:
     mlp_replicated: int
     """Bias of the second projection: whole on every tensor parallel rank."""
     router: int
-    """Whole on every rank."""
+    """The shared experts' gate too: whole on every rank."""
     experts: int
     """All routed experts of the layer together: / (ep * etp)."""
     norms: int
@@ -177,7 +177,8 @@ def _feed_forward(model: ModelSpec, width: int, *, bias: bool) -> tuple[int, int
 
 
 def _router(hidden: int, experts: Experts) -> int:
-    return (hidden + experts.router_bias) * experts.count
+    """Return the router's parameters, with the gate of the shared experts (Qwen2-MoE)."""
+    return (hidden + experts.router_bias) * experts.count + experts.shared_gate * hidden
 
 
 def _inner_norms(model: ModelSpec) -> int:

@@ -48,6 +48,8 @@ MODELS: dict[str, ModelSpec] = {
     "moe": model(experts={"count": 16, "top_k": 2, "ffn": 2048}),
     "moe-period": model(experts={"count": 16, "top_k": 1, "ffn": 2048, "layer_period": 2,
                                  "shared_ffn": 2048}),
+    "moe-gate": model(experts={"count": 16, "top_k": 2, "ffn": 2048, "shared_ffn": 4096,
+                               "shared_gate": True}),
     "moe-bias": model(experts={"count": 32, "top_k": 4, "ffn": 2880, "router_bias": True,
                                "expert_bias": True}, qkv_bias=True, attention_output_bias=True,
                       attention_sinks=True, sliding_window_tokens=128, full_attention_period=2),

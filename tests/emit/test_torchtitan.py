@@ -66,6 +66,7 @@ REFUSED = [
     (plan(MODELS["many-heads"], dp=8, zero=3), "without biases"),
     (plan(MODELS["moe-bias"], dp=8, zero=3), "experts without biases"),
     (plan(MODELS["moe-bias"], dp=8, zero=3), "no windows, no sinks"),
+    (plan(MODELS["moe-gate"], dp=8, zero=3), "without a gate"),
     (plan(model(qk_norm="full"), dp=8, zero=3), "head by head"),
     (plan(model(dropout=True), dp=8, zero=3), "no dropout"),
     (plan(DENSE, tp=16, dp=1, zero=3), "tp=16 does not divide 32 heads and 8 kv heads"),

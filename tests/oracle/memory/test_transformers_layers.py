@@ -1,0 +1,67 @@
+"""What transformers' own decoder layers save for backward, byte by byte."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+from estimate_cases import inputs
+from hf_layers import layer_saved
+
+from planner.estimate import activations
+from planner.specs.huggingface import model_from_config
+
+pytestmark = pytest.mark.frameworks
+
+LLAMA: dict[str, Any] = {
+    "model_type": "llama",
+    "hidden_size": 256,
+    "num_attention_heads": 8,
+    "num_key_value_heads": 2,
+    "intermediate_size": 704,
+    "num_hidden_layers": 1,
+    "vocab_size": 512,
+    "max_position_embeddings": 1024,
+}
+EXPERTS = {"num_local_experts": 8, "num_experts_per_tok": 2}
+MIXTRAL = {**LLAMA, **EXPERTS, "model_type": "mixtral", "intermediate_size": 192}
+SHAPES = [(128, 1), (256, 2)]
+"""(tokens of a sequence, sequences)"""
+
+
+def told(config, kernel, seq, batch):
+    model = model_from_config(config, "m", "config.json")
+    stack = "deepspeed" if kernel == "sdpa" else "deepspeed+unfused"
+    x = inputs(model, {"micro_batch": batch}, seq_tokens=seq, stack=stack, expert_imbalance=1.0)
+    assert x.stack.activations == "hf"
+    if model.experts:
+        return activations.moe_layer_activation_bytes(x)[0]
+    return activations.dense_layer_activation_bytes(x)[0]
+
+
+@pytest.mark.parametrize(("seq", "batch"), SHAPES)
+@pytest.mark.parametrize("kernel", ["sdpa", "eager"])
+@pytest.mark.parametrize("kv_heads", [2, 4, 8])
+def test_a_llama_layer_saves_what_is_told(kernel, seq, batch, kv_heads):
+    config = {**LLAMA, "num_key_value_heads": kv_heads}
+    total, tensors = layer_saved(config, kernel=kernel, seq=seq, batch=batch)
+    assert told(config, kernel, seq, batch) == total, tensors
+
+
+@pytest.mark.parametrize(("seq", "batch"), SHAPES)
+def test_a_checkpointed_layer_saves_its_input_alone(seq, batch):
+    total, tensors = layer_saved(LLAMA, kernel="sdpa", seq=seq, batch=batch, checkpoint=True)
+    model = model_from_config(LLAMA, "m", "config.json")
+    row = {"micro_batch": batch, "recompute": "full"}
+    x = inputs(model, row, seq_tokens=seq, stack="deepspeed")
+    assert activations.kept_layer_bytes(x)[0][0] == total, tensors
+
+
+@pytest.mark.parametrize(("seq", "batch"), SHAPES)
+@pytest.mark.parametrize("kernel", ["sdpa", "eager"])
+@pytest.mark.parametrize("top_k", [1, 4])
+def test_a_mixtral_layer_saves_its_routed_tokens(kernel, seq, batch, top_k):
+    """The router's own tensors are estimated: within half a percent."""
+    config = {**MIXTRAL, "num_experts_per_tok": top_k}
+    total, tensors = layer_saved(config, kernel=kernel, seq=seq, batch=batch)
+    assert told(config, kernel, seq, batch) == pytest.approx(total, rel=5e-3), tensors
