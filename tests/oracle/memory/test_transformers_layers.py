@@ -8,7 +8,7 @@ import pytest
 from estimate_cases import inputs
 from hf_layers import layer_saved
 
-from planner.estimate import activations
+from planner.estimate import activations, recompute
 from planner.specs.huggingface import model_from_config
 
 pytestmark = pytest.mark.frameworks
@@ -54,7 +54,7 @@ def test_a_checkpointed_layer_saves_its_input_alone(seq, batch):
     model = model_from_config(LLAMA, "m", "config.json")
     row = {"micro_batch": batch, "recompute": "full"}
     x = inputs(model, row, seq_tokens=seq, stack="deepspeed")
-    assert activations.kept_layer_bytes(x)[0][0] == total, tensors
+    assert recompute.kept_layer_bytes(x)[0][0] == total, tensors
 
 
 @pytest.mark.parametrize(("seq", "batch"), SHAPES)
