@@ -8,12 +8,18 @@ peak.
 from __future__ import annotations
 
 import numpy as np
+from numpy.typing import NDArray
 
 from planner.estimate import fsdp
 from planner.estimate.activations import activations_bytes, logits_bytes
 from planner.estimate.buffers import communication_buffers_bytes
 from planner.estimate.inputs import FloatArray, Inputs, Term, term
-from planner.estimate.states import gradients_bytes, optimizer_bytes, weights_bytes
+from planner.estimate.states import (
+    gradients_bytes,
+    host_rank_bytes,
+    optimizer_bytes,
+    weights_bytes,
+)
 from planner.sources import TORCH, Source
 from planner.units import GIB
 
@@ -127,6 +133,22 @@ def peak_bytes(x: Inputs) -> FloatArray:
     """Return the heaviest stage's bytes, shape (layouts,)."""
     peak: FloatArray = stage_bytes(x).max(axis=1)
     return peak
+
+
+def host_bytes(x: Inputs) -> FloatArray:
+    """Return what the ranks of one node keep in its memory with offload, by the heaviest stage."""
+    if not x.layouts.offload.any():
+        return np.zeros(len(x.layouts))
+    each: FloatArray = host_rank_bytes(x).max(axis=1)
+    return each * np.minimum(x.layouts.gpus, x.cluster.node.gpus)
+
+
+def fits(x: Inputs, peak: FloatArray) -> NDArray[np.bool_]:
+    """Return where a peak is within the budget, and the host has room for what is offloaded."""
+    inside: NDArray[np.bool_] = peak <= budget_bytes(x)
+    if (room := x.cluster.host_memory_bytes) is not None and x.layouts.offload.any():
+        inside = inside & (host_bytes(x) <= room)
+    return inside
 
 
 def limit_bytes(x: Inputs) -> float:

@@ -6,8 +6,13 @@ import numpy as np
 
 from planner.estimate.inputs import FloatArray, Inputs, term
 from planner.sources import MEGATRON_2019, MEGATRON_CORE, SWITCH_2021
-from planner.specs.model import Norm
-from planner.specs.parameters import LayerParameters, layer_parameters, padded_vocab
+from planner.specs.parameters import (
+    LayerParameters,
+    layer_parameters,
+    layer_vectors,
+    norm_parameters,
+    padded_vocab,
+)
 
 
 def _outside_experts(x: Inputs, layer: LayerParameters) -> FloatArray:
@@ -73,8 +78,11 @@ def head_parameters(x: Inputs) -> FloatArray:
     m = x.model
     table = padded_vocab(m.vocab, x.layouts.tp) * m.hidden / x.layouts.tp
     held = np.where((x.layouts.pp == 1) & m.tied_embeddings, 0.0, table)
-    norm = m.hidden * (2 if m.norm == Norm.LAYERNORM else 1) if m.final_norm else 0
-    return held + norm + m.mtp_layers * 2 * m.hidden**2
+    return held + _final_norm(x) + m.mtp_layers * 2 * m.hidden**2
+
+
+def _final_norm(x: Inputs) -> int:
+    return norm_parameters(x.model) if x.model.final_norm else 0
 
 
 @term(
@@ -100,3 +108,44 @@ def stage_dense_parameters(x: Inputs) -> FloatArray:
 def stage_expert_parameters(x: Inputs) -> FloatArray:
     """Routed experts' parameters on one rank of each kind of stage."""
     return x.stages.moe_layers * expert_parameters(x)[:, None]
+
+
+@term(
+    unit="parameters",
+    formula="per layer norms + biases (split as their matrices are) + final and embedding norm",
+    source=MEGATRON_CORE,
+    on=("tp", "pp", "vpp"),
+)
+def stage_dense_vectors(x: Inputs) -> FloatArray:
+    """Of a stage's dense parameters those that are no matrix: norms, biases, sinks."""
+    s, m = x.stages, x.model
+    dense = _outside_experts(x, layer_vectors(m, moe=False))
+    moe = _outside_experts(x, layer_vectors(m, moe=True)) if m.experts else np.zeros(len(x.layouts))
+    ends = s.first * (2 * m.hidden * m.embedding_norm) + s.last * _final_norm(x)
+    return s.dense_layers * dense[:, None] + s.moe_layers * moe[:, None] + ends
+
+
+@term(
+    unit="parameters",
+    formula="layers with experts * biases of experts/(ep*etp)",
+    source=MEGATRON_CORE,
+    on=("pp", "vpp", "ep", "etp"),
+)
+def stage_expert_vectors(x: Inputs) -> FloatArray:
+    """Of a stage's routed experts the biases."""
+    held = layer_vectors(x.model, moe=True).experts / (x.layouts.ep * x.layouts.etp)
+    return x.stages.moe_layers * held[:, None]
+
+
+@term(
+    unit="parameters",
+    formula="embedding and positions (first) + output projection (last, unless tied on one stage)",
+    source=MEGATRON_CORE,
+    on=("tp", "pp", "vpp"),
+)
+def stage_tables(x: Inputs) -> FloatArray:
+    """Of a stage's dense parameters the tables at the ends, whose rows are tokens or positions."""
+    s, m = x.stages, x.model
+    first = embedding_parameters(x) - 2 * m.hidden * m.embedding_norm
+    last = head_parameters(x) - _final_norm(x) - m.mtp_layers * 2 * m.hidden**2
+    return s.first * first[:, None] + s.last * last[:, None]

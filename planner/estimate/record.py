@@ -14,6 +14,8 @@ from planner.estimate import (
     experts,
     fsdp,
     memory,
+    muon,
+    optimizer,
     params,
     states,
     step,
@@ -30,7 +32,7 @@ AT_RISK = 0.85
 
 
 MEMORY_MODULES = (states, activations, buffers, fsdp, memory)
-MODULES = (params, experts, compute, communication, *MEMORY_MODULES, step)
+MODULES = (params, experts, compute, communication, *MEMORY_MODULES, muon, optimizer, step)
 
 
 def _terms() -> tuple[Term, ...]:
@@ -96,6 +98,8 @@ def _memory(x: Inputs) -> dict[str, Any]:
     return {
         "peak_bytes": peak,
         "limit_bytes": limit,
+        "host_bytes": float(memory.host_bytes(x)[0]),
+        "host_limit_bytes": x.cluster.host_memory_bytes,
         "at_risk": AT_RISK * limit < peak <= limit,
         "peak_point": fsdp.peak_point(x, heaviest) if x.stack.states == "fsdp2" else None,
         "stages": stages,

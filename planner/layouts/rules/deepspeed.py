@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from planner.layouts.rules.rule import Rule
+from planner.specs.workload import Optimizer
 
 DEEPSPEED: tuple[Rule, ...] = (
     Rule(
@@ -75,5 +76,21 @@ DEEPSPEED: tuple[Rule, ...] = (
         lambda x, c: x.dp_replicate > 1,
         stacks=("deepspeed",),
         where="deepspeed/runtime/config.py:120",
+    ),
+    Rule(
+        "deepspeed: offload is ZeRO's",
+        "offload={offload} needs zero >= 1 and no pipeline in DeepSpeed, not zero={zero}, pp={pp}",
+        ("zero", "pp", "offload"),
+        lambda x, c: (x.offload > 0) & ((x.zero == 0) | (x.pp > 1)),
+        stacks=("deepspeed",),
+        where="deepspeed/runtime/zero/offload_config.py",
+    ),
+    Rule(
+        "deepspeed: offload steps with CPU Adam",
+        "DeepSpeed steps on the host with its CPU Adam, not {optimizer}",
+        ("offload",),
+        lambda x, c: (x.offload > 0) & (c.workload.optimizer is not Optimizer.ADAMW),
+        stacks=("deepspeed",),
+        where="deepspeed/runtime/engine.py:2384",
     ),
 )
