@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from planner.layouts.rules.rule import Rule
+from planner.layouts.rules.rule import Rule, never
 from planner.specs.workload import Optimizer
 
 DEEPSPEED: tuple[Rule, ...] = (
@@ -84,6 +84,16 @@ DEEPSPEED: tuple[Rule, ...] = (
         lambda x, c: (x.offload > 0) & ((x.zero == 0) | (x.pp > 1)),
         stacks=("deepspeed",),
         where="deepspeed/runtime/zero/offload_config.py",
+    ),
+    Rule(
+        "deepspeed: muon needs zero",
+        "DeepSpeed's {optimizer} needs zero >= 1 and no pipeline, not zero={zero}, pp={pp}",
+        ("zero", "pp"),
+        lambda x, c: (
+            ((x.zero == 0) | (x.pp > 1)) if c.workload.optimizer is Optimizer.MUON else never(x)
+        ),
+        stacks=("deepspeed",),
+        where="deepspeed/runtime/zero/muon/muon_optimizer.py",
     ),
     Rule(
         "deepspeed: offload steps with CPU Adam",

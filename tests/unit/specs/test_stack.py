@@ -11,7 +11,7 @@ from planner.estimate.step import step_s, time_parts
 from planner.layouts.rules import rules_of
 from planner.layouts.table import Layouts
 from planner.specs.catalog import load_cluster, load_model
-from planner.specs.stack import FLAGS, FLAG_RULES, STACKS, stack_named
+from planner.specs.stack import FLAG_RULES, FLAGS, STACKS, stack_named
 from planner.specs.workload import Workload
 
 ROW = {
