@@ -65,18 +65,19 @@ def _experts(x: Inputs) -> Matrices:
 
 
 def _flops(x: Inputs, matrices: Matrices) -> FloatArray:
-    parts = [newton_schulz_flops(r, c) * count for r, c, count in matrices]
-    return np.sum(parts, axis=0) + np.zeros(len(x.layouts)) if parts else np.zeros(len(x.layouts))
+    total = np.zeros(len(x.layouts))
+    for rows, columns, count in matrices:
+        total = total + newton_schulz_flops(rows, columns) * count
+    return total
 
 
-def largest_matrix(x: Inputs) -> FloatArray:
-    """Return the elements of the largest matrix of a layer on a rank."""
-    moe = x.model.experts is not None
-    kinds = [*_outside(x, moe=False)] if not all(x.model.moe_layers) else []
-    kinds += [*_outside(x, moe=True), *_experts(x)] if moe else []
-    sizes = [np.zeros(len(x.layouts)) + rows * columns for rows, columns, _ in kinds]
-    largest: FloatArray = np.max(sizes, axis=0)
-    return largest
+def _largest_flops(x: Inputs) -> FloatArray:
+    """Return the FLOPs of the matrix that takes the most."""
+    most = np.zeros(len(x.layouts))
+    for moe in {*x.model.moe_layers}:
+        for rows, columns, _ in (*_outside(x, moe=moe), *(_experts(x) if moe else ())):
+            most = np.maximum(most, newton_schulz_flops(rows, columns))
+    return most
 
 
 @term(
@@ -100,10 +101,7 @@ def orthogonalising_flops(x: Inputs) -> FloatArray:
     outside = _flops(x, _outside(x, moe=True))[:, None] * s.moe_layers
     inside = _flops(x, _experts(x))[:, None] * s.moe_layers
     shared = (dense + outside) / ways[:, None] + inside / expert_ways[:, None]
-    kinds = [*_outside(x, moe=False)] if not all(x.model.moe_layers) else []
-    kinds += [*_outside(x, moe=True), *_experts(x)] if x.model.experts else []
-    each = [np.zeros(len(x.layouts)) + newton_schulz_flops(r, c) for r, c, _ in kinds]
-    busiest: FloatArray = np.maximum(shared.max(axis=1), np.max(each, axis=0))
+    busiest: FloatArray = np.maximum(shared.max(axis=1), _largest_flops(x))
     return busiest
 
 
