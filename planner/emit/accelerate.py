@@ -15,7 +15,7 @@ from planner.emit.base import Artifact, hosts_are_placeholders, placed
 from planner.emit.deepspeed_config import config as deepspeed_config
 from planner.emit.nodes import node_text
 from planner.emit.shared import example, shared_artifacts
-from planner.emit.states import state_problems
+from planner.emit.states import state_problems, threads
 from planner.emit.yaml_text import yaml_text
 from planner.plan import Layout, Plan
 from planner.specs.workload import Optimizer, Precision
@@ -224,9 +224,7 @@ MASTER_PORT="${{MASTER_PORT:-29500}}"    # free on the first host, the next one 
 
 HERE="$(cd "$(dirname "${{BASH_SOURCE[0]}}")" && pwd)"
 {node_text(plan)}
-# One thread a rank; more would fight over the cores that feed the GPUs.
-export OMP_NUM_THREADS="${{OMP_NUM_THREADS:-1}}"
-# Segments that grow keep the memory in one piece.
+{threads(plan)}# Segments that grow keep the memory in one piece.
 export PYTORCH_ALLOC_CONF="${{PYTORCH_ALLOC_CONF:-expandable_segments:True}}"
 # NCCL finds the fast network by itself on most clusters. Where it does not, name it:
 # export NCCL_SOCKET_IFNAME=eth0   # the interface of MASTER_ADDR, for the first contact

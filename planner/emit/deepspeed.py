@@ -41,7 +41,7 @@ class DeepSpeed:
             *shared,
             Artifact("ds_config.json", json.dumps(config(plan), indent=2, allow_nan=False) + "\n"),
             Artifact("hostfile", hostfile(plan)),
-            Artifact(".deepspeed_env", ENVIRONMENT),
+            Artifact(".deepspeed_env", environment(plan)),
             Artifact("train_deepspeed.py", example("train_deepspeed.py")),
             Artifact("run.sh", run_text(plan), executable=True),
         ]
@@ -130,9 +130,14 @@ def hostfile(plan: Plan) -> str:
 
 # Plain NAME=value lines: the deepspeed launcher sends them to every node and knows no comments.
 ENVIRONMENT = """\
-OMP_NUM_THREADS=1
 PYTORCH_CUDA_ALLOC_CONF=expandable_segments:True
 """
+
+
+def environment(plan: Plan) -> str:
+    """Return `.deepspeed_env`: one thread a rank, unless the host steps the optimizer."""
+    one_thread = "OMP_NUM_THREADS=1\n" if plan.best.layout.offload == "none" else ""
+    return one_thread + ENVIRONMENT
 
 
 def run_text(plan: Plan) -> str:

@@ -12,7 +12,7 @@ from collections.abc import Iterator
 from planner.emit.base import Artifact, hosts_are_placeholders, placed
 from planner.emit.nodes import node_text
 from planner.emit.shared import example, shared_artifacts
-from planner.emit.states import formats_of, state_problems
+from planner.emit.states import formats_of, state_problems, threads
 from planner.plan import Layout, Plan
 from planner.specs.model import ModelSpec, Norm, QkNorm
 from planner.specs.workload import Precision
@@ -41,7 +41,7 @@ class Torchtitan:
             *shared,
             Artifact("torchtitan.args", args_text(plan, self.tested_with)),
             Artifact("titan_plan.py", example("titan_plan.py")),
-            Artifact("env.sh", ENVIRONMENT),
+            Artifact("env.sh", ENVIRONMENT.replace("THREADS\n", threads(plan))),
             Artifact("run.sh", run_text(plan), executable=True),
         ]
 
@@ -211,8 +211,7 @@ unset CUDA_DEVICE_MAX_CONNECTIONS
 # Segments that grow keep the memory in one piece.
 export PYTORCH_ALLOC_CONF="${PYTORCH_ALLOC_CONF:-expandable_segments:True}"
 
-# One thread a rank; more would fight over the cores that feed the GPUs.
-export OMP_NUM_THREADS="${OMP_NUM_THREADS:-1}"
+THREADS
 
 # NCCL finds the fast network by itself on most clusters. Where it does not, name it:
 # export NCCL_SOCKET_IFNAME=eth0   # the interface of MASTER_ADDR, for the first contact

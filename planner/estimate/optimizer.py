@@ -15,8 +15,11 @@ from planner.sources import CALIBRATION, DEEPSPEED_OFFLOAD, ZERO_OFFLOAD_2021
 STATE = (*EXPERT_DATA, "vpp", "zero")
 LINK_SUSTAINED = 0.8
 """Share of the link to the host that copies from pinned memory reach."""
-HOST_MEMORY_SUSTAINED = 0.5
-"""Share of the host's memory bandwidth that a vectorised CPU Adam reaches."""
+HOST_MEMORY_SUSTAINED = 0.3
+"""Share of the host's memory bandwidth that a vectorised CPU Adam reaches on all cores.
+
+From one run (Qwen2.5-72B on 8 GPUs, Megatron-SWIFT: 80 s a step); DeepSpeed's table of ZeRO-3 with
+CPU Adam on H200 shows a third of that (10.1 s for 14B), as ranks with one thread each would."""
 
 
 @term(
