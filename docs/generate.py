@@ -25,7 +25,7 @@ import typer
 
 from planner.cli.app import app, main
 from planner.emit import EMITTER_NAMES, emitter_named
-from planner.estimate import communication, compute, params, step
+from planner.estimate import communication, compute, muon, optimizer, params, step
 from planner.estimate import experts as routing
 from planner.estimate.record import MEMORY_MODULES, TERMS
 from planner.layouts.rules import RULES
@@ -214,7 +214,7 @@ BLOCKS: dict[str, Callable[[], str]] = {
     "terms of compute": partial(terms, compute),
     "terms of communication": partial(terms, communication),
     "terms of experts": partial(terms, routing),
-    "terms of step": partial(terms, step),
+    "terms of step": partial(terms, optimizer, muon, step),
 }
 
 

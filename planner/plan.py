@@ -42,7 +42,7 @@ class Layout(PlanRecord):
     num_microbatches: int
     recompute: Literal["none", "selective", "full"]
     schedule: Literal["none", "gpipe", "1f1b", "interleaved"]
-    offload: Literal["none"] = "none"
+    offload: Literal["none", "optimizer", "optimizer+params"] = "none"
     dp_sync: Literal["all-reduce", "parameter-server"] = "all-reduce"
 
     @property
@@ -67,6 +67,8 @@ class Layout(PlanRecord):
             parts.append(f"recompute={self.recompute}")
         if self.schedule == "gpipe":
             parts.append("schedule=gpipe")
+        if self.offload != "none":
+            parts.append(f"offload={self.offload}")
         if self.dp_sync != "all-reduce":
             parts.append(f"dp_sync={self.dp_sync}")
         return ",".join(parts)
@@ -91,10 +93,17 @@ class Memory(PlanRecord):
     peak_bytes: float
     limit_bytes: float
     at_risk: bool = Field(False, description="Fits, but so close that allocators thrash.")
+    host_bytes: float = Field(0.0, description="Kept in a node's own memory with offload.")
+    host_limit_bytes: float | None = Field(None, description="Memory of a node; None: not known.")
     peak_point: str | None = Field(
         None, description="FSDP2: the point of a step at which the heaviest stage peaks."
     )
     stages: list[StageMemory]
+
+    def fits(self, share: float) -> bool:
+        """Return whether the peak takes at most `share` of the limit, and the host has room."""
+        room = self.host_limit_bytes is None or self.host_bytes <= self.host_limit_bytes
+        return room and self.peak_bytes <= self.limit_bytes * share
 
 
 class Estimate(PlanRecord):

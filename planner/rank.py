@@ -12,6 +12,7 @@ import numpy as np
 
 from planner.estimate.inputs import FloatArray, Inputs
 from planner.estimate.memory import budget_bytes, limit_bytes, peak_bytes
+from planner.estimate.memory import fits as fitting
 from planner.estimate.step import step_s
 from planner.layouts.grid import Tally, legal_layouts
 from planner.layouts.ranges import Fix
@@ -67,7 +68,7 @@ def rank(context: Context, gpus: int, fix: Fix) -> Ranking:
     for layouts in legal_layouts(context, gpus, fix, tally):
         x = Inputs(*context, layouts)
         peak = peak_bytes(x)
-        fits = peak <= budget
+        fits = fitting(x, peak)
         if not fits.all():
             low = int(np.where(fits, np.inf, peak).argmin())
             if peak[low] < lightest_bytes:

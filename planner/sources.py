@@ -46,3 +46,9 @@ CALIBRATION = Source(
     "fit to published step times",
     "docs/model.md, section Calibration: 1,923 dense and 431 Megatron-Core runs",
 )
+DEEPSPEED_OFFLOAD = Source(
+    "DeepSpeed 0.19.8, ZeRO-Offload",
+    "deepspeed/runtime/zero/stage_1_and_2.py, stage3.py: estimate_zero*_model_states_mem_needs",
+)
+ZERO_OFFLOAD_2021 = Source("Ren et al. 2021, ZeRO-Offload", "arXiv:2101.06840 sec. 4-5")
+MUON = Source("Jordan et al. 2024, Muon", "kellerjordan.github.io/posts/muon; torch.optim.Muon")

@@ -35,6 +35,7 @@ class Asked:
     seq: int | None = None
     global_batch: int | None = None
     precision: str = "bf16"
+    optimizer: str = "adamw"
     stack: str = "any"
     expert_imbalance: float | None = None
     capacity_factor: float | None = None
@@ -113,6 +114,7 @@ def workload_of(asked: Asked, model: ModelSpec, gpus: int) -> Workload:
     load = asked.expert_load and options.shares_of(asked.expert_load, option="--expert-load")
     given: dict[str, Any] = {
         "precision": asked.precision.lower(),
+        "optimizer": asked.optimizer.lower(),
         "stack": asked.stack,
         "expert_imbalance": asked.expert_imbalance,
         "capacity_factor": asked.capacity_factor,

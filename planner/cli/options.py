@@ -70,6 +70,14 @@ Precision = Annotated[
         "--precision", metavar="NAME", help="Of the matrix multiplies: bf16, fp16 or fp8."
     ),
 ]
+Optimizer = Annotated[
+    str,
+    typer.Option(
+        "--optimizer",
+        metavar="NAME",
+        help="adamw, adamw-8bit, sgd (with momentum) or muon (adamw beside matrices).",
+    ),
+]
 Stack = Annotated[
     str,
     typer.Option(

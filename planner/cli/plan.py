@@ -32,6 +32,7 @@ def plan(
     seq: o.Seq = None,
     global_batch: o.GlobalBatch = None,
     precision: o.Precision = "bf16",
+    optimizer: o.Optimizer = "adamw",
     stack: o.Stack = "any",
     fix: Annotated[
         str,
@@ -78,6 +79,7 @@ def plan(
             seq=seq,
             global_batch=global_batch,
             precision=precision,
+            optimizer=optimizer,
             stack=stack,
             expert_imbalance=expert_imbalance,
             capacity_factor=capacity_factor,

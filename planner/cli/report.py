@@ -186,6 +186,8 @@ def _looking_further(found: Plan) -> Iterator[Command]:
         return
     asked = [request.model.name, cluster, "--seq", str(work.seq_tokens)]
     asked += ["--global-batch", str(work.global_batch), "--precision", work.precision.value]
+    if work.optimizer.value != "adamw":
+        asked += ["--optimizer", work.optimizer.value]
     asked += ["--stack", work.stack]
     layout = ["--layout", found.best.layout.short()]
     yield Command(

@@ -32,8 +32,8 @@ A study, with `fixed:` for all points and `axes:` whose product is the grid:
     nodes: [8, 16, 32]
     cluster.fabric.leaf_oversubscription: [1, 2, 4]
 \b
-Names: model, cluster, nodes, gpus, seq, global_batch, precision, stack, fix, max_memory,
-risk_memory, expert_imbalance, capacity_factor; and paths such as fix.tp, model.layers,
+Names: model, cluster, nodes, gpus, seq, global_batch, precision, optimizer, stack, fix,
+max_memory, risk_memory, expert_imbalance, capacity_factor; and paths such as fix.tp, model.layers,
 cluster.accelerator, cluster.fabric.efficiency. `nodes, global_batch: [[8, 256], [16, 512]]`
 varies two together. Spec files are looked for beside the study.
 """

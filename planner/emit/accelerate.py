@@ -15,9 +15,10 @@ from planner.emit.base import Artifact, hosts_are_placeholders, placed
 from planner.emit.deepspeed_config import config as deepspeed_config
 from planner.emit.nodes import node_text
 from planner.emit.shared import example, shared_artifacts
+from planner.emit.states import state_problems, threads
 from planner.emit.yaml_text import yaml_text
 from planner.plan import Layout, Plan
-from planner.specs.workload import Precision
+from planner.specs.workload import Optimizer, Precision
 
 
 class Accelerate:
@@ -68,6 +69,7 @@ def problems(plan: Plan) -> Iterator[str]:
     if lay.dp_sync != "all-reduce":
         yield f"Accelerate has no dp_sync={lay.dp_sync}."
     yield from sharding_problems(lay)
+    yield from kept_problems(plan)
     if lay.cp > 1 and work.seq_tokens % (2 * lay.cp):
         yield f"{work.seq_tokens} tokens are not divisible by 2*cp={2 * lay.cp}."
     sequences = lay.micro_batch * lay.num_microbatches * lay.dp
@@ -91,6 +93,16 @@ def sharding_problems(lay: Layout) -> Iterator[str]:
         yield f"dp_replicate={lay.dp_replicate} does not divide dp={lay.dp}."
     elif lay.dp == lay.dp_replicate:
         yield f"dp_replicate={lay.dp_replicate} leaves nothing of dp={lay.dp} to shard over."
+
+
+def kept_problems(plan: Plan) -> Iterator[str]:
+    """Yield optimizers and offload that the Trainer, FSDP2 or (zero=1) DeepSpeed does not have."""
+    zero = plan.best.layout.zero
+    optimizers = [Optimizer.ADAMW, Optimizer.SGD]
+    if zero != 1:
+        optimizers.append(Optimizer.ADAMW_8BIT)
+    offloads = {0: ("none",), 1: ("none", "optimizer")}.get(zero, ("none", "optimizer+params"))
+    yield from state_problems(plan, "Accelerate", optimizers=optimizers, offloads=offloads)
 
 
 def config_text(plan: Plan, tested_with: str) -> str:
@@ -143,7 +155,7 @@ def fsdp(lay: Layout) -> dict[str, Any]:
         "fsdp_auto_wrap_policy": "TRANSFORMER_BASED_WRAP",
         "fsdp_reshard_after_forward": lay.zero == 3,
         "fsdp_activation_checkpointing": lay.recompute == "full",
-        "fsdp_offload_params": False,
+        "fsdp_offload_params": lay.offload == "optimizer+params",
         "fsdp_cpu_ram_efficient_loading": True,
         "fsdp_state_dict_type": "SHARDED_STATE_DICT",
     }
@@ -162,6 +174,13 @@ def sizes(lay: Layout) -> dict[str, Any]:
     return out
 
 
+def optim(kind: Optimizer) -> dict[str, Any]:
+    """Return the optimizer as the Trainer calls it; 8-bit is torchao's, which FSDP2 can shard."""
+    if kind is Optimizer.SGD:
+        return {"optim": "sgd", "optim_args": "momentum=0.9"}
+    return {"optim": "adamw_torch_8bit" if kind is Optimizer.ADAMW_8BIT else "adamw_torch"}
+
+
 def trainer_args(plan: Plan) -> dict[str, Any]:
     """Return `trainer_args.json`: TrainingArguments that agree with accelerate.yaml."""
     lay, work = plan.best.layout, plan.request.workload
@@ -174,7 +193,7 @@ def trainer_args(plan: Plan) -> dict[str, Any]:
         # under FSDP2 the layers are recomputed by fsdp_activation_checkpointing instead
         "activation_checkpointing": lay.recompute == "full" and lay.zero < 2,
         "max_steps": 10,
-        "optim": "adamw_torch",
+        **optim(work.optimizer),
         "ddp_find_unused_parameters": False,
         "learning_rate": 0.0003,
         "adam_beta1": 0.9,
@@ -205,9 +224,7 @@ MASTER_PORT="${{MASTER_PORT:-29500}}"    # free on the first host, the next one 
 
 HERE="$(cd "$(dirname "${{BASH_SOURCE[0]}}")" && pwd)"
 {node_text(plan)}
-# One thread a rank; more would fight over the cores that feed the GPUs.
-export OMP_NUM_THREADS="${{OMP_NUM_THREADS:-1}}"
-# Segments that grow keep the memory in one piece.
+{threads(plan)}# Segments that grow keep the memory in one piece.
 export PYTORCH_ALLOC_CONF="${{PYTORCH_ALLOC_CONF:-expandable_segments:True}}"
 # NCCL finds the fast network by itself on most clusters. Where it does not, name it:
 # export NCCL_SOCKET_IFNAME=eth0   # the interface of MASTER_ADDR, for the first contact
@@ -247,6 +264,8 @@ def start_text(plan: Plan) -> str:
             "The cluster lists no hosts: set NODE_RANK (the line in `hosts.txt`, from 0) and\n"
             "MASTER_ADDR on every node."
         )
+    if plan.request.workload.optimizer is Optimizer.ADAMW_8BIT:
+        parts.append("8-bit AdamW is torchao's: `pip install torchao` beside Accelerate.")
     if lay.zero == 1:
         parts.append("ZeRO-1 is DeepSpeed's: `pip install deepspeed==0.19.8` beside Accelerate.")
     parts.append(

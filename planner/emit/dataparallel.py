@@ -10,6 +10,7 @@ from collections.abc import Iterator
 
 from planner.emit.base import Artifact, placed
 from planner.emit.shared import example, shared_artifacts
+from planner.emit.states import state_problems
 from planner.plan import Plan
 from planner.specs.workload import Precision
 
@@ -43,6 +44,7 @@ class DataParallel:
 def problems(plan: Plan) -> Iterator[str]:
     """Yield what one process with replicas in threads cannot do."""
     lay, work = plan.best.layout, plan.request.workload
+    yield from state_problems(plan, "train_dataparallel.py")
     if lay.dp_sync != "parameter-server":
         yield f"torch.nn.DataParallel is a parameter server: dp_sync={lay.dp_sync} is another."
     if lay.tp * lay.pp * lay.cp * lay.ep > 1 or lay.zero or lay.dp_replicate > 1:

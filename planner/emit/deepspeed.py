@@ -13,8 +13,9 @@ from collections.abc import Iterator
 from planner.emit.base import Artifact, hosts_are_placeholders, placed
 from planner.emit.deepspeed_config import config
 from planner.emit.shared import example, shared_artifacts
+from planner.emit.states import state_problems
 from planner.plan import Plan
-from planner.specs.workload import Precision
+from planner.specs.workload import Optimizer, Precision
 
 
 class DeepSpeed:
@@ -40,7 +41,7 @@ class DeepSpeed:
             *shared,
             Artifact("ds_config.json", json.dumps(config(plan), indent=2, allow_nan=False) + "\n"),
             Artifact("hostfile", hostfile(plan)),
-            Artifact(".deepspeed_env", ENVIRONMENT),
+            Artifact(".deepspeed_env", environment(plan)),
             Artifact("train_deepspeed.py", example("train_deepspeed.py")),
             Artifact("run.sh", run_text(plan), executable=True),
         ]
@@ -61,6 +62,7 @@ def problems(plan: Plan) -> Iterator[str]:
         yield "DeepSpeed has no FP8 training."
     if lay.dp_sync != "all-reduce":
         yield f"DeepSpeed has no dp_sync={lay.dp_sync}."
+    yield from kept_problems(plan)
     yield from pipeline_problems(plan)
     yield from hybrid_problems(plan)
     sequences = lay.micro_batch * lay.num_microbatches * lay.dp
@@ -69,6 +71,26 @@ def problems(plan: Plan) -> Iterator[str]:
             f"micro_batch*num_microbatches*dp = {sequences}, but global_batch is "
             f"{work.global_batch}."
         )
+
+
+def kept_problems(plan: Plan) -> Iterator[str]:
+    """Yield optimizers and offload that a configuration alone does not give (runtime/engine.py)."""
+    lay, kind = plan.best.layout, plan.request.workload.optimizer
+    if kind is Optimizer.ADAMW_8BIT:
+        yield "DeepSpeed has no 8-bit AdamW of its own; give its engine one from your script."
+    optimizers = (Optimizer.ADAMW, Optimizer.SGD, Optimizer.MUON, Optimizer.ADAMW_8BIT)
+    offloads = ("none", "optimizer", "optimizer+params")
+    yield from state_problems(plan, "DeepSpeed", optimizers=optimizers, offloads=offloads)
+    if kind is Optimizer.MUON and (lay.zero == 0 or lay.pp > 1):
+        yield f"DeepSpeed's Muon needs zero >= 1 and no pipeline, not zero={lay.zero}, pp={lay.pp}."
+    if lay.offload == "none":
+        return
+    if lay.zero == 0 or lay.pp > 1:
+        yield f"offload={lay.offload} needs zero >= 1 and no pipeline under DeepSpeed."
+    if lay.offload == "optimizer+params" and lay.zero != 3:
+        yield f"DeepSpeed offloads parameters under zero=3, not zero={lay.zero}."
+    if kind is not Optimizer.ADAMW:
+        yield f"DeepSpeed steps on the host with its CPU Adam, not {kind.value}."
 
 
 def pipeline_problems(plan: Plan) -> Iterator[str]:
@@ -108,9 +130,14 @@ def hostfile(plan: Plan) -> str:
 
 # Plain NAME=value lines: the deepspeed launcher sends them to every node and knows no comments.
 ENVIRONMENT = """\
-OMP_NUM_THREADS=1
 PYTORCH_CUDA_ALLOC_CONF=expandable_segments:True
 """
+
+
+def environment(plan: Plan) -> str:
+    """Return `.deepspeed_env`: one thread a rank, unless the host steps the optimizer."""
+    one_thread = "OMP_NUM_THREADS=1\n" if plan.best.layout.offload == "none" else ""
+    return one_thread + ENVIRONMENT
 
 
 def run_text(plan: Plan) -> str:

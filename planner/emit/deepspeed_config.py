@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from planner.plan import Layout, Plan
-from planner.specs.workload import Precision
+from planner.specs.workload import Optimizer, Precision
 
 BUCKET_ELEMENTS = 500_000_000
 """Elements in one reduction or gather: DeepSpeed 0.19.8's default, runtime/zero/config.py."""
@@ -19,16 +19,16 @@ def config(plan: Plan) -> dict[str, Any]:
         "train_micro_batch_size_per_gpu": lay.micro_batch,
         "gradient_accumulation_steps": lay.num_microbatches,
         **precision(work.precision, lay),
-        "zero_optimization": zero(lay),
-        # torch's own AdamW: DeepSpeed's fused one is compiled at the first start and needs nvcc
-        "optimizer": {
-            "type": "AdamW",
-            "params": {"lr": 0.0003, "betas": [0.9, 0.95], "weight_decay": 0.1, "torch_adam": True},
-        },
+        "zero_optimization": zero(lay) | offload(lay),
+        "optimizer": optimizer(work.optimizer, lay),
         "gradient_clipping": 1.0,
         "steps_per_print": 10,
         "wall_clock_breakdown": False,
     }
+    if lay.zero and work.optimizer is Optimizer.MUON:  # it needs whole gradients
+        out["zero_optimization"]["reduce_scatter"] = False
+    if lay.zero and work.optimizer is Optimizer.SGD:  # ZeRO asks before optimizers it never tried
+        out["zero_allow_untested_optimizer"] = True
     if lay.pp > 1:
         out["pipeline"] = {"stages": lay.pp, "activation_checkpoint_interval": 0}
     return out
@@ -40,6 +40,30 @@ def precision(kind: Precision, lay: Layout) -> dict[str, Any]:
     if kind is Precision.FP16:  # a loss scale of 0 is a dynamic one
         return {"fp16": {"enabled": True, "loss_scale": 0, "initial_scale_power": 16}} | sums
     return {"bf16": {"enabled": True}} | sums
+
+
+def optimizer(kind: Optimizer, lay: Layout) -> dict[str, Any]:
+    """Return the optimizer. DeepSpeed's own Adam is compiled at the first start.
+
+    On the GPU that needs nvcc, so it is torch's there; on the host it needs a C++ compiler, and is
+    several times as fast as torch's. Muon finds out by itself which parameters are matrices.
+    """
+    if kind is Optimizer.SGD:
+        params = {"lr": 0.1, "momentum": 0.9, "weight_decay": 0.0001}
+        return {"type": "SGD", "params": params}
+    if kind is Optimizer.MUON:
+        params = {"lr": 0.02, "adam_lr": 0.0003, "momentum": 0.95, "weight_decay": 0.1}
+        return {"type": "Muon", "params": params | {"torch_adam": True}}
+    on_gpu = {"torch_adam": True} if lay.offload == "none" else {}
+    adam: dict[str, Any] = {"lr": 0.0003, "betas": [0.9, 0.95], "weight_decay": 0.1}
+    return {"type": "AdamW", "params": adam | on_gpu}
+
+
+def offload(lay: Layout) -> dict[str, Any]:
+    """Return what ZeRO keeps on the host, in pinned memory."""
+    host = {"device": "cpu", "pin_memory": True}
+    out = {"offload_optimizer": host} if lay.offload != "none" else {}
+    return out | ({"offload_param": host} if lay.offload == "optimizer+params" else {})
 
 
 def zero(lay: Layout) -> dict[str, Any]:

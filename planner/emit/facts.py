@@ -158,7 +158,7 @@ KINDS: Mapping[str, Kind] = {
             *("zero_optimization.stage", "zero_optimization.zero_hpz_partition_size"),
             *("zero_optimization.offload_*", "zero_optimization.zero_quantized_*"),
             *("bf16.enabled", "fp16.enabled", "pipeline.stages", "sequence_parallel_size"),
-            "tensor_parallel.*",
+            *("tensor_parallel.*", "optimizer.type", "zero_allow_untested_optimizer"),
         ),
     ),
     "accelerate.yaml": Kind(
@@ -174,7 +174,7 @@ KINDS: Mapping[str, Kind] = {
         json_facts,
         (
             *("per_device_train_batch_size", "gradient_accumulation_steps", "bf16", "fp16"),
-            *("activation_checkpointing", "gradient_checkpointing"),
+            *("activation_checkpointing", "gradient_checkpointing", "optim", "optim_args"),
         ),
     ),
     "torchtitan.args": Kind(
@@ -182,6 +182,7 @@ KINDS: Mapping[str, Kind] = {
         (
             *("module", "config", "parallelism.*", "training.local_batch_size"),
             *("training.global_batch_size", "training.seq_len", "training.mixed_precision_param"),
+            "training.dtype",
             *("training.disable_cuda_graphs", "training.enable_cpu_offload", "the last word"),
         ),
     ),
@@ -198,6 +199,8 @@ KINDS: Mapping[str, Kind] = {
             *("--use-distributed-optimizer", "--use-megatron-fsdp", "--use-torch-fsdp2"),
             *("--data-parallel-sharding-strategy", "--num-distributed-optimizer-instances"),
             *("--recompute-*", "--bf16", "--fp16", "--fp8-*", "--optimizer-cpu-offload"),
+            *("--optimizer", "--optimizer-offload-fraction", "--use-precision-aware-optimizer"),
+            *("--exp-avg-*", "--main-grads-dtype"),
             *("--use-tp-pp-dp-mapping", "--multi-latent-attention", "--*-lora-rank"),
         ),
     ),
@@ -206,6 +209,7 @@ KINDS: Mapping[str, Kind] = {
         (
             *("parallelism.*", "tokens.sequence_length", "tokens.micro_batch_size"),
             *("tokens.batch_accumulation_per_replica", "optimizer.zero_stage", "model.dtype"),
+            "optimizer.optimizer_factory.name",
             *("model.model_config.hidden_size", "model.model_config.*_layers"),
             *("model.model_config.*_heads", "model.model_config.intermediate_size"),
         ),

@@ -12,7 +12,8 @@ from planner.emit.megatron_flags import flags
 from planner.emit.megatron_rules import problems
 from planner.emit.nodes import node_text
 from planner.emit.shared import shared_artifacts
-from planner.plan import Layout, Plan
+from planner.emit.states import threads
+from planner.plan import Plan
 
 
 class Megatron:
@@ -37,7 +38,7 @@ class Megatron:
         return [
             *shared,
             Artifact("megatron.args", args_text(plan, self.tested_with)),
-            Artifact("env.sh", env_text(plan.best.layout)),
+            Artifact("env.sh", env_text(plan)),
             Artifact("run.sh", run_text(plan), executable=True),
         ]
 
@@ -50,8 +51,9 @@ def args_text(plan: Plan, tested_with: str) -> str:
     return "\n".join(lines) + "\n"
 
 
-def env_text(lay: Layout) -> str:
+def env_text(plan: Plan) -> str:
     """Return `env.sh`, sourced by `run.sh`: every variable with its reason."""
+    lay = plan.best.layout
     if lay.zero >= 2:
         queue = """\
 # Megatron-FSDP gathers weights while it computes, which one hardware queue would forbid.
@@ -72,9 +74,7 @@ export CUDA_DEVICE_MAX_CONNECTIONS=8"""
 # Activations come and go in many sizes; segments that grow keep the memory in one piece.
 export PYTORCH_CUDA_ALLOC_CONF=expandable_segments:True
 
-# One thread a rank; more would fight over the cores that feed the GPUs.
-export OMP_NUM_THREADS=1
-
+{threads(plan)}
 # NCCL finds the fast network by itself on most clusters. Where it does not, name it:
 # export NCCL_SOCKET_IFNAME=eth0   # the interface of MASTER_ADDR, for the first contact
 # export NCCL_IB_HCA=mlx5          # the adapters that carry training traffic

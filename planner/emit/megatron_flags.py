@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from planner.emit.megatron_pipeline import Flag, chunks_in_order, pipeline_flags
+from planner.emit.states import formats_of
 from planner.plan import Layout, Plan
 from planner.specs.model import Experts, LatentAttention, ModelSpec, Norm, QkNorm
 from planner.specs.stack import stack_named
-from planner.specs.workload import Precision, Workload
+from planner.specs.workload import Optimizer, Precision, Workload
 
 FSDP_STRATEGY = {2: "optim_grads", 3: "optim_grads_params"}
 
@@ -23,6 +24,7 @@ def flags(plan: Plan) -> list[tuple[str, list[Flag]]]:
         ("recomputation", recompute_flags(model, lay)),
         ("precision", precision_flags(work)),
         ("batch", batch_flags(work, lay)),
+        ("states", state_flags(plan)),
         ("optimizer and logging: a start, tune to your run", optimizer_flags()),
     ]
     return [(heading, rows) for heading, rows in groups if rows]
@@ -240,6 +242,29 @@ def precision_flags(work: Workload) -> list[Flag]:
     if work.precision is Precision.FP8:
         recipe = _flag("--fp8-recipe", "tensorwise")
         return [*out, _flag("--fp8-format", "hybrid"), recipe]
+    return out
+
+
+def state_flags(plan: Plan) -> list[Flag]:
+    """Return the optimizer where it is not Adam, the formats of its states, and offload."""
+    work, formats = plan.request.workload, formats_of(plan)
+    away = plan.best.layout.offload == "optimizer"
+    out = []
+    if work.optimizer is not Optimizer.ADAMW:
+        out.append(_flag("--optimizer", work.optimizer.value))
+    if formats or away:
+        out.append(_flag("--use-precision-aware-optimizer"))
+    for name, dtype in (("bf16-moments", "bf16"), ("fp8-moments", "fp8")):
+        if name in formats:
+            out += [_flag("--exp-avg-dtype", dtype), _flag("--exp-avg-sq-dtype", dtype)]
+    if formats and stack_named(work.stack).gradient_bytes == 2:
+        out.append(_flag("--main-grads-dtype", "bf16"))
+    if away:
+        out += [
+            _flag("--optimizer-cpu-offload"),
+            _flag("--optimizer-offload-fraction", "1.0"),
+            _flag("--overlap-cpu-optimizer-d2h-h2d"),
+        ]
     return out
 
 

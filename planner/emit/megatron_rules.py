@@ -10,9 +10,10 @@ from collections.abc import Iterator
 
 from planner.emit.megatron_flags import biases
 from planner.emit.megatron_pipeline import chunks_in_order
+from planner.emit.states import formats_of, state_problems
 from planner.plan import Layout, Plan
 from planner.specs.model import ModelSpec, QkNorm
-from planner.specs.workload import Precision, Workload
+from planner.specs.workload import Optimizer, Precision, Workload
 
 
 def problems(plan: Plan) -> list[str]:
@@ -27,6 +28,7 @@ def problems(plan: Plan) -> list[str]:
         *sharding(lay),
         *batch(work, lay),
         *eight_bit(model, work, lay),
+        *kept(plan),
     ]
 
 
@@ -139,6 +141,26 @@ def batch(work: Workload, lay: Layout) -> Iterator[str]:
             f"micro_batch*num_microbatches*dp = {sequences}, but global_batch is "
             f"{work.global_batch}."
         )
+
+
+def kept(plan: Plan) -> Iterator[str]:
+    """Yield optimizers, formats and offload that do not go together (optimizer_config.py)."""
+    work, lay = plan.request.workload, plan.best.layout
+    yield from state_problems(
+        plan,
+        "Megatron-LM",
+        optimizers=(Optimizer.ADAMW, Optimizer.SGD, Optimizer.MUON),
+        offloads=("none", "optimizer"),
+        formats=("precision-aware", "bf16-moments", "fp8-moments"),
+    )
+    if work.optimizer is Optimizer.MUON and lay.zero >= 2:
+        yield f"Megatron-FSDP (zero={lay.zero}) does not run Muon."
+    if not formats_of(plan) and lay.offload == "none":
+        return
+    if work.optimizer is not Optimizer.ADAMW or lay.zero == 0:
+        yield "Megatron's precision-aware optimizer, which offload uses, needs adamw and zero >= 1."
+    if lay.offload != "none" and lay.zero != 1:
+        yield f"Megatron offloads the distributed optimizer (zero=1), not zero={lay.zero}."
 
 
 def eight_bit(model: ModelSpec, work: Workload, lay: Layout) -> Iterator[str]:

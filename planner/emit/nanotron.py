@@ -11,6 +11,7 @@ from typing import Any
 from planner.emit.base import Artifact, hosts_are_placeholders, placed
 from planner.emit.nodes import node_text
 from planner.emit.shared import shared_artifacts
+from planner.emit.states import state_problems
 from planner.emit.yaml_text import yaml_text
 from planner.plan import Layout, Plan
 from planner.specs.model import ModelSpec, Norm, QkNorm
@@ -54,6 +55,7 @@ def problems(plan: Plan) -> Iterator[str]:
     model, work, lay = plan.request.model, plan.request.workload, plan.best.layout
     yield from shape_problems(model)
     yield from width_problems(model, lay)
+    yield from state_problems(plan, "nanotron")
     if lay.zero > 1 or lay.dp_replicate > 1:
         yield f"nanotron shards the optimizer only (zero <= 1), not zero={lay.zero}."
     if lay.cp > 1 or lay.ep > 1:

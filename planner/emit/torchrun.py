@@ -11,6 +11,7 @@ import re
 
 from planner.emit.base import Artifact, hosts_are_placeholders, one_line, placed, shell_line
 from planner.emit.shared import example, shared_artifacts
+from planner.emit.states import state_problems
 from planner.plan import Layout, Plan
 
 
@@ -24,7 +25,12 @@ class Torchrun:
     def unsupported(self, plan: Plan) -> list[str]:
         """Return one sentence for each part of the layout that `train.py` cannot apply."""
         lay = plan.best.layout
-        return [*_not_in_the_example(lay), *_split_unevenly(plan), *_no_such_schedule(lay)]
+        return [
+            *_not_in_the_example(lay),
+            *_split_unevenly(plan),
+            *_no_such_schedule(lay),
+            *state_problems(plan, "train.py"),
+        ]
 
     def emit(self, plan: Plan) -> list[Artifact]:
         """Return run.sh, env.sh, commands.txt, train.py, its model and what bundles share."""

@@ -12,6 +12,7 @@ from collections.abc import Iterator
 from planner.emit.base import Artifact, hosts_are_placeholders, placed
 from planner.emit.nodes import node_text
 from planner.emit.shared import example, shared_artifacts
+from planner.emit.states import formats_of, state_problems, threads
 from planner.plan import Layout, Plan
 from planner.specs.model import ModelSpec, Norm, QkNorm
 from planner.specs.workload import Precision
@@ -40,7 +41,7 @@ class Torchtitan:
             *shared,
             Artifact("torchtitan.args", args_text(plan, self.tested_with)),
             Artifact("titan_plan.py", example("titan_plan.py")),
-            Artifact("env.sh", ENVIRONMENT),
+            Artifact("env.sh", ENVIRONMENT.replace("THREADS\n", threads(plan))),
             Artifact("run.sh", run_text(plan), executable=True),
         ]
 
@@ -52,6 +53,9 @@ def problems(plan: Plan) -> Iterator[str]:
     yield from width_problems(model, lay)
     yield from pipeline_problems(plan)
     yield from sharding_problems(lay)
+    yield from state_problems(
+        plan, "torchtitan", offloads=("none", "optimizer+params"), formats=("pure-bf16",)
+    )
     if work.precision is not Precision.BF16:
         yield f"This bundle trains torchtitan in bf16, not {work.precision.value}."
     if work.seq_tokens > model.max_seq_tokens:
@@ -138,6 +142,8 @@ def sharding_problems(lay: Layout) -> Iterator[str]:
         yield "FSDP2 shards gradients and optimizer state together: zero 2 or 3, not 1."
     if lay.zero == 0 and lay.dp * lay.cp > 1 and lay.tp * lay.cp * lay.pp > 1:
         yield "Replicated weights (zero=0) go with plain data parallelism only."
+    if lay.offload != "none" and (lay.zero < 2 or lay.dp * lay.cp == 1):
+        yield f"FSDP2 offloads shards: zero 2 or 3 over several ranks, not zero={lay.zero}."
     if lay.dp_replicate > 1 and (lay.zero < 2 or lay.dp % lay.dp_replicate):
         yield f"dp_replicate={lay.dp_replicate} needs zero 2 or 3 and must divide dp={lay.dp}."
 
@@ -162,6 +168,8 @@ def keys(plan: Plan) -> list[tuple[str, str]]:
         "training.mixed_precision_param": "bfloat16",
         "metrics.log_freq": 1,
     }
+    if formats_of(plan):  # weights, and with them gradients and moments, in 16 bit
+        out["training.dtype"] = "bfloat16"
     if lay.pp > 1:
         out["parallelism.pipeline_parallel_schedule"] = SCHEDULES[lay.schedule]
         out["parallelism.pipeline_parallel_microbatch_size"] = lay.micro_batch
@@ -173,6 +181,8 @@ def switches(lay: Layout) -> list[str]:
     out = ["compile.enable"]
     if lay.pp > 1 or lay.ep > 1:  # refused while CUDA graphs are captured, the default
         out.append("training.disable_cuda_graphs")
+    if lay.offload != "none":
+        out.append("training.enable_cpu_offload")
     name = "enable_sequence_parallel"
     if lay.tp > 1:
         out.append(f"parallelism.{name}" if lay.sp else f"parallelism.no-{name}")
@@ -203,8 +213,7 @@ unset CUDA_DEVICE_MAX_CONNECTIONS
 # Segments that grow keep the memory in one piece.
 export PYTORCH_ALLOC_CONF="${PYTORCH_ALLOC_CONF:-expandable_segments:True}"
 
-# One thread a rank; more would fight over the cores that feed the GPUs.
-export OMP_NUM_THREADS="${OMP_NUM_THREADS:-1}"
+THREADS
 
 # NCCL finds the fast network by itself on most clusters. Where it does not, name it:
 # export NCCL_SOCKET_IFNAME=eth0   # the interface of MASTER_ADDR, for the first contact

@@ -15,7 +15,7 @@ from planner.estimate.collectives import (
 from planner.estimate.compute import EXPERT_SHARD, SHARD
 from planner.estimate.experts import busiest_rank, routed_tokens
 from planner.estimate.inputs import FloatArray, Inputs, term
-from planner.estimate.kernels import hbm_s, uses_fp8
+from planner.estimate.kernels import uses_fp8
 from planner.estimate.params import (
     dense_layer_parameters,
     embedding_parameters,
@@ -26,7 +26,6 @@ from planner.estimate.params import (
 )
 from planner.layouts.table import IntArray
 from planner.sources import (
-    CALIBRATION,
     FSDP_2023,
     GSHARD_2020,
     KORTHIKANTI_2022,
@@ -315,19 +314,3 @@ def tied_embedding_s(x: Inputs) -> FloatArray:
         return np.zeros(len(x.layouts))
     sent = x.stack.gradient_reduce_bytes * embedding_parameters(x)
     return np.where(x.layouts.pp > 1, point_to_point_s(x, sent), 0.0)
-
-
-@term(
-    unit="s",
-    formula="optimizer factor * 30 B * parameters/(shards) / HBM",
-    source=CALIBRATION,
-    on=(*EXPERT_DATA, "vpp", "zero"),
-)
-def optimizer_s(x: Inputs) -> FloatArray:
-    """The optimizer step of the heaviest stage; sharded from ZeRO-1 on."""
-    lay = x.layouts
-    ways = np.where(lay.zero >= 1, shard_ways(x), 1)
-    expert_ways = np.where(lay.zero >= 1, expert_shard_ways(x), 1)
-    held = stage_dense_parameters(x) / ways[:, None]
-    held = (held + stage_expert_parameters(x) / expert_ways[:, None]).max(axis=1)
-    return x.stack.optimizer * hbm_s(x, 30.0 * held)

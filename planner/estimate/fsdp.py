@@ -25,7 +25,8 @@ from planner.estimate.params import (
     stage_expert_parameters,
 )
 from planner.estimate.recompute import kept_layer_bytes, whole_layer_bytes
-from planner.estimate.states import gradients_bytes, held, weights_bytes
+from planner.estimate.schemes import scheme
+from planner.estimate.states import PARAMETERS, gradients_bytes, held, weights_bytes
 from planner.sources import TORCH
 
 POINTS = (
@@ -37,12 +38,8 @@ POINTS = (
     "optimizer step",
 )
 """Points of a step at which memory can peak, in the order in which they are passed."""
-GRADIENT_BYTES = 4.0
-"""A sharded (or accumulated) gradient is fp32."""
 GATHERED_BYTES = 2.0
 """A gathered parameter is 16 bit."""
-STEP_BYTES = 4.0
-"""Temporaries of torch's foreach AdamW, per parameter of the shard."""
 
 
 class _Groups(NamedTuple):
@@ -59,7 +56,7 @@ class _Groups(NamedTuple):
 
 
 class _Shares(NamedTuple):
-    """The same divided by the shards, in bytes of fp32 gradients."""
+    """The same divided by the shards, in bytes of gradients as they are kept (fp32 if mixed)."""
 
     head: FloatArray
     tail: FloatArray
@@ -82,9 +79,10 @@ def _shares(x: Inputs, g: _Groups) -> _Shares:
     """Return gradient bytes of each group's shard; experts are sharded over their own ranks."""
     ways = np.where(x.layouts.zero >= 2, shard_ways(x), 1)[:, None]
     expert_ways = np.where(x.layouts.zero >= 2, expert_shard_ways(x), 1)[:, None]
-    head, tail = GRADIENT_BYTES * g.head / ways, GRADIENT_BYTES * g.tail / ways
-    blocks = gradients_bytes(x) - head - tail
-    block = GRADIENT_BYTES * g.block / np.minimum(ways, expert_ways)
+    each = scheme(x).gradient
+    head, tail = each * g.head / ways, each * g.tail / ways
+    blocks = held(x, each, sharded_from=2) - head - tail
+    block = each * g.block / np.minimum(ways, expert_ways)
     return _Shares(head, tail, np.minimum(block, blocks), blocks)
 
 
@@ -102,19 +100,26 @@ def _backward_blocks(g: _Groups) -> tuple[FloatArray, FloatArray]:
 
 def _weights(x: Inputs) -> tuple[FloatArray, ...]:
     resident = weights_bytes(x)
-    return (resident,) * 5 + (held(x, GRADIENT_BYTES, sharded_from=2),)
+    return (resident,) * 5 + (held(x, scheme(x).weight, sharded_from=2) * _here(x),)
+
+
+def _here(x: Inputs) -> FloatArray:
+    """Return 1 where the shards stay on the GPU, 0 where CPUOffloadPolicy takes them off."""
+    return (x.layouts.offload < PARAMETERS).astype(np.float64)[:, None]
 
 
 def _gradients(x: Inputs) -> tuple[FloatArray, ...]:
     """Return the gradients held at each point: from the second micro-step on, all of them."""
     g = _groups(x)
-    share, everything = _shares(x, g), gradients_bytes(x)
+    share, everything, here = _shares(x, g), gradients_bytes(x), _here(x)
     reduced = [
-        share.head + (1 - (i + 1) / g.layers) * share.all_blocks for i in _backward_blocks(g)
+        here * (share.head + (1 - (i + 1) / g.layers) * share.all_blocks)
+        for i in _backward_blocks(g)
     ]
-    first = (np.zeros_like(share.head), share.head, *reduced, everything - share.tail)
+    last_but_tail = everything - here * share.tail
+    first = (np.zeros_like(share.head), here * share.head, *reduced, last_but_tail)
     again = x.layouts.num_microbatches[:, None] > 1
-    whole = GRADIENT_BYTES * (stage_dense_parameters(x) + stage_expert_parameters(x))
+    whole = scheme(x).gradient * (stage_dense_parameters(x) + stage_expert_parameters(x))
     unsynced = _unsynced(x) > 0
     held_then = [np.where(unsynced, whole, np.where(again, everything, part)) for part in first[:4]]
     last = np.where(again & ~unsynced, everything, first[4])
@@ -193,7 +198,9 @@ def _buffers(x: Inputs) -> tuple[FloatArray, ...]:
         for i, gathered in zip(_backward_blocks(g), at_blocks, strict=True)
     ]
     tail = np.maximum((local + width) * g.tail, width * g.tail + share.tail + local * g.table)
-    step = held(x, STEP_BYTES, sharded_from=2) + _inputs(x)
+    # temporaries of torch's foreach AdamW, and of SGD with weight decay: one value a parameter of
+    # the shard; 8-bit AdamW and Muon go tensor by tensor and need less
+    step = held(x, scheme(x).weight, sharded_from=2) * _here(x) + _inputs(x)
     before = (at_head, head, *blocks, at_tail + tail)
     return (*(part + common for part in before), step)
 

@@ -8,13 +8,20 @@ peak.
 from __future__ import annotations
 
 import numpy as np
+from numpy.typing import NDArray
 
 from planner.estimate import fsdp
 from planner.estimate.activations import logits_bytes
 from planner.estimate.buffers import communication_buffers_bytes
 from planner.estimate.in_flight import activations_bytes
 from planner.estimate.inputs import FloatArray, Inputs, Term, term
-from planner.estimate.states import gradients_bytes, optimizer_bytes, weights_bytes
+from planner.estimate.states import (
+    gradients_bytes,
+    host_rank_bytes,
+    optimizer_bytes,
+    step_gradients_bytes,
+    weights_bytes,
+)
 from planner.sources import MEGATRON_CORE, TORCH, Source
 from planner.units import GIB
 
@@ -74,12 +81,24 @@ def peak_logits_bytes(x: Inputs) -> FloatArray:
 
 @term(
     unit="bytes",
-    formula="buffers of collectives (FSDP2: gathered, unreduced and temporary at the peak's point)",
+    formula="max(0, fp32 gradients of the step - activations - logits), which are gone by then",
+    source=MEGATRON_CORE,
+)
+def step_excess_bytes(x: Inputs) -> FloatArray:
+    """By how much the optimizer step holds more than the backward pass did."""
+    return np.maximum(step_gradients_bytes(x) - activations_bytes(x) - logits_bytes(x), 0.0)
+
+
+@term(
+    unit="bytes",
+    formula="buffers of collectives + excess of the step (FSDP2: gathered, unreduced, temporary)",
     source=TORCH,
 )
 def buffers_bytes(x: Inputs) -> FloatArray:
     """Buffers of collectives and temporaries held at the peak."""
-    return _peak(x, "buffers", communication_buffers_bytes)
+    if x.stack.states == "fsdp2":
+        return fsdp.at_peak(x, "buffers")
+    return communication_buffers_bytes(x) + step_excess_bytes(x)
 
 
 RESERVE = Source("allocator and NCCL notes", "docs/model.md, section Overhead")
@@ -188,6 +207,22 @@ def peak_bytes(x: Inputs) -> FloatArray:
     """Return the heaviest stage's bytes, shape (layouts,)."""
     peak: FloatArray = stage_bytes(x).max(axis=1)
     return peak
+
+
+def host_bytes(x: Inputs) -> FloatArray:
+    """Return what the ranks of one node keep in its memory with offload, by the heaviest stage."""
+    if not x.layouts.offload.any():
+        return np.zeros(len(x.layouts))
+    each: FloatArray = host_rank_bytes(x).max(axis=1)
+    return each * np.minimum(x.layouts.gpus, x.cluster.node.gpus)
+
+
+def fits(x: Inputs, peak: FloatArray) -> NDArray[np.bool_]:
+    """Return where a peak is within the budget, and the host has room for what is offloaded."""
+    inside: NDArray[np.bool_] = peak <= budget_bytes(x)
+    if (room := x.cluster.host_memory_bytes) is not None and x.layouts.offload.any():
+        inside = inside & (host_bytes(x) <= room)
+    return inside
 
 
 def limit_bytes(x: Inputs) -> float:

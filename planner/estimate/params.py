@@ -9,6 +9,7 @@ from planner.sources import MEGATRON_2019, MEGATRON_CORE, SWITCH_2021
 from planner.specs.parameters import (
     LayerParameters,
     layer_parameters,
+    layer_vectors,
     norm_parameters,
     padded_vocab,
 )
@@ -83,12 +84,16 @@ def head_parameters(x: Inputs) -> FloatArray:
     m = x.model
     table = padded_vocab(m.vocab, x.layouts.tp) * m.hidden / x.layouts.tp
     held = np.where((x.layouts.pp == 1) & m.tied_embeddings, 0.0, table)
-    norm = norm_parameters(m) if m.final_norm else 0
     if m.mtp_layers:
         again = np.where((x.layouts.pp > 1) & (not m.tied_embeddings), table, 0.0)
-        norms = 3 * norm_parameters(m)
-        held = held + again + m.mtp_layers * (2 * m.hidden**2 / x.layouts.tp + norms)
-    return held + norm
+        held = held + again + m.mtp_layers * 2 * m.hidden**2 / x.layouts.tp
+    return held + _last_norms(x)
+
+
+def _last_norms(x: Inputs) -> int:
+    """Return the parameters of the last stage's norms beside layers': final, and three of MTP."""
+    m = x.model
+    return norm_parameters(m) * ((1 if m.final_norm else 0) + 3 * m.mtp_layers)
 
 
 @term(
@@ -114,3 +119,45 @@ def stage_dense_parameters(x: Inputs) -> FloatArray:
 def stage_expert_parameters(x: Inputs) -> FloatArray:
     """Routed experts' parameters on one rank of each kind of stage."""
     return x.stages.moe_layers * expert_parameters(x)[:, None]
+
+
+@term(
+    unit="parameters",
+    formula="per layer norms + biases (split as their matrices are) + final and embedding norm",
+    source=MEGATRON_CORE,
+    on=("tp", "pp", "vpp"),
+)
+def stage_dense_vectors(x: Inputs) -> FloatArray:
+    """Of a stage's dense parameters those that are no matrix: norms, biases, sinks."""
+    s, m = x.stages, x.model
+    dense = _outside_experts(x, layer_vectors(m, moe=False))
+    moe = _outside_experts(x, layer_vectors(m, moe=True)) if m.experts else np.zeros(len(x.layouts))
+    ends = s.first * (2 * m.hidden * m.embedding_norm) + s.last * _last_norms(x)
+    return s.dense_layers * dense[:, None] + s.moe_layers * moe[:, None] + ends
+
+
+@term(
+    unit="parameters",
+    formula="layers with experts * biases of experts/(ep*etp)",
+    source=MEGATRON_CORE,
+    on=("pp", "vpp", "ep", "etp"),
+)
+def stage_expert_vectors(x: Inputs) -> FloatArray:
+    """Of a stage's routed experts the biases."""
+    held = layer_vectors(x.model, moe=True).experts / (x.layouts.ep * x.layouts.etp)
+    return x.stages.moe_layers * held[:, None]
+
+
+@term(
+    unit="parameters",
+    formula="embedding and positions (first) + output projection (last, unless tied on one stage)",
+    source=MEGATRON_CORE,
+    on=("tp", "pp", "vpp"),
+)
+def stage_tables(x: Inputs) -> FloatArray:
+    """Of a stage's dense parameters the tables at the ends, whose rows are tokens or positions."""
+    s, m = x.stages, x.model
+    first = embedding_parameters(x) - 2 * m.hidden * m.embedding_norm
+    projections = m.mtp_layers * 2 * m.hidden**2 / x.layouts.tp
+    last = head_parameters(x) - _last_norms(x) - projections
+    return s.first * first[:, None] + s.last * last[:, None]

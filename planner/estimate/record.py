@@ -15,6 +15,8 @@ from planner.estimate import (
     fsdp,
     in_flight,
     memory,
+    muon,
+    optimizer,
     params,
     states,
     step,
@@ -27,7 +29,7 @@ from planner.layouts.rules import Context
 from planner.layouts.table import Layouts
 
 MEMORY_MODULES = (states, activations, in_flight, buffers, fsdp, memory)
-MODULES = (params, experts, compute, communication, *MEMORY_MODULES, step)
+MODULES = (params, experts, compute, communication, *MEMORY_MODULES, muon, optimizer, step)
 
 
 def _terms() -> tuple[Term, ...]:
@@ -93,6 +95,8 @@ def _memory(x: Inputs) -> dict[str, Any]:
     return {
         "peak_bytes": peak,
         "limit_bytes": limit,
+        "host_bytes": float(memory.host_bytes(x)[0]),
+        "host_limit_bytes": x.cluster.host_memory_bytes,
         "at_risk": x.workload.risk_memory * limit < peak <= limit,
         "peak_point": fsdp.peak_point(x, heaviest) if x.stack.states == "fsdp2" else None,
         "stages": stages,

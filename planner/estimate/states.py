@@ -1,4 +1,7 @@
-"""Bytes of the model's states on one GPU: weights, gradients and what the optimizer keeps."""
+"""Bytes of the model's states on one GPU: weights, gradients and what the optimizer keeps.
+
+With offload they are on the host instead, which is told what it needs.
+"""
 
 from __future__ import annotations
 
@@ -6,48 +9,46 @@ import numpy as np
 
 from planner.estimate.communication import expert_shard_ways, shard_ways
 from planner.estimate.inputs import FloatArray, Inputs, term
-from planner.estimate.params import stage_dense_parameters, stage_expert_parameters
-from planner.sources import ZERO_2020
-from planner.specs.workload import Precision
+from planner.estimate.params import (
+    stage_dense_parameters,
+    stage_dense_vectors,
+    stage_expert_parameters,
+    stage_expert_vectors,
+    stage_tables,
+)
+from planner.estimate.schemes import FP32, Kinds, scheme
+from planner.sources import DEEPSPEED_OFFLOAD, MEGATRON_CORE, ZERO_2020
 
-STATE_BYTES = {
-    # (parameters, gradients, optimizer) per parameter before sharding
-    "megatron": (2.0, 4.0, 12.0),
-    "deepspeed": (2.0, 2.0, 16.0),
-    "fsdp2": (4.0, 4.0, 8.0),
-}
-"""Mixed precision with Adam. Megatron: bf16 weights, fp32 main gradients, fp32 master, m and v.
-DeepSpeed: 16-bit weights and gradients, fp32 master, m, v and the gradients it upcasts at the step.
-FSDP2: fp32 weights and gradients, m and v; 16-bit copies are gathered (Megatron-LM
-docs/dist_optimizer, deepspeed/runtime/zero, torch FSDP2 memory tracker)."""
-
-UPCAST_BYTES = 4.0
-"""fp32 gradients of a rank's own shard, made at the step where gradients are kept in 16 bit."""
-
-STATES = ("tp", "cp", "pp", "vpp", "dp", "dp_replicate", "ep", "etp", "zero")
-
-
-def state_bytes(x: Inputs) -> tuple[float, float, float]:
-    """Return bytes of weights, gradients and optimizer state per parameter, before sharding."""
-    weight, gradient, optimizer = STATE_BYTES[x.stack.states]
-    if x.stack.gradient_bytes is not None and x.stack.states == "megatron":
-        kept = min(x.stack.gradient_bytes, _widest_gradient(x))
-        return weight, kept, optimizer + (UPCAST_BYTES if kept < UPCAST_BYTES else 0.0)
-    return weight, gradient, optimizer
-
-
-def _widest_gradient(x: Inputs) -> float:
-    """Return the most that a gradient takes: fp16 with loss scaling adds up in fp16 only."""
-    return 2.0 if x.workload.precision == Precision.FP16 else np.inf
+STATES = ("tp", "cp", "pp", "vpp", "dp", "dp_replicate", "ep", "etp", "zero", "offload")
+OPTIMIZER, PARAMETERS = 1, 2
+"""Codes of `offload`: the optimizer's state on the host; the weights too."""
 
 
 def held(x: Inputs, per_parameter: float, *, sharded_from: int) -> FloatArray:
     """Return per-stage bytes of one state, sharded over data parallelism from a ZeRO stage on."""
+    return held_by_kind(x, Kinds(*(per_parameter,) * 3), sharded_from=sharded_from)
+
+
+def held_by_kind(x: Inputs, each: Kinds, *, sharded_from: int) -> FloatArray:
+    """Return the same of a state whose bytes differ between matrices, tables and vectors."""
     sharded = x.layouts.zero >= sharded_from
     ways = np.where(sharded, shard_ways(x), 1)[:, None]
     expert_ways = np.where(sharded, expert_shard_ways(x), 1)[:, None]
-    each = stage_dense_parameters(x) / ways + stage_expert_parameters(x) / expert_ways
-    return per_parameter * each
+    dense, experts = stage_dense_parameters(x), stage_expert_parameters(x)
+    if each.uniform:
+        return each.matrix * (dense / ways + experts / expert_ways)
+    tables, vectors = stage_tables(x), stage_dense_vectors(x)
+    biases = stage_expert_vectors(x)
+    outside = each.matrix * (dense - tables - vectors)
+    outside = outside + each.table * tables + each.vector * vectors
+    inside = each.matrix * (experts - biases) + each.vector * biases
+    total: FloatArray = outside / ways + inside / expert_ways
+    return total
+
+
+def _without(x: Inputs, offload: int) -> FloatArray:
+    """Return 1 for layouts that keep a state on the GPU that `offload` and above move."""
+    return (x.layouts.offload < offload).astype(np.float64)[:, None]
 
 
 @term(
@@ -58,17 +59,18 @@ def held(x: Inputs, per_parameter: float, *, sharded_from: int) -> FloatArray:
 )
 def weights_bytes(x: Inputs) -> FloatArray:
     """Parameters resident on a GPU; P is what its stage, tp and ep ranks hold."""
-    weight, _, _ = state_bytes(x)
+    here = _without(x, PARAMETERS)
     if x.stack.states != "fsdp2":
-        return held(x, weight, sharded_from=3)
+        return held(x, scheme(x).weight, sharded_from=3) * here
     resident = np.where(x.layouts.zero == 2, 2.0, 0.0)[:, None]
     whole = stage_dense_parameters(x) + stage_expert_parameters(x)
-    return held(x, weight, sharded_from=2) + resident * whole
+    return held(x, scheme(x).weight, sharded_from=2) * here + resident * whole
 
 
 @term(
     unit="bytes",
-    formula="4 P (DeepSpeed 2 P, + 4 P of fp32 sums in zero 1), / shards from zero 2 on",
+    formula="4 P (DeepSpeed 2 P, + 4 P of fp32 sums in zero 1), / shards from zero 2 on; "
+    "none where they go to the host: DeepSpeed's shards, FSDP2's with its parameters",
     source=ZERO_2020,
     on=STATES,
 )
@@ -78,19 +80,56 @@ def gradients_bytes(x: Inputs) -> FloatArray:
     DeepSpeed's fp32 sums (grad_accum_dtype, as our configuration asks for) are whole under ZeRO-1;
     from ZeRO-2 on they are shards, counted with the optimizer.
     """
-    kept = held(x, state_bytes(x)[1], sharded_from=2)
+    kept = held(x, scheme(x).gradient, sharded_from=2)
     if x.stack.states != "deepspeed":
-        return kept
-    sums = np.where(x.layouts.zero == 1, 4.0, 0.0)[:, None]
+        return kept * _without(x, PARAMETERS)
+    here = _without(x, OPTIMIZER)
+    sums = np.where(x.layouts.zero == 1, 4.0, 0.0)[:, None] * here
+    shards = x.layouts.zero[:, None] >= 2
+    kept = np.where(shards, kept * here, kept)
     return kept + sums * (stage_dense_parameters(x) + stage_expert_parameters(x))
 
 
 @term(
     unit="bytes",
-    formula="12 P (DeepSpeed, 16-bit gradients: 16 P, FSDP2: 8 P), / shards from zero 1 on",
+    formula="(master + moments) P: Adam 12 (DeepSpeed and 16-bit gradients + 4, FSDP2 - 4), SGD 8, "
+    "8-bit Adam 6, Muon 8 of matrices; / shards from zero 1 on",
     source=ZERO_2020,
     on=STATES,
 )
 def optimizer_bytes(x: Inputs) -> FloatArray:
-    """Adam's moments and the fp32 master weights."""
-    return held(x, state_bytes(x)[2], sharded_from=1)
+    """The optimizer's moments and the fp32 master weights; none with offload."""
+    kept = held_by_kind(x, scheme(x).optimizer, sharded_from=1)
+    return kept * _without(x, OPTIMIZER)
+
+
+@term(
+    unit="bytes",
+    formula="4 P / shards from zero 1 on where gradients are kept in 16 bit (Megatron), else 0",
+    source=MEGATRON_CORE,
+    on=STATES,
+)
+def step_gradients_bytes(x: Inputs) -> FloatArray:
+    """The fp32 copy of a rank's own gradients that Megatron makes at the step, and drops there."""
+    return held(x, scheme(x).passing, sharded_from=1) * _without(x, OPTIMIZER)
+
+
+@term(
+    unit="bytes",
+    formula="offload: (master + moments + 4 of gradients + 2 of weights) P / shards",
+    source=DEEPSPEED_OFFLOAD,
+    on=STATES,
+)
+def host_rank_bytes(x: Inputs) -> FloatArray:
+    """What one rank keeps in the memory of its node.
+
+    Gradients arrive in fp32. DeepSpeed stages the new 16-bit weights there; FSDP2's are in fp32.
+    """
+    kept = scheme(x)
+    per = kept.moments.plus(kept.master + (FP32 if kept.master else kept.gradient))
+    away = held_by_kind(x, per, sharded_from=1)
+    staged = x.layouts.offload == PARAMETERS
+    if x.stack.states == "deepspeed":
+        staged = staged | (x.layouts.zero < 3)
+    away = away + np.where(staged[:, None], held(x, kept.weight, sharded_from=1), 0.0)
+    return np.where(x.layouts.offload[:, None] > 0, away, 0.0)

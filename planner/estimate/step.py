@@ -17,7 +17,6 @@ from planner.estimate.communication import (
     gradient_sync_s,
     moe_gather_s,
     moe_scatter_s,
-    optimizer_s,
     parameter_gather_s,
     parameter_server_s,
     pp_microbatch_s,
@@ -46,6 +45,7 @@ from planner.estimate.compute import (
 )
 from planner.estimate.inputs import FloatArray, Inputs, term
 from planner.estimate.kernels import hbm_s, softmax_falls_back, uses_fp8
+from planner.estimate.optimizer import host_traffic_s, optimizer_s
 from planner.estimate.params import dense_layer_parameters, expert_parameters, moe_layer_parameters
 from planner.sources import CALIBRATION, FSDP_2023, MEGATRON_2021
 
@@ -250,6 +250,16 @@ def exposed_sync_s(x: Inputs) -> FloatArray:
     return np.where(x.layouts.dp_sync == 1, parameter_server_s(x), out)
 
 
+def offloaded_s(x: Inputs) -> FloatArray:
+    """Return the traffic with the host that the micro-batches do not hide, in a step."""
+    traffic = host_traffic_s(x)
+    if not traffic.any():
+        return traffic
+    hidden = stage_microbatch_s(x).max(axis=1)
+    exposed: FloatArray = x.layouts.num_microbatches * np.maximum(traffic - hidden, 0.0)
+    return exposed
+
+
 def time_parts(x: Inputs) -> dict[str, FloatArray]:
     """Return exposed seconds by name; they sum to the step time."""
     s, m = x.stages, x.layouts.num_microbatches
@@ -264,7 +274,7 @@ def time_parts(x: Inputs) -> dict[str, FloatArray]:
     parts["dp"] = parts["dp"] + exposed_sync_s(x)
     parts["pp"] = m * pp_microbatch_s(x) + tied_embedding_s(x)
     parts["bubble"] = bubble_s(x)
-    parts["optimizer"] = optimizer_s(x)
+    parts["optimizer"] = optimizer_s(x) + offloaded_s(x)
     parts["overhead"] = m * x.stack.microbatch_s + x.stack.step_s
     return parts
 
@@ -272,5 +282,6 @@ def time_parts(x: Inputs) -> dict[str, FloatArray]:
 def step_s(x: Inputs) -> FloatArray:
     """Return the time of one training step: m * slowest stage + bubble + what is exposed once."""
     once = exposed_sync_s(x) + tied_embedding_s(x) + optimizer_s(x) + x.stack.step_s
+    once = once + offloaded_s(x)
     slowest: FloatArray = stage_microbatch_s(x).max(axis=1)
     return x.layouts.num_microbatches * slowest + bubble_s(x) + once

@@ -162,7 +162,8 @@ def _state_options(tp: int, dp: int, plain: bool, fix: Fix) -> list[tuple[int, .
             groups = divisors(dp) if zero == 3 else [1]  # all of dp: sharded over cp alone
             syncs = range(2) if plain and zero == 0 else range(1)
             options += [
-                (sp, zero, replicate, recompute, 0, sync)
+                (sp, zero, replicate, recompute, offload, sync)
+                for offload in fix.pick("offload", (0,))  # to the host only where it is asked for
                 for replicate in fix.pick("dp_replicate", groups)
                 for recompute in fix.pick("recompute", range(len(NAMES["recompute"])))
                 for sync in fix.pick("dp_sync", syncs)

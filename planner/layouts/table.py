@@ -13,7 +13,7 @@ IntArray = NDArray[np.int64]
 
 RECOMPUTE = ("none", "selective", "full")
 SCHEDULE = ("none", "gpipe", "1f1b", "interleaved")
-OFFLOAD = ("none",)
+OFFLOAD = ("none", "optimizer", "optimizer+params")
 DP_SYNC = ("all-reduce", "parameter-server")
 NAMES: Mapping[str, tuple[str, ...]] = {
     "recompute": RECOMPUTE,

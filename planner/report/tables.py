@@ -65,6 +65,7 @@ def heading(plan: Plan) -> Text:
     words = [
         f"{work.global_batch} sequences of {work.seq_tokens} tokens a step ({count(work.tokens)})",
         work.precision.value,
+        work.optimizer.value,
         f"stack {printable(work.stack)}",
     ]
     return first.append(", ".join(words), "not bold")

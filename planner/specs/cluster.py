@@ -174,11 +174,26 @@ class Node(Record):
     nics: NonNegativeInt = Field(le=1024, description="Network ports for training traffic.")
     nic_gbit_per_s: PositiveFloat = Field(description="Of one port, one direction.")
     host: Literal["x86", "grace"] = "x86"
+    memory_gib: PositiveFloat | None = Field(
+        None, description="Of the host; None: not known, so nothing is refused for it."
+    )
+    memory_gb_per_s: PositiveFloat | None = Field(
+        None, description="Of the host's memory, all sockets; None: usual of its kind."
+    )
+    host_link_gb_per_s: PositiveFloat | None = Field(
+        None, description="One GPU to the host, one direction; None: usual of its kind."
+    )
 
     @property
     def nic_bytes_per_s(self) -> float:
         """Return what all NICs of the node send together, one direction, in bytes per second."""
         return self.nics * self.nic_gbit_per_s * 1e9 / 8
+
+
+USUAL_HOST_LINK = {"x86": 32.0, "grace": 225.0}
+"""GB/s of a GPU to its host: PCIe 4.0 x16; NVLink-C2C (450) shared by the two GPUs of a Grace."""
+USUAL_HOST_MEMORY = {"x86": 400.0, "grace": 500.0}
+"""GB/s: two sockets of 8 channels DDR4-3200; one Grace with LPDDR5X."""
 
 
 class Leaf(Record):
@@ -263,6 +278,23 @@ class ClusterSpec(Record):
     def gpus(self) -> int:
         """Return the number of GPUs of the whole cluster."""
         return self.nodes * self.node.gpus
+
+    @property
+    def host_link_bytes_per_s(self) -> float:
+        """Return what a GPU sends to its host, one direction, in bytes per second."""
+        return (self.node.host_link_gb_per_s or USUAL_HOST_LINK[self.node.host]) * GB
+
+    @property
+    def host_memory_bytes_per_s(self) -> float:
+        """Return the bandwidth of a node's host memory in bytes per second."""
+        graces = max(1, self.node.gpus // 2) if self.node.host == "grace" else 1
+        usual = USUAL_HOST_MEMORY[self.node.host] * graces
+        return (self.node.memory_gb_per_s or usual) * GB
+
+    @property
+    def host_memory_bytes(self) -> float | None:
+        """Return the host memory of a node in bytes; None where it is not known."""
+        return self.node.memory_gib * GIB if self.node.memory_gib else None
 
     @property
     def domain_gpus(self) -> int:

@@ -114,6 +114,36 @@ def layer_parameters(model: ModelSpec, *, moe: bool) -> LayerParameters:
     )
 
 
+def layer_vectors(model: ModelSpec, *, moe: bool) -> LayerParameters:
+    """Return those parameters of `layer_parameters` that are vectors: norms, biases and sinks."""
+    experts = model.experts if moe else None
+    width = experts.shared_ffn if experts else model.ffn
+    inputs = 2 if model.gated_mlp else 1
+    bias = model.mlp_bias and width > 0
+    queries, keys, downs = _bias_widths(model)
+    each = experts.expert_bias * (inputs * experts.ffn + model.hidden) if experts else 0
+    return LayerParameters(
+        attention_heads=queries + model.attention_sinks * model.heads,
+        attention_kv=keys,
+        attention_replicated=downs + model.attention_output_bias * model.hidden,
+        mlp=bias * inputs * width,
+        mlp_replicated=bias * model.hidden,
+        router=experts.router_bias * experts.count if experts else 0,
+        experts=experts.count * each if experts else 0,
+        norms=model.norms_per_layer * norm_parameters(model) + _inner_norms(model),
+    )
+
+
+def _bias_widths(model: ModelSpec) -> tuple[int, int, int]:
+    """Return the biases of queries, of keys and values, and of MLA's down-projections."""
+    if not model.qkv_bias:
+        return 0, 0, 0
+    if model.mla:
+        mla = model.mla
+        return 0, 0, (mla.q_lora_rank or 0) + mla.kv_lora_rank + mla.qk_rope_head_dim
+    return model.heads * model.head_dim, 2 * model.kv_heads * model.head_dim, 0
+
+
 def expert_parameters(model: ModelSpec) -> int:
     """Return the parameters of one routed expert; 0 for a model without experts."""
     if model.experts is None:

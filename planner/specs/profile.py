@@ -75,6 +75,14 @@ class Stack:
     is measured as reserved, and not needed to fit."""
     gradient_bytes: float | None = None
     """Bytes of a gradient as kept over the micro-batches; None: what its states keep."""
+    weight_bytes: float | None = None
+    """Bytes of a resident weight; None: what its states keep."""
+    master_bytes: float | None = None
+    """Bytes of a master weight beside it; None: what its states keep."""
+    moment_bytes: float = 4.0
+    """Bytes of one moment of the optimizer (8-bit optimizers have their own)."""
+    low_precision_states: bool = False
+    """The step takes gradients as they are kept, without an fp32 copy."""
     logit_bytes: float | None = None
     """Bytes a logit at the loss; None: what its family of activations takes."""
     gathered_bytes: float = 2.0

@@ -12,7 +12,7 @@ from functools import lru_cache
 from typing import Any
 
 from planner.errors import SpecError, did_you_mean
-from planner.specs.profile import Stack
+from planner.specs.profile import Rules, Stack
 from planner.specs.profiles import STACKS
 
 __all__ = ["FLAGS", "STACKS", "Stack", "stack_named"]
@@ -37,10 +37,41 @@ FLAGS: dict[str, tuple[str, dict[str, Any]]] = {
         {"moe_traffic": FUSED_MOE, "expert_cast_s": 1.5e-5},
     ),
     "bf16-gradients": ("gradients kept and reduced in 16 bit", {"gradient_bytes": 2.0}),
+    "pure-bf16": (
+        "weights, gradients and moments in bf16, no fp32 master",
+        {
+            "weight_bytes": 2.0,
+            "gradient_bytes": 2.0,
+            "master_bytes": 0.0,
+            "moment_bytes": 2.0,
+            "low_precision_states": True,
+        },
+    ),
+    "precision-aware": (
+        "precision-aware optimizer: of a bf16 weight's fp32 master only the 16 bits that it lacks",
+        {"master_bytes": 2.0, "low_precision_states": True},
+    ),
+    "bf16-moments": (
+        "the same, moments in bf16",
+        {"master_bytes": 2.0, "low_precision_states": True, "moment_bytes": 2.0},
+    ),
+    "fp8-moments": (
+        "the same, moments in FP8",
+        {"master_bytes": 2.0, "low_precision_states": True, "moment_bytes": 1.0},
+    ),
     "no-dp-overlap": ("gradient traffic exposed", {"overlap": 0.0}),
     "flash": ("fused attention", {"attention_kernel": "fa2", "host_fallback": 1.0}),
     "unfused": ("unfused attention", {"attention_kernel": "unfused", "host_fallback": 1.46}),
 }
+
+
+FLAG_RULES: dict[str, tuple[Rules, ...]] = {
+    "pure-bf16": ("any", "torchtitan"),
+    "precision-aware": ("any", "megatron"),
+    "bf16-moments": ("any", "megatron"),
+    "fp8-moments": ("any", "megatron"),
+}
+"""Flags that only some frameworks have: whose rules a profile must follow to take them."""
 
 
 @lru_cache(maxsize=512)
@@ -61,6 +92,11 @@ def stack_named(name: str) -> Stack:
             raise SpecError(
                 f"stack: {name!r}: flag {flag!r} is not known; allowed: {', '.join(FLAGS)}",
                 hint=did_you_mean(flag, FLAGS),
+            )
+        if stack.rules not in FLAG_RULES.get(flag, (stack.rules,)):
+            raise SpecError(
+                f"stack: {name!r}: {profile} has no {flag} ({FLAGS[flag][0]})",
+                hint=f"for stacks that follow the rules of {', '.join(FLAG_RULES[flag][1:])}",
             )
         stack = replace(stack, **FLAGS[flag][1])
     return replace(stack, name=name) if flags else stack

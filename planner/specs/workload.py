@@ -25,6 +25,15 @@ class Precision(StrEnum):
     FP8 = "fp8"
 
 
+class Optimizer(StrEnum):
+    """What updates the weights, and so what is kept of them between steps."""
+
+    ADAMW = "adamw"
+    ADAMW_8BIT = "adamw-8bit"
+    SGD = "sgd"
+    MUON = "muon"
+
+
 RECOMPUTABLE = (
     "core_attn",
     "mlp",
@@ -46,6 +55,11 @@ class Workload(Record):
     seq_tokens: PositiveInt = Field(le=100_000_000)
     global_batch: PositiveInt = Field(le=100_000_000, description="Sequences in one step.")
     precision: Precision = Precision.BF16
+    optimizer: Optimizer = Field(
+        Optimizer.ADAMW,
+        description="adamw; adamw-8bit: moments in a byte; sgd: with momentum; muon: on matrices "
+        "of hidden layers, adamw on the rest.",
+    )
     stack: str = Field("any", description="Training stack whose rules and overheads apply.")
     expert_imbalance: PositiveFloat = Field(
         1.1, ge=1, le=1000, description="Tokens on the busiest expert rank / on the mean rank."

@@ -30,6 +30,7 @@ WORKLOAD = {
     "seq": "seq_tokens",
     "global_batch": "global_batch",
     "precision": "precision",
+    "optimizer": "optimizer",
     "stack": "stack",
     "max_memory": "max_memory",
     "risk_memory": "risk_memory",

@@ -30,6 +30,7 @@ NAMES = {
     "seq": COUNT,
     "global_batch": COUNT,
     "precision": TEXT,
+    "optimizer": TEXT,
     "stack": TEXT,
     "fix": FIX,
     "max_memory": NUMBER,

@@ -16,7 +16,7 @@ from planner.layouts.grid import divisors
 from planner.layouts.ranges import MICRO_BATCHES, parse_fix
 from planner.layouts.rules import Context, broken_rules
 from planner.layouts.split import chunks_of
-from planner.layouts.table import Layouts
+from planner.layouts.table import NAMES, Layouts
 from planner.place import Clock, Rule, free_nodes
 from planner.place import place as place_layout
 from planner.plan import Estimate, Layout, Placement, Plan, RankedPlan, Request, Search
@@ -69,7 +69,7 @@ def plan(request: PlanRequest, *, progress: Progress = _quiet) -> Plan:
     for a field or a host that is not known.
     """
     started = time.perf_counter()
-    ranking, notes = search(request, progress)
+    ranking, notes = with_offload(request, *search(request, progress))
     searched = time.perf_counter()
     rows = ranking.best_of_each_shape(request.top)
     if not len(rows):
@@ -132,6 +132,20 @@ def search(request: PlanRequest, progress: Progress) -> tuple[Ranking, list[str]
             )
             return other, notes
     return _some(request, ranking), notes
+
+
+def with_offload(
+    request: PlanRequest, ranking: Ranking, notes: list[str]
+) -> tuple[Ranking, list[str]]:
+    """Return the search, or where nothing fits the one whose states may lie in host memory."""
+    if ranking.feasible or "offload" in request.fix:
+        return ranking, notes
+    away = parse_fix({**request.fix, "offload": "|".join(NAMES["offload"][1:])})
+    other = rank(request.context, ranking.gpus, away)
+    if not other.feasible:
+        return ranking, notes
+    said = "nothing fits in the memory of the GPUs alone: states are in that of their hosts"
+    return other, [*notes, said]
 
 
 def _fewer(gpus: int, per_node: int) -> list[int]:
@@ -200,12 +214,24 @@ def _some(request: PlanRequest, ranking: Ranking) -> Ranking:
 def nothing_fits(request: PlanRequest, ranking: Ranking) -> InfeasibleError:
     """Return the error for a search whose every legal layout runs out of memory, with figures."""
     light = layout_record(ranking.lightest, 0)
+    if ranking.lightest_bytes <= ranking.budget_bytes:
+        return _host_full(request, ranking, light)
     return InfeasibleError(
         f"nothing fits: the lightest of {ranking.tally.legal:,} legal layouts needs "
         f"{gib(ranking.lightest_bytes)} per GPU ({light.short()}); {gib(ranking.budget_bytes)} may "
         f"be used, {request.workload.max_memory:.0%} of {gib(ranking.limit_bytes)}",
         hint=f"more nodes, GPUs with more memory, or a shorter sequence than "
         f"{request.workload.seq_tokens}",
+    )
+
+
+def _host_full(request: PlanRequest, ranking: Ranking, light: Layout) -> InfeasibleError:
+    """Return the error where the GPUs have room and their hosts have none."""
+    memory = Estimate.model_validate(estimate_record(request.context, ranking.lightest, 0)).memory
+    return InfeasibleError(
+        f"nothing fits: {light.short()} needs {gib(memory.host_bytes)} of a node's own memory; "
+        f"it has {gib(memory.host_limit_bytes or 0.0)}",
+        hint="more nodes, or more of the states on the GPUs (offload=none)",
     )
 
 
@@ -228,8 +254,7 @@ def ranked(request: PlanRequest, layouts: Layouts, row: int, number: int) -> Ran
             layout.vpp,
             by_cost=stack_named(request.workload.stack).split == "by-cost",
         ),
-        feasible=estimate.memory.peak_bytes
-        <= estimate.memory.limit_bytes * request.workload.max_memory,
+        feasible=estimate.memory.fits(request.workload.max_memory),
     )
 
 
@@ -337,7 +362,7 @@ def plan_for_target(request: PlanRequest, target: str) -> Plan:
     emitter = emitter_named(target)
     workload = request.workload.model_copy(update={"stack": emitter.stack})
     own = replace(request, workload=workload)
-    ranking, notes = search(own, _quiet)
+    ranking, notes = with_offload(own, *search(own, _quiet))
     why: list[str] = []
     for row in _varied(ranking):
         first = ranked(own, ranking.layouts, row, 1)
@@ -360,7 +385,7 @@ def _varied(ranking: Ranking) -> list[int]:
     """Return leading rows, one for each combination that an emitter may refuse, best first."""
     lay = ranking.layouts
     names = ["pp", "vpp", "cp", "ep", "etp", "zero", "dp_replicate", "recompute", "schedule", "tp"]
-    names += ["dp_sync", "sp"]
+    names += ["dp_sync", "sp", "offload"]
     key = np.stack([getattr(lay, name) for name in names], axis=1)
     _, first = np.unique(key, axis=0, return_index=True)
     return [int(row) for row in np.sort(first)]

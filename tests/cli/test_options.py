@@ -123,6 +123,7 @@ def test_defaults_are_said_and_given_values_are_not(model, capsys):
         ({"global_batch": -1}, "--global-batch: -1"),
         ({"global_batch": 10**30}, "--global-batch"),
         ({"precision": "int3"}, "--precision: int3"),
+        ({"optimizer": "lion"}, "--optimizer: lion"),
         ({"stack": "megatorn"}, "megatron"),
         ({"expert_imbalance": 0.5}, "--expert-imbalance: 0.5"),
         ({"expert_imbalance": float("nan")}, "--expert-imbalance: nan"),

@@ -127,6 +127,8 @@ def plan(
     hosts: tuple[str, ...] | None = None,
     capacity_factor: float | None = None,
     placeholders: bool = False,
+    optimizer: str = "adamw",
+    stack: str = "any",
     **degrees: Any,
 ) -> Plan:
     """Return a placed plan of one layout; with `placeholders` the cluster names no hosts."""
@@ -137,6 +139,8 @@ def plan(
         global_batch=lay.micro_batch * lay.num_microbatches * lay.dp,
         precision=precision,
         capacity_factor=capacity_factor,
+        optimizer=optimizer,
+        stack=stack,
     )
     parts = dict.fromkeys(StageMemory.model_fields, 1.0)
     memory = Memory(

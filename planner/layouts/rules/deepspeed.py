@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from planner.layouts.rules.rule import Rule
+from planner.layouts.rules.rule import Rule, never
+from planner.specs.workload import Optimizer
 
 DEEPSPEED: tuple[Rule, ...] = (
     Rule(
@@ -75,5 +76,31 @@ DEEPSPEED: tuple[Rule, ...] = (
         lambda x, c: x.dp_replicate > 1,
         stacks=("deepspeed",),
         where="deepspeed/runtime/config.py:120",
+    ),
+    Rule(
+        "deepspeed: offload is ZeRO's",
+        "offload={offload} needs zero >= 1 and no pipeline in DeepSpeed, not zero={zero}, pp={pp}",
+        ("zero", "pp", "offload"),
+        lambda x, c: (x.offload > 0) & ((x.zero == 0) | (x.pp > 1)),
+        stacks=("deepspeed",),
+        where="deepspeed/runtime/zero/offload_config.py",
+    ),
+    Rule(
+        "deepspeed: muon needs zero",
+        "DeepSpeed's {optimizer} needs zero >= 1 and no pipeline, not zero={zero}, pp={pp}",
+        ("zero", "pp"),
+        lambda x, c: (
+            ((x.zero == 0) | (x.pp > 1)) if c.workload.optimizer is Optimizer.MUON else never(x)
+        ),
+        stacks=("deepspeed",),
+        where="deepspeed/runtime/zero/muon/muon_optimizer.py",
+    ),
+    Rule(
+        "deepspeed: offload steps with CPU Adam",
+        "DeepSpeed steps on the host with its CPU Adam, not {optimizer}",
+        ("offload",),
+        lambda x, c: (x.offload > 0) & (c.workload.optimizer is not Optimizer.ADAMW),
+        stacks=("deepspeed",),
+        where="deepspeed/runtime/engine.py:2384",
     ),
 )

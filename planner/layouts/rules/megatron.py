@@ -2,7 +2,19 @@
 
 from __future__ import annotations
 
-from planner.layouts.rules.rule import Rule, never
+from planner.layouts.rules.rule import Context, Rule, always, never
+from planner.specs.stack import stack_named
+from planner.specs.workload import Optimizer
+
+
+def _only_adam(c: Context) -> bool:
+    """Return whether the optimizer is one that the precision-aware optimizer does not have."""
+    return c.workload.optimizer is not Optimizer.ADAMW
+
+
+def _precision_aware(c: Context) -> bool:
+    return stack_named(c.workload.stack).low_precision_states
+
 
 MEGATRON: tuple[Rule, ...] = (
     Rule(
@@ -40,5 +52,39 @@ MEGATRON: tuple[Rule, ...] = (
         ("dp_replicate",),
         lambda x, c: x.dp_replicate > 1,
         stacks=("megatron",),
+    ),
+    Rule(
+        "megatron: no 8-bit AdamW",
+        "Megatron-LM has adam, sgd and muon, not {optimizer}",
+        ("tp",),
+        lambda x, c: always(x, c.workload.optimizer is Optimizer.ADAMW_8BIT),
+        stacks=("megatron",),
+        where="megatron/training/arguments.py, --optimizer",
+    ),
+    Rule(
+        "megatron: muon without Megatron-FSDP",
+        "Megatron-FSDP (zero={zero}) does not run {optimizer}",
+        ("zero",),
+        lambda x, c: (x.zero >= 2) if c.workload.optimizer is Optimizer.MUON else never(x),
+        stacks=("megatron",),
+        where="megatron/training/arguments.py:1685",
+    ),
+    Rule(
+        "megatron: precision-aware optimizer",
+        "the precision-aware optimizer of {stack} needs zero >= 1 and adamw, not zero={zero} with "
+        "{optimizer}",
+        ("zero",),
+        lambda x, c: (x.zero == 0) | _only_adam(c) if _precision_aware(c) else never(x),
+        stacks=("megatron",),
+        where="megatron/core/optimizer/optimizer_config.py:430",
+    ),
+    Rule(
+        "megatron: offload of the optimizer",
+        "Megatron-LM offloads the optimizer's state only, with zero=1 and adamw; not "
+        "offload={offload} with zero={zero} and {optimizer}",
+        ("zero", "offload"),
+        lambda x, c: (x.offload > 1) | ((x.offload == 1) & ((x.zero != 1) | _only_adam(c))),
+        stacks=("megatron",),
+        where="megatron/training/arguments.py:1803",
     ),
 )

@@ -91,4 +91,14 @@ TORCHTITAN: tuple[Rule, ...] = (
         stacks=("torchtitan",),
         where="torch/distributed/pipelining/schedules.py:2935",
     ),
+    Rule(
+        "torchtitan: offload takes parameters too",
+        "FSDP2's CPUOffloadPolicy moves parameters, gradients and optimizer of shards: "
+        "offload=optimizer+params with zero >= 2 and dp x cp > 1, not offload={offload}, "
+        "zero={zero}, dp={dp}",
+        ("zero", "dp", "cp", "offload"),
+        lambda x, c: (x.offload == 1) | ((x.offload == 2) & ((x.zero < 2) | (x.dp * x.cp == 1))),
+        stacks=("torchtitan",),
+        where="torchtitan/distributed/fsdp.py:173",
+    ),
 )

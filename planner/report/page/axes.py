@@ -8,7 +8,7 @@ Cell = str | int | float | bool | None
 Row = Mapping[str, Cell]
 INPUTS = (
     *("model", "cluster", "gpus", "nodes", "seq_tokens", "global_batch", "precision", "stack"),
-    *("max_memory", "risk_memory", "expert_imbalance", "capacity_factor", "fix"),
+    *("optimizer", "max_memory", "risk_memory", "expert_imbalance", "capacity_factor", "fix"),
 )
 """Columns that say what was asked, in the order in which they make good axes."""
 

@@ -44,7 +44,8 @@ def plan_page(
     subtitle = (
         f"{gpus} GPUs, {cluster.nodes:,} nodes of {cluster.node.gpus} {cluster.accelerator.name}; "
         f"{work.global_batch:,} sequences of {work.seq_tokens:,} tokens a step "
-        f"({count(work.tokens)}), {work.precision.value}, stack {work.stack}"
+        f"({count(work.tokens)}), {work.precision.value}, {work.optimizer.value}, "
+        f"stack {work.stack}"
     )
     headline = join(_headline(best), tag("p", "The layout: ", tag("code", best.layout.short())))
     parts = [

@@ -7,6 +7,7 @@ layout is a dictionary, legality is a function of one dictionary, and nothing is
 from __future__ import annotations
 
 from collections.abc import Iterator
+from itertools import product
 
 from planner.specs.cluster import ClusterSpec
 from planner.specs.model import ModelSpec
@@ -73,7 +74,8 @@ def runs(
                         for replicate in choose(fix, "dp_replicate", whole):
                             for recompute in choose(fix, "recompute", [0, 1, 2]):
                                 plain = alone and zero == 0
-                                for sync in choose(fix, "dp_sync", [0, 1] if plain else [0]):
+                                syncs = choose(fix, "dp_sync", [0, 1] if plain else [0])
+                                for sync, offload in product(syncs, choose(fix, "offload", [0])):
                                     yield {
                                         **shape,
                                         "vpp": vpp,
@@ -85,7 +87,7 @@ def runs(
                                         "dp_replicate": replicate,
                                         "recompute": recompute,
                                         "dp_sync": sync,
-                                        "offload": 0,
+                                        "offload": offload,
                                     }
 
 
@@ -99,6 +101,7 @@ def legal(row: Row, model: ModelSpec, cluster: ClusterSpec, workload: Workload) 
         and fits_the_pipeline(row, model)
         and fits_the_experts(row, model)
         and states_agree(row, cluster)
+        and offload_agrees(row, stack)
         and {"any": any_stack, "megatron": megatron}.get(stack, lambda *_: True)(row, model)
         and (stack != "deepspeed" or deepspeed(row))
         and (stack != "torchtitan" or torchtitan(row, model, workload))
@@ -155,7 +158,7 @@ def fits_the_experts(row: Row, model: ModelSpec) -> bool:
 
 def states_agree(row: Row, cluster: ClusterSpec) -> bool:
     ranks, copies = row["dp"] * row["cp"], row["dp_replicate"]
-    if row["zero"] and ranks == 1:
+    if row["zero"] and ranks == 1 and not row["offload"]:
         return False
     if copies > 1:
         if row["zero"] != 3 or row["dp"] % copies or copies >= ranks:
@@ -166,6 +169,23 @@ def states_agree(row: Row, cluster: ClusterSpec) -> bool:
         alone = row["tp"] == row["pp"] == row["cp"] == row["ep"] == 1
         return alone and row["zero"] == 0 and 1 < row["dp"] <= cluster.node.gpus
     return True
+
+
+def offload_agrees(row: Row, stack: str) -> bool:
+    """What may lie on the host: the optimizer (1), the parameters too (2). AdamW is taken."""
+    if not row["offload"]:
+        return True
+    optimizer, zero = row["offload"] == 1, row["zero"]
+    several = row["dp"] * row["cp"] > 1
+    return (
+        not row["dp_sync"]
+        and {
+            "any": optimizer or zero == 3,
+            "megatron": optimizer and zero == 1,
+            "deepspeed": row["pp"] == 1 and zero >= 1 and (optimizer or zero == 3),
+            "torchtitan": not optimizer and zero >= 2 and several,
+        }[stack]
+    )
 
 
 def any_stack(row: Row, model: ModelSpec) -> bool:

@@ -53,6 +53,9 @@ FIXES: list[tuple[ModelSpec, int, dict[str, str]]] = [
     (LATENT, 4, {"schedule": "gpipe|interleaved", "ep": "1..4", "micro_batch": "1"}),
     (DENSE, 8, {"dp_sync": "parameter-server"}),
     (DENSE, 8, {"tp": "7"}),
+    (DENSE, 8, {"offload": "none|optimizer|optimizer+params", "micro_batch": "1"}),
+    (GROUPED, 1, {"offload": "optimizer|optimizer+params"}),
+    (EXPERTS, 4, {"offload": "optimizer", "micro_batch": "1|2"}),
 ]
 
 
@@ -64,7 +67,7 @@ def context(model: ModelSpec, gpus: int, stack: str) -> Context:
 def values(fix: dict[str, str]) -> dict[str, set[int]]:
     """The chosen values, by name, as the reference takes them."""
     words = {"none": 0, "gpipe": 1, "interleaved": 3, "full": 2, "selective": 1}
-    words |= {"parameter-server": 1, "false": 0}
+    words |= {"parameter-server": 1, "false": 0, "optimizer": 1, "optimizer+params": 2}
     out = {}
     for name, text in fix.items():
         low, dots, high = text.partition("..")

@@ -7,6 +7,7 @@ import pytest
 from estimate_cases import inputs, spec, table
 
 from planner.estimate import activations, memory, params, recompute
+from planner.estimate.states import step_gradients_bytes
 from planner.specs.model import Experts, Norm
 from planner.specs.parameters import count_parameters, padded_vocab
 
@@ -75,8 +76,18 @@ def test_16_bit_gradients_are_upcast_at_the_step(dp):
     rows = [{"dp": dp, "zero": zero} for zero in (0, 1)]
     stack = "megatron+bf16-gradients"
     x = inputs(spec(), *rows, stack=stack, cluster="dgx-h100:8")
-    each = states(x)[:, 0] / count_parameters(spec()).total
-    assert each == pytest.approx([20, 4 + 16 / dp])
+    held = states(x) + step_gradients_bytes(x)
+    assert held[:, 0] / count_parameters(spec()).total == pytest.approx([20, 4 + 16 / dp])
+
+
+def test_the_steps_gradients_count_where_they_are_more_than_the_activations_were():
+    model, row = spec(layers=64, hidden=1024, ffn=4096), {"recompute": "full"}
+    stack = "megatron+bf16-gradients"
+    few = inputs(model, row, stack=stack, seq_tokens=16)
+    gone = memory.activations_bytes(few) + memory.logits_bytes(few)
+    assert memory.step_excess_bytes(few) == pytest.approx(step_gradients_bytes(few) - gone)
+    many = inputs(model, row, stack=stack, seq_tokens=65536)
+    assert not memory.step_excess_bytes(many).any()
 
 
 # --- unfused attention, FP8

@@ -11,7 +11,7 @@ from planner.estimate.step import step_s, time_parts
 from planner.layouts.rules import rules_of
 from planner.layouts.table import Layouts
 from planner.specs.catalog import load_cluster, load_model
-from planner.specs.stack import FLAGS, STACKS, stack_named
+from planner.specs.stack import FLAG_RULES, FLAGS, STACKS, stack_named
 from planner.specs.workload import Workload
 
 ROW = {
@@ -54,9 +54,19 @@ def test_unknown_names_and_flags_are_refused_with_the_nearest_known():
 
 @pytest.mark.parametrize("flag", FLAGS)
 def test_flags_keep_the_rules_of_their_profile(flag):
-    name = f"megatron+{flag}"
+    profile = "megatron" if "megatron" in FLAG_RULES.get(flag, ("megatron",)) else "torchtitan"
+    name = f"{profile}+{flag}"
     assert stack_named(name).name == name
-    assert rules_of(name) == rules_of("megatron")
+    assert rules_of(name) == rules_of(profile)
+
+
+@pytest.mark.parametrize(
+    "name", ["megatron+pure-bf16", "torchtitan+fp8-moments", "deepspeed+bf16-moments"]
+)
+def test_a_flag_that_a_framework_has_not_is_refused_with_those_that_have_it(name):
+    with pytest.raises(SpecError, match="has no") as error:
+        stack_named(name)
+    assert ("torchtitan" if name.startswith("megatron") else "megatron") in error.value.hint
 
 
 @pytest.mark.parametrize(

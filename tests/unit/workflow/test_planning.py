@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 
 import pytest
 
@@ -145,6 +146,38 @@ def test_what_does_not_fit_is_refused_with_figures():
     ranking = rank(request("llama-3.1-405b").context, 16, Fix())
     assert ranking.feasible == 0
     assert ranking.lightest_bytes > 405e9 * 16 / 16  # at least 16 bytes a parameter over 16 GPUs
+
+
+def test_what_fits_no_gpus_is_planned_with_states_on_the_hosts_and_that_is_said():
+    found = plan(request("llama-3.1-70b", "dgx-h100:1"))
+    assert found.best.layout.offload != "none"
+    assert 0 < found.best.estimate.memory.host_bytes <= 2048 * 2**30
+    assert any("states are in that of their hosts" in note for note in found.notes)
+    assert "offload=" in found.best.layout.short()
+
+
+def test_states_stay_on_the_gpus_where_the_user_says_so():
+    with pytest.raises(InfeasibleError, match="nothing fits"):
+        plan(request("llama-3.1-70b", "dgx-h100:1", fix={"offload": "none"}))
+
+
+def test_hosts_without_room_for_what_is_offloaded_are_refused_with_figures():
+    asked = request("llama-3.1-8b", "dgx-h100:1", fix={"offload": "optimizer", "zero": "2"})
+    node = asked.cluster.node.model_copy(update={"memory_gib": 64})
+    cluster = asked.cluster.model_copy(update={"node": node})
+    with pytest.raises(InfeasibleError, match=r"of a node's own memory; it has 64.00 GiB"):
+        plan(replace(asked, cluster=cluster))
+
+
+@pytest.mark.parametrize("optimizer", ["adamw-8bit", "sgd", "muon"])
+def test_another_optimizer_changes_its_own_part_of_memory_and_time_only(optimizer):
+    fix = {"tp": "2", "pp": "1", "zero": "1", "micro_batch": "1", "recompute": "full", "sp": "true"}
+    adam, other = (plan(request(fix=fix, optimizer=o)).best.estimate for o in ("adamw", optimizer))
+    for name in ("weights", "gradients", "activations", "logits", "buffers", "overhead"):
+        assert getattr(adam.memory.stages[0], name) == getattr(other.memory.stages[0], name)
+    assert other.memory.stages[0].optimizer < adam.memory.stages[0].optimizer
+    assert {n for n in adam.time_s if adam.time_s[n] != other.time_s[n]} == {"optimizer"}
+    assert (other.time_s["optimizer"] > adam.time_s["optimizer"]) == (optimizer == "muon")
 
 
 @pytest.mark.parametrize(

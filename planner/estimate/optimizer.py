@@ -1,0 +1,103 @@
+"""Time of the optimizer step: on the GPU, or over the host's link and memory with offload."""
+
+from __future__ import annotations
+
+import numpy as np
+
+from planner.estimate.communication import EXPERT_DATA
+from planner.estimate.inputs import FloatArray, Inputs, term
+from planner.estimate.kernels import hbm_s
+from planner.estimate.muon import orthogonalising_s
+from planner.estimate.schemes import FP32, scheme, stepped
+from planner.estimate.states import PARAMETERS, held, held_by_kind
+from planner.sources import CALIBRATION, DEEPSPEED_OFFLOAD, ZERO_OFFLOAD_2021
+
+STATE = (*EXPERT_DATA, "vpp", "zero")
+LINK_SUSTAINED = 0.8
+"""Share of the link to the host that copies from pinned memory reach."""
+HOST_MEMORY_SUSTAINED = 0.3
+"""Share of the host's memory bandwidth that a vectorised CPU Adam reaches on all cores.
+
+From one run (Qwen2.5-72B on 8 GPUs, Megatron-SWIFT: 80 s a step); DeepSpeed's table of ZeRO-3 with
+CPU Adam on H200 shows a third of that (10.1 s for 14B), as ranks with one thread each would."""
+
+
+@term(
+    unit="s",
+    formula="optimizer factor * (6 + 2 (master + moments) = 30 B for Adam) * parameters/(shards) "
+    "/ HBM; Muon: + Newton-Schulz",
+    source=CALIBRATION,
+    on=STATE,
+)
+def gpu_step_s(x: Inputs) -> FloatArray:
+    """The optimizer step of the heaviest stage on the GPU; sharded from ZeRO-1 on."""
+    moved = held_by_kind(x, stepped(x), sharded_from=1).max(axis=1)
+    return x.stack.optimizer * hbm_s(x, moved) + orthogonalising_s(x)
+
+
+@term(
+    unit="s",
+    formula="(gradients down + weights up) / link to the host of one GPU",
+    source=ZERO_OFFLOAD_2021,
+    on=(*STATE, "offload"),
+)
+def host_copies_s(x: Inputs) -> FloatArray:
+    """Offload: gradients of a rank's shard to the host, and its updated weights back.
+
+    DeepSpeed sends 16-bit gradients, others as they are kept; nothing hides the last micro-batch's.
+    Weights that stay on the host are fetched when they are needed (`host_traffic_s`).
+    """
+    kept, away = scheme(x), x.layouts.offload == PARAMETERS
+    shard = held(x, 1.0, sharded_from=1).max(axis=1)
+    moved: FloatArray = shard * (kept.gradient + np.where(away, 0.0, kept.weight))
+    return moved / (x.cluster.host_link_bytes_per_s * LINK_SUSTAINED)
+
+
+@term(
+    unit="s",
+    formula="GPUs of a node * (8 + 2 (master + moments) = 32 B for Adam) * shard / host memory",
+    source=ZERO_OFFLOAD_2021,
+    on=STATE,
+)
+def host_step_s(x: Inputs) -> FloatArray:
+    """Offload: the optimizer's step on the host, whose memory all ranks of the node share."""
+    per_rank = held_by_kind(x, stepped(x).plus(FP32 - 2.0), sharded_from=1).max(axis=1)
+    ranks = np.minimum(x.layouts.gpus, x.cluster.node.gpus)
+    moved: FloatArray = ranks * per_rank
+    return moved / (x.cluster.host_memory_bytes_per_s * HOST_MEMORY_SUSTAINED)
+
+
+@term(
+    unit="s",
+    formula="GPU step, or with offload copies + host step",
+    source=DEEPSPEED_OFFLOAD,
+    on=(*STATE, "offload"),
+)
+def optimizer_s(x: Inputs) -> FloatArray:
+    """The optimizer step, all of it exposed."""
+    away = x.layouts.offload > 0
+    here = gpu_step_s(x)
+    if not away.any():
+        return here
+    return np.where(away, host_copies_s(x) + host_step_s(x), here)
+
+
+@term(
+    unit="s",
+    formula="(2 weights, forward and backward, + gradients) of the shard / link to the host",
+    source=ZERO_OFFLOAD_2021,
+    on=(*STATE, "offload"),
+)
+def host_traffic_s(x: Inputs) -> FloatArray:
+    """Offload, every micro-batch: weights that live on the host up, gradients added there down."""
+    offload, kept = x.layouts.offload, scheme(x)
+    if not offload.any():
+        return np.zeros(len(x.layouts))
+    summed_there = offload == PARAMETERS
+    if x.stack.states == "deepspeed":
+        summed_there = summed_there | ((offload > 0) & (x.layouts.zero >= 2))
+    each = np.where(offload == PARAMETERS, 2.0 * kept.weight, 0.0)
+    each = each + np.where(summed_there, kept.gradient, 0.0)
+    shard = held(x, 1.0, sharded_from=1).max(axis=1)
+    moved: FloatArray = shard * each
+    return moved / (x.cluster.host_link_bytes_per_s * LINK_SUSTAINED)

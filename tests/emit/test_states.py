@@ -1,0 +1,238 @@
+"""The optimizer, its formats and offload reach the frameworks' own readers, or are refused."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import bash_bundle
+import deepspeed_harness
+import megatron_harness
+import pytest
+import titan_harness
+from plan_grid import MODELS, plan
+
+from planner.emit import EMITTER_NAMES, emitter_named
+from planner.emit.base import write_bundle
+from planner.emit.states import FORMATS
+from planner.layouts.rules import Context, broken_rules
+from planner.layouts.table import OFFLOAD, Layouts
+from planner.plan import Plan
+from planner.specs.workload import Optimizer
+
+DENSE = MODELS["dense"]
+
+
+def written(folder: Path, target: str, answer: Plan) -> Path:
+    emitter = emitter_named(target)
+    assert emitter.unsupported(answer) == []
+    write_bundle(folder / "bundle", emitter.emit(answer), force=False)
+    return folder / "bundle"
+
+
+def megatron(folder: Path, answer: Plan) -> Any:
+    """Return what Megatron's parser makes of the bundle that bash started."""
+    megatron_harness.load()
+    (folder / "Megatron-LM").mkdir()
+    (folder / "Megatron-LM" / "pretrain_gpt.py").touch()
+    emitter = emitter_named("megatron")
+    assert emitter.unsupported(answer) == []
+    where = {"MEGATRON_PATH": str(folder / "Megatron-LM"), "NODE_RANK": "0"}
+    argv, env = bash_bundle.started(
+        folder, emitter.emit(answer), "torchrun", SKIP_PREFLIGHT="1", **where
+    )
+    script = argv.index(str(folder / "Megatron-LM" / "pretrain_gpt.py"))
+    queue = {k: v for k, v in env.items() if k == "CUDA_DEVICE_MAX_CONNECTIONS"}
+    args, _ = megatron_harness.parse(argv[script + 1 :], answer.best.layout.gpus, queue)
+    return args
+
+
+@pytest.mark.frameworks
+@pytest.mark.parametrize(("optimizer", "theirs"), [("adamw", "adam"), ("sgd", "sgd")])
+def test_megatron_reads_the_optimizer(optimizer, theirs, tmp_path):
+    args = megatron(tmp_path, plan(DENSE, dp=8, zero=1, optimizer=optimizer))
+    assert (args.optimizer, args.use_distributed_optimizer) == (theirs, True)
+
+
+@pytest.mark.frameworks
+@pytest.mark.parametrize("zero", [0, 1])
+def test_megatron_deals_muons_matrices_out_over_replicas_under_zero_1(zero, tmp_path):
+    args = megatron(tmp_path, plan(DENSE, dp=8, zero=zero, optimizer="muon"))
+    assert args.optimizer == "muon"
+    assert args.use_layer_wise_distributed_optimizer == bool(zero)
+
+
+@pytest.mark.frameworks
+def test_megatron_reads_offload(tmp_path):
+    args = megatron(tmp_path, plan(DENSE, dp=8, zero=1, offload="optimizer"))
+    assert (args.optimizer_cpu_offload, args.optimizer_offload_fraction) == (True, 1.0)
+    assert args.use_precision_aware_optimizer
+
+
+@pytest.mark.frameworks
+@pytest.mark.parametrize(
+    ("flags", "moments", "gradients"),
+    [
+        ("precision-aware", "float32", "float32"),
+        ("bf16-moments", "bfloat16", "float32"),
+        ("fp8-moments", "uint8", "float32"),
+        ("bf16-moments+bf16-gradients", "bfloat16", "bfloat16"),
+    ],
+)
+def test_megatron_reads_the_formats(flags, moments, gradients, tmp_path):
+    args = megatron(tmp_path, plan(DENSE, dp=8, zero=1, stack=f"megatron+{flags}"))
+    assert args.use_precision_aware_optimizer
+    found = (args.exp_avg_dtype, args.exp_avg_sq_dtype, args.main_grads_dtype)
+    assert [str(d) for d in found] == [f"torch.{d}" for d in (moments, moments, gradients)]
+
+
+@pytest.mark.frameworks
+@pytest.mark.parametrize(("optimizer", "theirs"), [("sgd", "SGD"), ("muon", "muon")])
+@pytest.mark.parametrize("zero", [1, 2, 3])
+def test_deepspeed_reads_the_optimizer(optimizer, theirs, zero, tmp_path):
+    bundle = written(tmp_path, "deepspeed", plan(DENSE, dp=8, zero=zero, optimizer=optimizer))
+    config = deepspeed_harness.read(bundle / "ds_config.json", world=8, dp=8)
+    assert config.optimizer_name == theirs
+    assert config.zero_allow_untested_optimizer == (optimizer == "sgd")
+    assert config.zero_config.reduce_scatter == (optimizer == "sgd")
+
+
+@pytest.mark.frameworks
+def test_the_sgd_that_deepspeed_finds_by_name_is_torchs():
+    torch = pytest.importorskip("torch")
+    assert hasattr(torch.optim, "SGD")
+
+
+@pytest.mark.frameworks
+@pytest.mark.parametrize("offload", OFFLOAD)
+@pytest.mark.parametrize("zero", [1, 2, 3])
+def test_deepspeed_reads_offload(zero, offload, tmp_path):
+    if offload == "optimizer+params" and zero < 3:
+        pytest.skip("parameters are offloaded under zero 3 only")
+    bundle = written(tmp_path, "deepspeed", plan(DENSE, dp=8, zero=zero, offload=offload))
+    config = deepspeed_harness.read(bundle / "ds_config.json", world=8, dp=8)
+    devices = [
+        getattr(part, "device", "none") or "none"
+        for part in (config.zero_config.offload_optimizer, config.zero_config.offload_param)
+    ]
+    assert [str(getattr(d, "value", d)) for d in devices] == {
+        "none": ["none", "none"],
+        "optimizer": ["cpu", "none"],
+        "optimizer+params": ["cpu", "cpu"],
+    }[offload]
+    # torch's Adam would step on the host, several times slower
+    assert ("torch_adam" in config.optimizer_params) == (offload == "none")
+
+
+@pytest.mark.frameworks
+def test_torchtitan_reads_offload_and_16_bit_states(tmp_path):
+    answer = plan(DENSE, dp=8, zero=3, offload="optimizer+params", stack="torchtitan+pure-bf16")
+    bundle = written(tmp_path, "torchtitan", answer)
+    made = titan_harness.read(bundle, titan_harness.arguments(bundle))
+    assert (made.training.enable_cpu_offload, made.training.dtype) == (True, "bfloat16")
+    plain = tmp_path / "plain"
+    plain.mkdir()
+    bundle = written(plain, "torchtitan", plan(DENSE, dp=8, zero=3))
+    made = titan_harness.read(bundle, titan_harness.arguments(bundle))
+    assert (made.training.enable_cpu_offload, made.training.dtype) == (False, "float32")
+
+
+@pytest.mark.frameworks
+@pytest.mark.parametrize(
+    ("optimizer", "theirs"),
+    [("adamw", "adamw_torch"), ("adamw-8bit", "adamw_torch_8bit"), ("sgd", "sgd")],
+)
+def test_the_trainer_knows_the_optimizer(optimizer, theirs, tmp_path):
+    args = pytest.importorskip("transformers.training_args")
+    bundle = written(tmp_path, "accelerate", plan(DENSE, dp=8, zero=3, optimizer=optimizer))
+    told = json.loads((bundle / "trainer_args.json").read_text("utf-8"))
+    assert args.OptimizerNames(told["optim"]) == theirs
+    assert told.get("optim_args") == ("momentum=0.9" if optimizer == "sgd" else None)
+
+
+def test_accelerate_offloads_parameters_with_fsdp_and_the_optimizer_with_deepspeed(tmp_path):
+    bundle = written(tmp_path, "accelerate", plan(DENSE, dp=8, zero=3, offload="optimizer+params"))
+    assert "fsdp_offload_params: true" in (bundle / "accelerate.yaml").read_text("utf-8")
+    other = tmp_path / "zero-1"
+    other.mkdir()
+    bundle = written(other, "accelerate", plan(DENSE, dp=8, zero=1, offload="optimizer"))
+    config = json.loads((bundle / "ds_config.json").read_text("utf-8"))
+    assert config["zero_optimization"]["offload_optimizer"]["device"] == "cpu"
+
+
+EXPRESSED = {
+    "megatron": {"adamw", "sgd", "muon"},
+    "deepspeed": {"adamw", "sgd", "muon"},
+    "accelerate": {"adamw", "sgd", "adamw-8bit"},
+}
+"""Targets that write more than AdamW."""
+
+
+@pytest.mark.parametrize("target", sorted(set(EMITTER_NAMES) - {"slurm", "k8s"}))
+@pytest.mark.parametrize("optimizer", [o.value for o in Optimizer])
+def test_no_target_writes_adam_for_another_optimizer(target, optimizer):
+    told = [
+        emitter_named(target).unsupported(plan(DENSE, dp=8, zero=zero, optimizer=optimizer))
+        for zero in range(4)
+    ]
+    refused = [any(f"={optimizer}" in line or "8-bit" in line for line in t) for t in told]
+    if optimizer not in EXPRESSED.get(target, {"adamw"}):
+        assert all(refused)
+    else:
+        assert not all(refused)
+
+
+@pytest.mark.parametrize("flag", FORMATS)
+def test_a_format_is_written_or_refused(flag):
+    theirs = "torchtitan" if flag == "pure-bf16" else "megatron"
+    answer = plan(DENSE, dp=8, zero=2, stack=f"any+{flag}")
+    for target in sorted(set(EMITTER_NAMES) - {"slurm", "k8s"}):
+        refused = any(flag in line for line in emitter_named(target).unsupported(answer))
+        assert refused == (target != theirs), target
+
+
+@pytest.mark.parametrize("target", ["megatron", "deepspeed", "torchtitan"])
+@pytest.mark.parametrize("offload", OFFLOAD)
+@pytest.mark.parametrize("optimizer", ["adamw", "sgd", "muon"])
+def test_what_the_rules_allow_the_emitter_of_the_stack_can_write(target, offload, optimizer):
+    """SGD and Muon aside, which FSDP2 can step with and torchtitan (or its bundle) cannot."""
+    for zero in (0, 2, 3) if target == "torchtitan" else range(4):
+        answer = plan(DENSE, dp=8, zero=zero, offload=offload, optimizer=optimizer, stack=target)
+        request = answer.request
+        context = Context(request.model, request.cluster, request.workload)
+        rows = Layouts.of([answer.best.layout.model_dump()])
+        words = ("offload", "optim", "muon", "Muon")
+        broken = [r for r in broken_rules(rows, 0, context) if any(w in r for w in words)]
+        told = [
+            line
+            for line in emitter_named(target).unsupported(answer)
+            if any(w in line for w in words)
+        ]
+        if target == "torchtitan" and optimizer != "adamw":
+            assert told
+        else:
+            assert bool(broken) == bool(told), (zero, broken, told)
+
+
+@pytest.mark.parametrize(
+    ("target", "file", "offload", "zero"),
+    [
+        ("megatron", "env.sh", "optimizer", 1),
+        ("torchtitan", "env.sh", "optimizer+params", 3),
+        ("accelerate", "run.sh", "optimizer+params", 3),
+        ("deepspeed", ".deepspeed_env", "optimizer", 2),
+    ],
+)
+def test_a_rank_whose_host_steps_the_optimizer_has_more_than_one_thread(
+    target, file, offload, zero, tmp_path
+):
+    told = []
+    for away in ("none", offload):
+        (folder := tmp_path / away).mkdir()
+        bundle = written(folder, target, plan(DENSE, dp=8, zero=zero, offload=away))
+        told.append((bundle / file).read_text("utf-8"))
+    one = "OMP_NUM_THREADS=1" if target == "deepspeed" else "{OMP_NUM_THREADS:-1}"
+    assert [one in text for text in told] == [True, False]
+    if target != "deepspeed":
+        assert "nproc) + 7) / 8" in told[1]
