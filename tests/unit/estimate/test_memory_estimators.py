@@ -171,6 +171,21 @@ def test_tied_embeddings_are_held_once_on_one_stage_and_by_both_ends_of_a_pipeli
     assert untied[1] == tied[1] == untied[0]
 
 
+def test_a_token_prediction_layer_brings_its_norms_and_the_table_it_looks_up():
+    """Megatron's last stage: projection over tp, three norms, one layer, the embedding again."""
+    one, two = {"tp": 2}, {"tp": 2, "pp": 2, "schedule": "1f1b"}
+
+    def added(row):
+        more, plain = (inputs(spec(mtp_layers=n), row, every_stage=True) for n in (1, 0))
+        return (params.stage_dense_parameters(more) - params.stage_dense_parameters(plain))[0]
+
+    layer = (4 * 256**2 + 3 * 256 * 704) / 2 + 2 * 256
+    alone = layer + 2 * 256**2 / 2 + 3 * 256
+    table = 8192 * 256 / 2
+    assert added(one).tolist() == [alone]
+    assert added(two).tolist() == [0, alone + table]
+
+
 STACKS = {"megatron": (0, 1), "deepspeed": (0, 1, 2, 3), "torchtitan": (2, 3)}
 
 
