@@ -34,6 +34,8 @@ CASES = {
     "torchtitan": ("llama-3.1-8b", "meta-24k-roce:4", {"stack": "torchtitan"}),
     "deepspeed": ("mixtral-8x7b", "dgx-a100:4", {"stack": "deepspeed"}),
     "domain": ("qwen3-30b-a3b", "gb200-nvl72:32", {"stack": "megatron"}),
+    "muon": ("deepseek-v2-lite", "dgx-h100:4", {"stack": "megatron", "optimizer": "muon"}),
+    "8-bit": ("gpt-3-1.3b", "dgx-h100:4", {"stack": "deepspeed", "optimizer": "adamw-8bit"}),
     "measured-load": (
         "mixtral-8x7b",
         "dgx-h100:2",
@@ -80,7 +82,7 @@ PAIRS = {
     "num_microbatches": (1, 32),
     "recompute": (0, 2),
     "schedule": (2, 3),
-    "offload": (0, 0),
+    "offload": (0, 1),
     "dp_sync": (0, 1),
 }
 OTHERS = {
@@ -91,6 +93,7 @@ OTHERS = {
     "dp": (2, 64),
     "pp": (2, 4),
     "vpp": (1, 3),
+    "offload": (0, 2),
 }
 
 
