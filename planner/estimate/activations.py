@@ -44,16 +44,19 @@ def _heads_bytes(x: Inputs) -> FloatArray:
     return total
 
 
-def _value_width(x: Inputs) -> int:
+def _value_width(x: Inputs) -> FloatArray:
     """Return the width that a value head keeps: Hugging Face's is a view into what MLA projects.
 
-    Its fused kernels keep a copy of the output besides, in another order.
+    Its fused kernels keep a copy of the output besides, in another order; its multiplies copy the
+    values of several sequences, and then keep no more than these.
     """
     mla = x.model.mla
     if x.stack.activations != "hf" or mla is None:
-        return x.v_dim
-    copied = 0 if x.stack.attention_kernel == "unfused" else mla.v_head_dim
-    return mla.qk_nope_head_dim + mla.v_head_dim + copied
+        return np.full(len(x.layouts), float(x.v_dim))
+    view = float(mla.qk_nope_head_dim + mla.v_head_dim)
+    if x.stack.attention_kernel != "unfused":
+        return np.full(len(x.layouts), view + mla.v_head_dim)
+    return np.where(x.layouts.micro_batch > 1, float(mla.v_head_dim), view)
 
 
 def _qk_norm_bytes(x: Inputs, kv: FloatArray) -> FloatArray:

@@ -24,7 +24,7 @@ from planner.estimate.params import (
     stage_dense_parameters,
     stage_expert_parameters,
 )
-from planner.estimate.recompute import kept_layer_bytes, whole_layer_bytes
+from planner.estimate.recompute import FULL, kept_layer_bytes, whole_layer_bytes
 from planner.estimate.schemes import scheme
 from planner.estimate.states import PARAMETERS, gradients_bytes, held, weights_bytes
 from planner.sources import TORCH
@@ -126,18 +126,44 @@ def _gradients(x: Inputs) -> tuple[FloatArray, ...]:
     return (*held_then, last, everything)
 
 
+def _kept(x: Inputs) -> FloatArray:
+    """Return what all layers of a stage keep of one micro-batch."""
+    dense, moe = (kept[:, None] for kept in kept_layer_bytes(x))
+    kept: FloatArray = x.stages.dense_layers * dense + x.stages.moe_layers * moe
+    return kept
+
+
 def _activations(x: Inputs) -> tuple[FloatArray, ...]:
     """Return the activations held at each point: those kept, and the working set of the point."""
-    g, s, tokens = _groups(x), x.stages, x.rank_tokens
-    kept_dense, kept_moe = kept_layer_bytes(x)
-    kept = s.dense_layers * kept_dense[:, None] + s.moe_layers * kept_moe[:, None]
+    g, s, tokens, kept = _groups(x), x.stages, x.rank_tokens, _kept(x)
     others = (microbatches_in_flight(x) - 1) * kept
     normed = s.last * (4.0 * tokens * x.model.hidden / x.sp_ways)[:, None]
     loss = others + kept + normed + s.last * 8.0 * tokens[:, None]
-    work = _backward_work(x)
-    blocks = [others + kept * (i + 1) / g.layers + work for i in _backward_blocks(g)]
+    blocks = [others + held for held, _ in _backward_moments(x, g, kept)]
     nothing = np.zeros_like(kept)
     return (loss, others + kept + normed, *blocks, nothing, nothing)
+
+
+def _backward_moments(
+    x: Inputs, g: _Groups, kept: FloatArray
+) -> list[tuple[FloatArray, FloatArray]]:
+    """Return (activations, temporaries) of each block's backward, at its start or at its end.
+
+    At the start its activations are there, and the gradient of one weight; at the end they are
+    gone, and the 16-bit gradients of all its weights wait for their reduction. The larger counts.
+    """
+    work, one = _backward_work(x), _weight_gradient(x)
+    edge = (2.0 * x.rank_tokens * x.model.hidden / x.sp_ways)[:, None]
+    full = x.layouts.recompute[:, None] == FULL
+    local = np.where(x.layouts.zero[:, None] >= 2, GATHERED_BYTES, 0.0) * g.block
+    out = []
+    for i in _backward_blocks(g):
+        start = kept * (i + 1) / g.layers + work
+        end = np.where(full, kept * (i + 1) / g.layers, kept * i / g.layers + 2 * edge)
+        last = local + np.where(full, 5 * edge, 4 * edge)
+        later = end + last > start + one
+        out.append((np.where(later, end, start), np.where(later, last, one)))
+    return out
 
 
 def _backward_work(x: Inputs) -> FloatArray:
@@ -190,12 +216,13 @@ def _buffers(x: Inputs) -> tuple[FloatArray, ...]:
     at_head, at_blocks, at_tail = _gathered(x, g)
     common = _inputs(x) + exchange_buffers_bytes(x)[:, None]
     head = at_head + (local + width) * g.head + again * share.head
+    moments = _backward_moments(x, g, _kept(x))
     blocks = [
         gathered
         + np.where(i < g.layers - 1, width * g.block, width * g.head)
         + again * share.block
-        + _weight_gradient(x)
-        for i, gathered in zip(_backward_blocks(g), at_blocks, strict=True)
+        + temporary
+        for i, gathered, (_, temporary) in zip(_backward_blocks(g), at_blocks, moments, strict=True)
     ]
     tail = np.maximum((local + width) * g.tail, width * g.tail + share.tail + local * g.table)
     # temporaries of torch's foreach AdamW, and of SGD with weight decay: one value a parameter of

@@ -20,7 +20,10 @@ pytestmark = pytest.mark.frameworks
 
 SMALL = {"hidden": 2048, "heads": 32, "kv_heads": 8, "ffn": 8192, "vocab": 128256, "layers": 4}
 SEVEN = {"hidden": 4096, "heads": 32, "kv_heads": 32, "ffn": 11008, "vocab": 32000, "layers": 4}
+WIDE = {"hidden": 8192, "heads": 64, "kv_heads": 8, "ffn": 28672, "vocab": 32000, "layers": 4}
 RUNS = {
+    "70b-like, full recompute": {"model": WIDE, "seq": 1024, "batch": 1, "recompute": "full"},
+    "7b-like, short": {"model": {**SEVEN, "layers": 8}, "seq": 128, "batch": 1},
     "small vocabulary of 128k": {"model": SMALL, "seq": 2048, "batch": 1},
     "small, zero 2": {"model": SMALL, "seq": 1024, "batch": 2, "zero": 2},
     "7b-like": {"model": SEVEN, "seq": 2048, "batch": 1},

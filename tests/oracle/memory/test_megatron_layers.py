@@ -85,3 +85,10 @@ def test_experts_save_each_routed_token_twice_h_and_six_f(tp, sp, top_k, shared)
     more = {"moe_router_pre_softmax": True} if top_k == 1 else {}
     total, tensors = layer_saved(model, tp=tp, sp=bool(sp), batch=2, seq=SEQ, fused=True, **more)
     assert told(model, tp, sp, 2, fused=True) == pytest.approx(total, rel=1e-2), tensors
+
+
+@pytest.mark.parametrize(("tp", "sp"), RANKS)
+def test_unfused_attention_repeats_grouped_keys_and_values(tp, sp):
+    model = spec(kv_heads=2)
+    total, tensors = saved(model, tp, sp, 2, fused=False)
+    assert told(model, tp, sp, 2, fused=False) == total, tensors

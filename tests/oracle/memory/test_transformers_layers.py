@@ -65,3 +65,43 @@ def test_a_mixtral_layer_saves_its_routed_tokens(kernel, seq, batch, top_k):
     config = {**MIXTRAL, "num_experts_per_tok": top_k}
     total, tensors = layer_saved(config, kernel=kernel, seq=seq, batch=batch)
     assert told(config, kernel, seq, batch) == pytest.approx(total, rel=5e-3), tensors
+
+
+QWEN3 = {**LLAMA, "model_type": "qwen3", "head_dim": 32}
+LATENT = {
+    **LLAMA,
+    "model_type": "deepseek_v3",
+    "num_key_value_heads": 8,
+    "moe_intermediate_size": 192,
+    "num_hidden_layers": 2,
+    "first_k_dense_replace": 1,
+    "n_routed_experts": 8,
+    "num_experts_per_tok": 2,
+    "n_group": 1,
+    "topk_group": 1,
+    "n_shared_experts": 1,
+    "q_lora_rank": 96,
+    "kv_lora_rank": 64,
+    "qk_nope_head_dim": 32,
+    "qk_rope_head_dim": 16,
+    "v_head_dim": 32,
+}
+
+
+@pytest.mark.parametrize(("seq", "batch"), SHAPES)
+@pytest.mark.parametrize("kernel", ["sdpa", "eager"])
+def test_norms_of_heads_keep_an_fp32_copy(kernel, seq, batch):
+    """6 T (a+g) d + 4 T (a+g) a layer: before keys are repeated, in eager attention too."""
+    total, tensors = layer_saved(QWEN3, kernel=kernel, seq=seq, batch=batch)
+    assert told(QWEN3, kernel, seq, batch) == total, tensors
+
+
+@pytest.mark.parametrize(("seq", "batch"), SHAPES)
+def test_latent_attention_keeps_fp32_copies_and_values_with_their_keys(seq, batch):
+    """8 T (qr + kr) + 8 T for the inner norms; values are a view of T a (n + v)."""
+    total, tensors = layer_saved(
+        {**LATENT, "first_k_dense_replace": 2}, kernel="eager", seq=seq, batch=batch
+    )
+    model = model_from_config(LATENT, "m", "config.json").model_copy(update={"experts": None})
+    x = inputs(model, {"micro_batch": batch}, seq_tokens=seq, stack="deepspeed+unfused")
+    assert activations.dense_layer_activation_bytes(x)[0] == total, tensors
