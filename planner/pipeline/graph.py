@@ -6,7 +6,8 @@ backward before weight gradient, each on the rank that holds the stage.
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from dataclasses import dataclass
+from functools import cached_property
 
 import numpy as np
 from numpy.typing import NDArray
@@ -29,7 +30,8 @@ class OrderError(ValueError):
     """An order that no pipeline can run: a defect of the schedule, not of the user's input."""
 
 
-class Graph(NamedTuple):
+@dataclass(frozen=True)
+class Graph:
     """Actions of all ranks, rank after rank; rank r's are `first[r]` to `first[r + 1]`.
 
     `what` is kind * stages + stage; `waits` the action of another stage whose result must have
@@ -41,6 +43,11 @@ class Graph(NamedTuple):
     what: NDArray[np.int32]
     waits: IntArray
     link: NDArray[np.int32]
+
+    @cached_property
+    def lists(self) -> tuple[list[int], list[int]]:
+        """Return `waits` and `link` as plain lists."""
+        return self.waits.tolist(), self.link.tolist()
 
     def durations(self, times: StageTimes) -> FloatArray:
         """Return the seconds of every action."""

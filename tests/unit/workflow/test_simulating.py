@@ -8,7 +8,7 @@ import pytest
 from planner.errors import InfeasibleError, SpecError
 from planner.estimate.communication import pp_microbatch_s
 from planner.estimate.inputs import Inputs
-from planner.estimate.stages import part_times
+from planner.estimate.stages import prices
 from planner.estimate.step import stage_microbatch_s
 from planner.layouts.split import chunk_layers
 from planner.layouts.table import Layouts
@@ -74,7 +74,7 @@ def test_parts_take_what_the_estimate_charges_their_stage_without_sends(model, l
     ask_of = plan.request
     x = Inputs(ask_of.model, ask_of.cluster, ask_of.workload, one, every_stage=True)
     flat = [plan.best.stage_layers[p][v] for v in range(shape.vpp) for p in range(shape.pp)]
-    parts = part_times(x, flat, chunks=shape.vpp)
+    parts = prices(x).parts(0, flat, chunks=shape.vpp)
     total = parts.forward_s + parts.backward_input_s + parts.backward_weight_s
     by_rank = total.reshape(shape.vpp, shape.pp).sum(axis=0)
     np.testing.assert_allclose(by_rank + pp_microbatch_s(x)[0], stage_microbatch_s(x)[0])
