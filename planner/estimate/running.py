@@ -89,10 +89,11 @@ def usual_table(context: Context, layouts: Layouts, row: int) -> list[list[int]]
     return chunks_of(context.model, pp, vpp, by_cost=by_cost)
 
 
-def judge(context: Context, layouts: Layouts) -> list[Judged]:
+def judge(context: Context, layouts: Layouts, *, recut: bool = True) -> list[Judged]:
     """Return every layout's own cut, and how its pipeline runs with it.
 
-    A layout that fits with the usual cut fits with its own, and is never slower.
+    A layout that fits with the usual cut fits with its own, and is never slower. Without `recut`
+    the usual cut is its own, as in a run that nobody has tuned.
     """
     usual = [usual_table(context, layouts, row) for row in range(len(layouts))]
     rows = np.flatnonzero(runs(layouts)).tolist()
@@ -102,7 +103,7 @@ def judge(context: Context, layouts: Layouts) -> list[Judged]:
     once = once_s(x)
     for row in rows:
         found[row] = _run(layouts, row, priced, found[row], float(once[row]))
-    if not cuts_freely(context.workload.stack):
+    if not (recut and cuts_freely(context.workload.stack)):
         return found
     others = {row: table for row in rows if (table := _balanced(x, row, priced, None)) is not None}
     over = _better(context, layouts, priced, others, found)

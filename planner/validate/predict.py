@@ -11,7 +11,7 @@ import numpy as np
 from planner.estimate.flops import step_flops
 from planner.estimate.inputs import FloatArray, Inputs
 from planner.estimate.memory import MEMORY_TERMS, limit_bytes, stage_bytes
-from planner.estimate.step import step_s
+from planner.estimate.running import judge
 from planner.layouts.rules import Context
 from planner.layouts.table import Layouts
 from planner.validate.runs import Run
@@ -58,11 +58,12 @@ def _scored(runs: Sequence[Run]) -> list[dict[str, Any]]:
     context = runs[0].context
     assert context is not None
     x = Inputs(*context, Layouts.of([run.layout or {} for run in runs]))
-    times, stages = step_s(x), stage_bytes(x)
+    times = [one.step_s for one in judge(context, x.layouts, recut=False)]
+    stages = stage_bytes(x)
     overhead = MEMORY_TERMS["overhead"](x)
     limit = limit_bytes(x)
     return [
-        _record(run, float(times[i]), (stages[i], stages[i] - overhead[i]), limit)
+        _record(run, times[i], (stages[i], stages[i] - overhead[i]), limit)
         for i, run in enumerate(runs)
     ]
 

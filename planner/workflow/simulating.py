@@ -11,7 +11,8 @@ from planner.errors import InfeasibleError, SpecError
 from planner.estimate.inputs import Inputs
 from planner.estimate.stages import Prices, prices
 from planner.estimate.step import bubble_s, once_s, pipeline_s, step_s
-from planner.layouts.split import Table, chunk_layers, cut_stages, fits, in_order
+from planner.layouts.rules import Context
+from planner.layouts.split import StageKinds, Table, chunk_layers, cut_stages, fits, in_order
 from planner.layouts.table import Layouts
 from planner.pipeline.actions import Order, Shape
 from planner.pipeline.partition import StageCosts, cut, deal
@@ -24,11 +25,13 @@ from planner.plan import Layout, Plan, RankedPlan
 from planner.simulation import (
     SIMULATION_SCHEMA,
     ClosedForm,
+    LessRecompute,
     RankTimes,
     Simulated,
     Simulation,
     Straggler,
 )
+from planner.workflow.recomputing import less_recompute
 
 MOST_ACTIONS = 20_000_000
 """Some ten seconds and three gigabytes; more is refused rather than begun."""
@@ -61,6 +64,8 @@ class _Pipeline:
     layers: list[int]
     times: StageTimes
     links: Links
+    kinds: StageKinds
+    """The stages of the plan's own cut, whatever is run."""
 
 
 def simulate(request: SimulationRequest) -> Simulated:
@@ -77,7 +82,7 @@ def simulate(request: SimulationRequest) -> Simulated:
     one = Layouts.of([layout.model_dump()])
     kinds = cut_stages(asked.model, [_own_table(chosen, asked.model.layers)])
     x = Inputs(asked.model, asked.cluster, asked.workload, one, kinds=kinds)
-    pipeline = _pipeline(request, chosen, x)
+    pipeline = _pipeline(request, chosen, x, kinds)
     line = run(pipeline.order, pipeline.times, pipeline.links)
     closed = _closed_form(x)
     once = float(once_s(x)[0])
@@ -96,6 +101,7 @@ def simulate(request: SimulationRequest) -> Simulated:
         closed_form=closed,
         ranks=_ranks(pipeline, line),
         straggler=_straggler(request, pipeline, line.makespan_s, once),
+        less_recompute=_advice(request, pipeline, x, line.makespan_s, once),
         notes=_notes(request, pipeline, layout),
     )
     return Simulated(record, line)
@@ -122,7 +128,9 @@ def _chosen(request: SimulationRequest) -> RankedPlan:
     return row
 
 
-def _pipeline(request: SimulationRequest, chosen: RankedPlan, x: Inputs) -> _Pipeline:
+def _pipeline(
+    request: SimulationRequest, chosen: RankedPlan, x: Inputs, kinds: StageKinds
+) -> _Pipeline:
     layout = chosen.layout
     own = "1f1b" if layout.schedule == "none" else layout.schedule
     schedule = schedule_named(request.schedule or own)
@@ -137,7 +145,7 @@ def _pipeline(request: SimulationRequest, chosen: RankedPlan, x: Inputs) -> _Pip
     order, priced = schedule.order(shape), prices(x)
     layers = _balanced(x, priced, order) if request.balance else _layers(chosen, order, x)
     times = _times(priced, layers, order)
-    return _Pipeline(schedule, order, layers, times, priced.links(0, shape.stages))
+    return _Pipeline(schedule, order, layers, times, priced.links(0, shape.stages), kinds)
 
 
 def _times(priced: Prices, layers: list[int], order: Order) -> StageTimes:
@@ -247,6 +255,25 @@ def _straggler(
         step_time_s=slow_s + once_s,
         slower_s=slow_s - makespan_s,
         slower=(slow_s - makespan_s) / (makespan_s + once_s),
+    )
+
+
+def _advice(
+    request: SimulationRequest, pipeline: _Pipeline, x: Inputs, makespan_s: float, once: float
+) -> LessRecompute | None:
+    """Return what recomputing less would gain; only of the plan's own pipeline is memory known."""
+    if request.schedule or request.chunks or request.balance:
+        return None
+    return less_recompute(
+        Context(x.model, x.cluster, x.workload),
+        x.layouts,
+        pipeline.kinds,
+        pipeline.order,
+        times=pipeline.times,
+        links=pipeline.links,
+        times_of=lambda priced: _times(priced, pipeline.layers, pipeline.order),
+        makespan_s=makespan_s,
+        once_s=once,
     )
 
 
