@@ -18,6 +18,8 @@ from planner.layouts.rules import Context
 from planner.layouts.table import IntArray, Layouts
 
 SEEDS, BATCH = 8, 16
+EACH = 1_000
+"""Actions that setting up one layout takes as long as."""
 MOST_TO_RUN = 1_000_000
 """Actions run for one ranking: about a second; then the rest keeps its closed form, and it is said.
 """
@@ -47,7 +49,7 @@ def leaders(context: Context, layouts: Layouts, step_s: FloatArray, least_s: Flo
     best = float(step_s[~piped].min(initial=np.inf))
     found: dict[int, Judged] = {}
     budget = MOST_TO_RUN
-    actions = actions_of(layouts)
+    actions = actions_of(layouts) + EACH
     seeds = np.flatnonzero(piped)[np.argsort(step_s[piped], kind="stable")[:SEEDS]]
     rows, sharpened = seeds[least_s[seeds] < best], False
     while len(rows):
@@ -65,7 +67,8 @@ def leaders(context: Context, layouts: Layouts, step_s: FloatArray, least_s: Flo
             )
             sharpened = True
             open_rows = _open(layouts, least_s, found, best)
-        rows = open_rows[np.argsort(least_s[open_rows], kind="stable")[:BATCH]]
+        some = max(BATCH, len(open_rows) // 2)
+        rows = open_rows[np.argsort(least_s[open_rows], kind="stable")[:some]]
     others = np.delete(least_s, list(found))
     left = int((others[np.delete(piped, list(found))] < best).sum())
     return Leaders(found, int(piped.sum()), left, best, float(others.min(initial=np.inf)))

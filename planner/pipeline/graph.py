@@ -45,6 +45,11 @@ class Graph:
     link: NDArray[np.int32]
 
     @cached_property
+    def table(self) -> NDArray[np.int32]:
+        """Return the link that each (kind, stage) sends its result over."""
+        return _links(self.order)
+
+    @cached_property
     def lists(self) -> tuple[list[int], list[int]]:
         """Return `waits` and `link` as plain lists."""
         return self.waits.tolist(), self.link.tolist()
@@ -60,7 +65,7 @@ class Graph:
 
     def messages(self, links: Links) -> tuple[FloatArray, FloatArray, FloatArray]:
         """Return (latency, transfer, blocking) seconds of what each action sends; 0 if nothing."""
-        table = _links(self.order)
+        table = self.table
         ahead, behind = (links_of >= 0 for links_of in (table[FORWARD], table[BACKWARD]))
         out = []
         for per_boundary in (links.latency_s, links.transfer_s, links.blocking_s):
