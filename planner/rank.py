@@ -126,7 +126,7 @@ def settle(context: Context, ranking: Ranking, top: int) -> Ranking:
 
     A layout that running it makes slower than others of its shape makes room for the next of them.
     """
-    left = MOST_TO_RUN
+    left = MOST_TO_RUN // 2
     for _ in range(ROUNDS):
         rows = ranking.best_of_each_shape(top)
         new = [row for row in rows.tolist() if row not in ranking.leaders.judged]
