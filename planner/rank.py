@@ -26,6 +26,8 @@ from planner.layouts.table import COLUMNS, IntArray, Layouts
 
 ROUNDS = 6
 """Times that a shown layout may make room for another of its shape."""
+AT_ONCE = 4096
+"""Rows that are looked at together for shapes not seen yet."""
 SHAPE = ("tp", "pp", "cp", "ep", "etp", "dp")
 
 
@@ -53,13 +55,13 @@ class Ranking:
         """Return the rows of the first `top` distinct (tp, pp, cp, ep, etp, dp), best first."""
         seen: dict[tuple[int, ...], int] = {}
         columns = [getattr(self.layouts, name) for name in SHAPE]
-        key = np.stack(columns, axis=1) if len(self.layouts) else np.zeros((0, len(SHAPE)))
-        for row in range(len(key)):
-            shape = tuple(int(v) for v in key[row])
-            if shape not in seen:
-                seen[shape] = row
-                if len(seen) == top:
-                    break
+        for start in range(0, len(self.layouts), AT_ONCE):
+            parts = (column[start : start + AT_ONCE].tolist() for column in columns)
+            for row, shape in enumerate(zip(*parts, strict=True), start):
+                if shape not in seen:
+                    seen[shape] = row
+                    if len(seen) == top:
+                        return np.array(list(seen.values()), dtype=np.int64)
         return np.array(list(seen.values()), dtype=np.int64)
 
 
