@@ -120,6 +120,9 @@ class Estimate(PlanRecord):
     mfu: float
     mfu_causal: float
     bubble_fraction: float
+    simulated: bool = Field(
+        False, description="Its pipeline was run action by action; else a closed form."
+    )
     time_s: dict[str, float]
     memory: Memory
     dropped_tokens: float = Field(0.0, description="Expected share dropped by the expert capacity.")
@@ -233,6 +236,10 @@ class Search(PlanRecord):
     legal: int
     feasible: int
     rejected: dict[str, int]
+    simulated: int = Field(0, description="Layouts whose pipeline was run action by action.")
+    unsettled: int = Field(
+        0, description="Layouts not run whose lower bound is under the best step time."
+    )
 
 
 class Plan(PlanRecord):

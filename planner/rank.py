@@ -1,24 +1,34 @@
 """Rank: score every legal layout, keep those that fit, best first.
 
+Closed forms score all of them; the pipelines of the leading ones are then run action by action,
+enough of them that the fastest cannot be among the others.
+
 Only totals of all rows are kept; what is shown is computed again, in full, by the same formulas.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable
-from dataclasses import dataclass
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 
+from planner.estimate.bounds import least_step_s
 from planner.estimate.inputs import FloatArray, Inputs
+from planner.estimate.leading import MOST_TO_RUN, Leaders, leaders
 from planner.estimate.memory import budget_bytes, limit_bytes, peak_bytes
 from planner.estimate.memory import fits as fitting
+from planner.estimate.running import Judged, actions_of, judge, runs
 from planner.estimate.step import step_s
 from planner.layouts.grid import Tally, legal_layouts
 from planner.layouts.ranges import Fix
 from planner.layouts.rules import Context
 from planner.layouts.table import COLUMNS, IntArray, Layouts
 
+ROUNDS = 6
+"""Times that a shown layout may make room for another of its shape."""
+AT_ONCE = 4096
+"""Rows that are looked at together for shapes not seen yet."""
 SHAPE = ("tp", "pp", "cp", "ep", "etp", "dp")
 
 
@@ -35,6 +45,7 @@ class Ranking:
     lightest_bytes: float
     limit_bytes: float
     budget_bytes: float
+    leaders: Leaders = field(default_factory=Leaders)
 
     @property
     def feasible(self) -> int:
@@ -45,25 +56,27 @@ class Ranking:
         """Return the rows of the first `top` distinct (tp, pp, cp, ep, etp, dp), best first."""
         seen: dict[tuple[int, ...], int] = {}
         columns = [getattr(self.layouts, name) for name in SHAPE]
-        key = np.stack(columns, axis=1) if len(self.layouts) else np.zeros((0, len(SHAPE)))
-        for row in range(len(key)):
-            shape = tuple(int(v) for v in key[row])
-            if shape not in seen:
-                seen[shape] = row
-                if len(seen) == top:
-                    break
+        for start in range(0, len(self.layouts), AT_ONCE):
+            parts = (column[start : start + AT_ONCE].tolist() for column in columns)
+            for row, shape in enumerate(zip(*parts, strict=True), start):
+                if shape not in seen:
+                    seen[shape] = row
+                    if len(seen) == top:
+                        return np.array(list(seen.values()), dtype=np.int64)
         return np.array(list(seen.values()), dtype=np.int64)
 
 
 def rank(context: Context, gpus: int, fix: Fix) -> Ranking:
     """Return every legal layout of `gpus` GPUs that `fix` allows, scored and ordered.
 
+    A layout that was not run has its closed form, or its lower bound where that is more.
+
     Ties in time go to the smaller peak, then to the earlier row of the enumeration.
     """
     tally = Tally()
     nothing = Inputs(*context, Layouts.empty())
     budget = budget_bytes(nothing)
-    parts, times, peaks = [], [], []
+    parts, times, least, peaks = [], [], [], []
     lightest, lightest_bytes = Layouts.empty(), np.inf
     for layouts in legal_layouts(context, gpus, fix, tally):
         x = Inputs(*context, layouts)
@@ -75,12 +88,20 @@ def rank(context: Context, gpus: int, fix: Fix) -> Ranking:
                 lightest, lightest_bytes = layouts.take([low]), float(peak[low])
         if fits.any():
             parts.append(layouts.take(fits))
-            times.append(step_s(Inputs(*context, parts[-1])))
+            x = Inputs(*context, parts[-1])
+            times.append(step_s(x))
+            least.append(least_step_s(x))
             peaks.append(peak[fits])
     layouts = Layouts.concat(parts) if parts else Layouts.empty()
     time = np.concatenate(times) if times else np.zeros(0)
+    bound = np.concatenate(least) if least else np.zeros(0)
     peak = np.concatenate(peaks) if peaks else np.zeros(0)
+    told = leaders(context, layouts, time, bound)
+    time = np.maximum(time, bound)
+    _put(told.judged, time, peak)
     order = np.lexsort((peak, time))
+    place = np.empty_like(order)
+    place[order] = np.arange(len(order))
     return Ranking(
         tally=tally,
         gpus=gpus,
@@ -91,6 +112,56 @@ def rank(context: Context, gpus: int, fix: Fix) -> Ranking:
         lightest_bytes=lightest_bytes,
         limit_bytes=limit_bytes(nothing),
         budget_bytes=budget,
+        leaders=replace(told, judged={int(place[row]): one for row, one in told.judged.items()}),
+    )
+
+
+def _put(judged: Mapping[int, Judged], step_s: FloatArray, peaks: FloatArray) -> None:
+    """Put what rows take when run in the place of what was estimated of them."""
+    for row, one in judged.items():
+        step_s[row] = one.step_s
+        if one.peak_bytes is not None:
+            peaks[row] = one.peak_bytes
+
+
+def settle(context: Context, ranking: Ranking, top: int) -> Ranking:
+    """Return the ranking with the layouts that are shown run too, and put where they then belong.
+
+    A layout that running it makes slower than others of its shape makes room for the next of them.
+    """
+    left = MOST_TO_RUN // 2
+    for _ in range(ROUNDS):
+        rows = ranking.best_of_each_shape(top)
+        new = [row for row in rows.tolist() if row not in ranking.leaders.judged]
+        shown = ranking.layouts.take(new)
+        new = [row for row, small in zip(new, runs(shown), strict=True) if small]
+        cost = np.cumsum(actions_of(ranking.layouts.take(new)))
+        new = [row for row, total in zip(new, cost.tolist(), strict=True) if total <= left]
+        if not new:
+            break
+        left -= int(cost[len(new) - 1])
+        found = judge(context, ranking.layouts.take(new))
+        ranking = _moved(ranking, dict(zip(new, found, strict=True)))
+    return ranking
+
+
+def _moved(ranking: Ranking, found: dict[int, Judged]) -> Ranking:
+    """Return the ranking with some rows where they belong by what they take when run."""
+    time, peak = ranking.step_s.copy(), ranking.peak_bytes.copy()
+    _put(found, time, peak)
+    slowest = max(one.step_s for one in found.values())
+    ahead = 1 + max(*found, int(np.searchsorted(ranking.step_s, slowest, side="right")))
+    order = np.arange(len(time))
+    order[:ahead] = np.lexsort((peak[:ahead], time[:ahead]))
+    place = {int(row): at for at, row in enumerate(order[:ahead])}
+    judged = {place.get(row, row): one for row, one in (ranking.leaders.judged | found).items()}
+    first = ranking.layouts.take(order[:ahead])
+    return replace(
+        ranking,
+        layouts=Layouts.concat([first, ranking.layouts.take(slice(ahead, None))]),
+        step_s=time[order],
+        peak_bytes=peak[order],
+        leaders=replace(ranking.leaders, judged=judged),
     )
 
 

@@ -45,6 +45,18 @@ class Straggler(PlanRecord):
     slower: float = Field(description="slower_s / step_time_s without it.")
 
 
+class LessRecompute(PlanRecord):
+    """The same pipeline with less recomputation on the stages whose memory allows it."""
+
+    recompute: str = Field(description="What these stages would recompute: 'none', 'selective'.")
+    stages: list[int]
+    peak_bytes: float = Field(description="Of the fullest of these stages then.")
+    makespan_s: float
+    step_time_s: float
+    gained_s: float
+    gained: float = Field(description="gained_s / step_time_s as it is.")
+
+
 class Simulation(PlanRecord):
     """The answer of `simulate`. `step_time_s` adds to the makespan what a step has once."""
 
@@ -62,6 +74,9 @@ class Simulation(PlanRecord):
     closed_form: ClosedForm
     ranks: list[RankTimes]
     straggler: Straggler | None = None
+    less_recompute: LessRecompute | None = Field(
+        None, description="Where some stage has the memory for it; of the plan's own pipeline."
+    )
     notes: list[str] = Field(default_factory=list)
 
     model_config = PlanRecord.model_config | {"populate_by_name": True}

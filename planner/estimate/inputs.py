@@ -97,10 +97,12 @@ class Inputs:
         *,
         every_stage: bool = False,
         flows: Flows | None = None,
+        kinds: StageKinds | None = None,
     ) -> None:
         """Take the layouts; `every_stage` keeps all stages apart (for one layout, to show them).
 
-        With `flows` the uplinks carry those of a placement, row by row.
+        With `flows` the uplinks carry those of a placement, row by row. `kinds` are the stages
+        of another cut of the layers than the usual one, without multi-token prediction.
         """
         self.model = model
         self.cluster = cluster
@@ -111,6 +113,7 @@ class Inputs:
         self._reduced: dict[tuple[str, ...], tuple[Inputs, IntArray] | None] = {}
         self._codes: dict[str, tuple[IntArray, int]] = {}
         self.flows = flows
+        self._kinds = kinds
         self._every_stage = every_stage
         self._stages: StageKinds | None = None
 
@@ -130,7 +133,7 @@ class Inputs:
         """Return inputs with the distinct rows of `on`, or None where that gains nothing."""
         if on not in self._reduced:
             first, inverse = self._distinct(on)
-            alone = self._every_stage or self.flows is not None
+            alone = self._every_stage or self.flows is not None or self._kinds is not None
             if len(first) * 2 > len(self.layouts) or alone:
                 self._reduced[on] = None
             else:
@@ -155,8 +158,11 @@ class Inputs:
     def stages(self) -> StageKinds:
         """Return the kinds of stage of each layout; multi-token prediction sits on the last."""
         if self._stages is None:
-            deal = all_stages if self._every_stage else stage_kinds
-            kinds = deal(self.model, self.layouts, by_cost=self.stack.split == "by-cost")
+            if self._kinds is not None:
+                kinds = self._kinds
+            else:
+                deal = all_stages if self._every_stage else stage_kinds
+                kinds = deal(self.model, self.layouts, by_cost=self.stack.split == "by-cost")
             extra = kinds.last * self.model.mtp_layers
             if self.model.experts:
                 kinds = kinds._replace(moe_layers=kinds.moe_layers + extra)

@@ -24,6 +24,7 @@ from planner.estimate import (
 from planner.estimate.flops import step_flops
 from planner.estimate.inputs import Inputs, Term
 from planner.estimate.kernels import uses_fp8
+from planner.estimate.running import Judged, judge, own_kinds
 from planner.estimate.uncertainty import interval
 from planner.layouts.rules import Context
 from planner.layouts.table import Layouts
@@ -52,12 +53,19 @@ def peak_flops_per_s(context: Context) -> float:
     return context.cluster.accelerator.peak_flops_per_s(str(precision))
 
 
-def estimate_record(context: Context, layouts: Layouts, row: int) -> dict[str, Any]:
-    """Return one layout's estimate as the plan record takes it, every stage apart."""
+def estimate_record(
+    context: Context, layouts: Layouts, row: int, judged: Judged | None = None
+) -> dict[str, Any]:
+    """Return one layout's estimate as the plan record takes it, every stage apart.
+
+    Beside it, `stage_layers` is the cut of its layers that the estimate is of. `judged` is what is
+    known already of how its pipeline runs.
+    """
     one = layouts.take([row])
-    x = Inputs(*context, one, every_stage=True)
-    parts = {name: float(value[0]) for name, value in step.time_parts(x).items()}
-    total = float(step.step_s(x)[0])
+    judged = judged or judge(context, one)[0]
+    x = Inputs(*context, one, kinds=own_kinds(context, judged))
+    parts = {name: float(value[0]) for name, value in step.time_parts(x, judged.ran).items()}
+    total = judged.step_s
     within = interval(context.cluster, context.workload)
     gpus = int(one.gpus[0])
     tokens = context.workload.tokens / total
@@ -66,6 +74,8 @@ def estimate_record(context: Context, layouts: Layouts, row: int) -> dict[str, A
     per_gpu = full / total / gpus
     peak = peak_flops_per_s(context)
     return {
+        "stage_layers": judged.table,
+        "simulated": judged.ran is not None,
         "step_time_s": total,
         "step_time_low_s": total * within.low,
         "step_time_high_s": total * within.high,
@@ -108,7 +118,8 @@ def term_values(context: Context, layouts: Layouts, row: int) -> list[dict[str, 
 
     A term that differs by stage gives the heaviest stage's value; layer parts are summed.
     """
-    x = Inputs(*context, layouts.take([row]), every_stage=True)
+    one = layouts.take([row])
+    x = Inputs(*context, one, kinds=own_kinds(context, judge(context, one)[0]))
     out = []
     for t in TERMS:
         value = np.atleast_1d(t(x)[0])

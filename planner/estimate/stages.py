@@ -8,10 +8,10 @@ accounts for (host time, ZeRO traffic) is shared out like them.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from itertools import pairwise
 from typing import NamedTuple
 
 import numpy as np
+from numpy.typing import NDArray
 
 from planner.estimate.collectives import point_to_point_s
 from planner.estimate.communication import cp_forward_s, ep_forward_s, tp_forward_s
@@ -36,6 +36,7 @@ from planner.estimate.step import (
     moe_compute_forward_s,
     moe_layer_s,
 )
+from planner.pipeline.timing import Links
 
 HEAD_FORWARD = HEAD_WEIGHT = 1 / 3
 """Shares of the head's time: one of its three multiplies forward, one for the weight gradient."""
@@ -56,37 +57,98 @@ class PartTimes(NamedTuple):
     experts_s: FloatArray
 
 
-class Hop(NamedTuple):
-    """One message between stages: seconds, of which `latency_s` free the link; exposed share."""
+class Prices(NamedTuple):
+    """Seconds of one micro-batch in what a stage is made of, one row a layout.
 
-    latency_s: float
-    transfer_s: float
+    `layers` is (layouts, dense or with experts, [forward, backward input, backward weight, expert
+    traffic inside these]). A message between stages takes `latency_s`, which frees the link, and
+    `transfer_s`; its sender is held up by the share `exposed` of both.
+    """
+
+    layers: FloatArray
+    embedding_s: FloatArray
+    head_s: FloatArray
+    framework_s: float
+    latency_s: FloatArray
+    transfer_s: FloatArray
     exposed: float
+    with_experts: NDArray[np.bool_]
+    mtp_layers: int
+
+    def layer_seconds(self, row: int) -> FloatArray:
+        """Return the seconds of every layer of the model, forward and backward."""
+        dense, moe = self.layers[row, :, :3].sum(axis=1)
+        each: FloatArray = np.where(self.with_experts, moe, dense)
+        return each
+
+    def blocking_s(self, row: int) -> float:
+        """Return how long one message holds up its sender."""
+        return float(self.exposed * (self.latency_s[row] + self.transfer_s[row]))
+
+    def links(self, row: int, stages: int) -> Links:
+        """Return links on which a sender is held up as long as the estimate says."""
+        every = (self.latency_s[row], self.transfer_s[row], self.blocking_s(row))
+        return Links(*(np.full(stages, part) for part in every))
+
+    def parts(self, row: int, layers: Sequence[int], *, chunks: int) -> PartTimes:
+        """Return the times of the model cut along its depth into parts of so many `layers`.
+
+        A rank holds `chunks` parts, over which the framework's time per micro-batch is spread.
+        Multi-token prediction goes with the head, as in the estimate.
+        """
+        edges = np.concatenate([[0], np.cumsum(layers)])
+        until = np.concatenate([[0], np.cumsum(self.with_experts)])
+        moe = until[edges[1:]] - until[edges[:-1]]
+        held = np.stack([np.asarray(layers) - moe, moe]).astype(np.float64)
+        held[int(self.with_experts.any()), -1] += self.mtp_layers
+        forward, weight_input, weight, experts = self.layers[row].T @ held
+        head, embedding = self.head_s[row], self.embedding_s[row]
+        forward[0] += EMBEDDING_FORWARD * embedding
+        weight[0] += (1 - EMBEDDING_FORWARD) * embedding
+        forward[-1] += HEAD_FORWARD * head
+        weight[-1] += HEAD_WEIGHT * head
+        weight_input[-1] += (1 - HEAD_FORWARD - HEAD_WEIGHT) * head
+        each = self.framework_s / chunks / 2
+        return PartTimes(forward + each, weight_input + each, weight, experts)
+
+    def fixed_seconds(self, row: int, parts: int, *, chunks: int) -> FloatArray:
+        """Return the seconds of each part without its layers: embedding, head, framework."""
+        empty = self.parts(row, [0] * parts, chunks=chunks)
+        return empty.forward_s + empty.backward_input_s + empty.backward_weight_s
 
 
-class LayerTimes(NamedTuple):
-    """Seconds of one layer and micro-batch, by direction; `experts_s` is inside the others."""
+def prices(x: Inputs) -> Prices:
+    """Return what the stages of each layout are made of."""
+    sent = 2.0 * x.rank_tokens * x.model.hidden / x.layouts.tp
+    latency = point_to_point_s(x, np.zeros_like(sent))
+    return Prices(
+        layers=np.stack([_directions(x, moe=moe) for moe in (False, True)], axis=1),
+        embedding_s=embedding_s(x),
+        head_s=head_s(x),
+        framework_s=x.stack.microbatch_s,
+        latency_s=latency,
+        transfer_s=point_to_point_s(x, sent) - latency,
+        exposed=x.stack.p2p_exposed,
+        with_experts=np.array(x.model.moe_layers, dtype=np.bool_) & bool(x.model.experts),
+        mtp_layers=x.model.mtp_layers,
+    )
 
-    forward_s: float
-    backward_input_s: float
-    backward_weight_s: float
-    experts_s: float
 
-
-def layer_times(x: Inputs, *, moe: bool) -> LayerTimes:
-    """Return the directions of one layer of the first layout."""
-    parts = (moe_layer_s if moe else dense_layer_s)(x)[0]
-    total = float(parts.sum())
-    device = float(sum(parts[LAYER_PARTS.index(name)] for name in DEVICE_PARTS))
-    if device <= 0.0:
-        return LayerTimes(total, 0.0, 0.0, 0.0)
+def _directions(x: Inputs, *, moe: bool) -> FloatArray:
+    """Return (forward, backward input, backward weight, expert traffic) of one layer."""
+    parts = (moe_layer_s if moe else dense_layer_s)(x)
+    total = parts.sum(axis=1)
+    device = sum(parts[:, LAYER_PARTS.index(name)] for name in DEVICE_PARTS)
     kernels = moe_compute_forward_s if moe else dense_compute_forward_s
-    forward = float((kernels(x) + tp_forward_s(x) + cp_forward_s(x))[0])
-    forward += float(ep_forward_s(x)[0]) if moe else 0.0
-    stretch = total / device  # host time and ZeRO traffic, shared out
-    weight = stretch * float(_weight_s(x, moe=moe)[0])
-    experts = float(parts[LAYER_PARTS.index("ep")])
-    return LayerTimes(stretch * forward, total - stretch * forward - weight, weight, experts)
+    forward = kernels(x) + tp_forward_s(x) + cp_forward_s(x) + (ep_forward_s(x) if moe else 0.0)
+    works = device > 0
+    # host time and ZeRO traffic are shared out like the kernels
+    stretch = np.divide(total, device, out=np.zeros_like(total), where=works)
+    forward = np.where(works, stretch * forward, total)
+    weight = stretch * _weight_s(x, moe=moe)
+    return np.stack(
+        [forward, total - forward - weight, weight, parts[:, LAYER_PARTS.index("ep")]], axis=1
+    )
 
 
 def _weight_s(x: Inputs, *, moe: bool) -> FloatArray:
@@ -111,46 +173,3 @@ def _weight_s(x: Inputs, *, moe: bool) -> FloatArray:
     added = np.maximum(whole(x) - once, 0.0)
     out: FloatArray = 0.5 * multiplies + added
     return out
-
-
-def part_times(x: Inputs, layers: Sequence[int], *, chunks: int) -> PartTimes:
-    """Return the times of a model cut along its depth into parts of so many `layers`.
-
-    For the first layout of `x`; a rank holds `chunks` parts, over which the framework's time per
-    micro-batch is spread. Multi-token prediction goes with the head, as in the estimate.
-    """
-    moe = x.model.moe_layers
-    edges = np.concatenate([[0], np.cumsum(layers)])
-    with_experts = np.array([sum(moe[a:b]) for a, b in pairwise(edges)])
-    held = np.stack([np.asarray(layers) - with_experts, with_experts]).astype(np.float64)
-    held[1 if x.model.experts else 0, -1] += x.model.mtp_layers
-    each = np.array([layer_times(x, moe=False), layer_times(x, moe=True)])
-    forward, weight_input, weight, experts = each.T @ held
-    head, embedding = float(head_s(x)[0]), float(embedding_s(x)[0])
-    forward[0] += EMBEDDING_FORWARD * embedding
-    weight[0] += (1 - EMBEDDING_FORWARD) * embedding
-    forward[-1] += HEAD_FORWARD * head
-    weight[-1] += HEAD_WEIGHT * head
-    weight_input[-1] += (1 - HEAD_FORWARD - HEAD_WEIGHT) * head
-    framework = x.stack.microbatch_s / chunks
-    return PartTimes(forward + framework / 2, weight_input + framework / 2, weight, experts)
-
-
-def layer_seconds(x: Inputs) -> FloatArray:
-    """Return the seconds of every layer of the model, forward and backward, shape (layers,)."""
-    dense, moe = (sum(layer_times(x, moe=moe)[:3]) for moe in (False, True))
-    return np.where(np.array(x.model.moe_layers), moe, dense).astype(np.float64)
-
-
-def fixed_seconds(x: Inputs, parts: int, *, chunks: int) -> FloatArray:
-    """Return the seconds of each part without its layers: embedding, head, framework."""
-    empty = part_times(x, [0] * parts, chunks=chunks)
-    return empty.forward_s + empty.backward_input_s + empty.backward_weight_s
-
-
-def hop(x: Inputs) -> Hop:
-    """Return one activation's (or gradient's) message to the neighbouring stage."""
-    sent = 2.0 * x.rank_tokens * x.model.hidden / x.layouts.tp
-    latency = float(point_to_point_s(x, np.zeros_like(sent))[0])
-    whole = float(point_to_point_s(x, sent)[0])
-    return Hop(latency, whole - latency, x.stack.p2p_exposed)

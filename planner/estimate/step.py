@@ -6,6 +6,8 @@ time goes without a remainder.
 
 from __future__ import annotations
 
+from typing import NamedTuple
+
 import numpy as np
 
 from planner.estimate.communication import (
@@ -47,6 +49,7 @@ from planner.estimate.inputs import FloatArray, Inputs, term
 from planner.estimate.kernels import hbm_s, softmax_falls_back, uses_fp8
 from planner.estimate.optimizer import host_traffic_s, optimizer_s
 from planner.estimate.params import dense_layer_parameters, expert_parameters, moe_layer_parameters
+from planner.layouts.table import IntArray
 from planner.sources import CALIBRATION, FSDP_2023, MEGATRON_2021
 
 LAYER = tuple(
@@ -239,13 +242,21 @@ def bubble_s(x: Inputs) -> FloatArray:
 )
 def exposed_sync_s(x: Inputs) -> FloatArray:
     """Gradient and parameter traffic at the end of a step that no computation hides."""
+    return exposed_s(x, np.ones(len(x.layouts)))
+
+
+def exposed_s(x: Inputs, share_held: FloatArray) -> FloatArray:
+    """Return the same if the heaviest stage held only a share of what it does.
+
+    The traffic shrinks at most so much, and what hides it grows no longer.
+    """
     # phi is fitted above one where several micro-batches hide it; never more than there are
     window = stage_microbatch_s(x).max(axis=1) * np.minimum(
         x.stack.overlap, x.layouts.num_microbatches
     )
     out = np.zeros(len(x.layouts))
     for traffic, share in ((gradient_sync_s(x), 2 / 3), (parameter_gather_s(x), 1 / 3)):
-        left = traffic * x.stack.dp_exposed
+        left = share_held * traffic * x.stack.dp_exposed
         out = out + np.maximum(left - share * window, DP_FLOOR * left)
     return np.where(x.layouts.dp_sync == 1, parameter_server_s(x), out)
 
@@ -260,28 +271,52 @@ def offloaded_s(x: Inputs) -> FloatArray:
     return exposed
 
 
-def time_parts(x: Inputs) -> dict[str, FloatArray]:
-    """Return exposed seconds by name; they sum to the step time."""
+class Ran(NamedTuple):
+    """What a simulated pipeline says of each layout, shape (layouts,); NaN where none was run."""
+
+    makespan_s: FloatArray
+    busiest: IntArray
+    """The stage that computes and sends longest."""
+    sending_s: FloatArray
+    """Seconds that it is held up by sends; the rest of its makespan it computes or waits."""
+    idle_s: FloatArray
+
+
+def time_parts(x: Inputs, ran: Ran | None = None) -> dict[str, FloatArray]:
+    """Return exposed seconds by name; they sum to the step time.
+
+    They are those of the slowest stage. With `ran` (and every stage apart) the pipeline's are those
+    of the simulator: what its busiest stage sends and waits.
+    """
     s, m = x.stages, x.layouts.num_microbatches
-    each = stage_microbatch_s(x)
-    slowest = each.argmax(axis=1)
     rows = np.arange(len(x.layouts))
-    dense, moe = s.dense_layers[rows, slowest], s.moe_layers[rows, slowest]
+    at = stage_microbatch_s(x).argmax(axis=1) if ran is None else ran.busiest
+    dense, moe = s.dense_layers[rows, at], s.moe_layers[rows, at]
     layers = dense[:, None] * dense_layer_s(x) + moe[:, None] * moe_layer_s(x)
     parts = {name: m * layers[:, i] for i, name in enumerate(LAYER_PARTS)}
-    ends = s.first[rows, slowest] * embedding_s(x) + s.last[rows, slowest] * head_s(x)
+    ends = s.first[rows, at] * embedding_s(x) + s.last[rows, at] * head_s(x)
     parts["compute"] = parts["compute"] + m * ends
     parts["dp"] = parts["dp"] + exposed_sync_s(x)
-    parts["pp"] = m * pp_microbatch_s(x) + tied_embedding_s(x)
-    parts["bubble"] = bubble_s(x)
+    sends = m * pp_microbatch_s(x) if ran is None else ran.sending_s
+    parts["pp"] = sends + tied_embedding_s(x)
+    parts["bubble"] = bubble_s(x) if ran is None else ran.idle_s
     parts["optimizer"] = optimizer_s(x) + offloaded_s(x)
     parts["overhead"] = m * x.stack.microbatch_s + x.stack.step_s
     return parts
 
 
+def once_s(x: Inputs) -> FloatArray:
+    """Return what a step has once, after its last micro-batch."""
+    once = exposed_sync_s(x) + tied_embedding_s(x) + optimizer_s(x) + x.stack.step_s
+    return once + offloaded_s(x)
+
+
+def pipeline_s(x: Inputs) -> FloatArray:
+    """Return the closed form of a pipeline's time: m * slowest stage + bubble."""
+    slowest: FloatArray = stage_microbatch_s(x).max(axis=1)
+    return x.layouts.num_microbatches * slowest + bubble_s(x)
+
+
 def step_s(x: Inputs) -> FloatArray:
     """Return the time of one training step: m * slowest stage + bubble + what is exposed once."""
-    once = exposed_sync_s(x) + tied_embedding_s(x) + optimizer_s(x) + x.stack.step_s
-    once = once + offloaded_s(x)
-    slowest: FloatArray = stage_microbatch_s(x).max(axis=1)
-    return x.layouts.num_microbatches * slowest + bubble_s(x) + once
+    return pipeline_s(x) + once_s(x)

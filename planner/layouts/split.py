@@ -8,6 +8,7 @@ micro-batches, but never to the last.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from functools import lru_cache
 from typing import NamedTuple
 
@@ -15,6 +16,9 @@ import numpy as np
 
 from planner.layouts.table import IntArray, Layouts
 from planner.specs.model import ModelSpec
+
+Table = Sequence[Sequence[int]]
+"""Layers of each [stage][chunk]."""
 
 
 class StageKinds(NamedTuple):
@@ -100,18 +104,47 @@ def chunks_of(model: ModelSpec, pp: int, vpp: int, *, by_cost: bool = False) -> 
     return chunk_layers(model.layers, pp, vpp)
 
 
+def in_order(table: Table) -> list[int]:
+    """Return the layers of each chunk in the order in which the model passes them."""
+    return [row[lap] for lap in range(len(table[0])) for row in table]
+
+
+CUT_FREELY = (
+    "any",
+    "deepspeed",
+    "megatron",
+    "megatron-bridge",
+    "megatron-ci",
+    "megatron-plain",
+    "megatron-swift",
+    "torchtitan",
+)
+"""Stacks that can be told which stage holds which layers: `--pipeline-model-parallel-layout` in
+Megatron-Core, `module_fqns_per_model_part` in torchtitan, a list of layers in DeepSpeed. The older
+ones deal layers evenly, nanotron by its own count of costs."""
+
+
+def cuts_freely(stack: str) -> bool:
+    """Return whether a stack can hold any number of layers on any stage."""
+    return stack.split("+", maxsplit=1)[0] in CUT_FREELY
+
+
 def stage_layers(
     model: ModelSpec, pp: int, vpp: int, *, by_cost: bool = False
 ) -> list[tuple[int, int]]:
     """Return (dense layers, layers with experts) of each stage."""
+    return both_sorts(model, chunks_of(model, pp, vpp, by_cost=by_cost))
+
+
+def both_sorts(model: ModelSpec, table: Table) -> list[tuple[int, int]]:
+    """Return (dense layers, layers with experts) of each stage of a [stage][chunk] table."""
     moe = model.moe_layers
-    per_chunk = chunks_of(model, pp, vpp, by_cost=by_cost)
-    stages = [[0, 0] for _ in range(pp)]
+    stages = [[0, 0] for _ in table]
     at = 0
-    for v in range(vpp):
-        for p in range(pp):
-            held = moe[at : at + per_chunk[p][v]]
-            at += per_chunk[p][v]
+    for v in range(len(table[0])):
+        for p, row in enumerate(table):
+            held = moe[at : at + row[v]]
+            at += row[v]
             stages[p][0] += len(held) - sum(held)
             stages[p][1] += sum(held)
     return [(dense, experts) for dense, experts in stages]
@@ -142,9 +175,18 @@ def stage_kinds(model: ModelSpec, layouts: Layouts, *, by_cost: bool = False) ->
 
 def all_stages(model: ModelSpec, layouts: Layouts, *, by_cost: bool = False) -> StageKinds:
     """Return every stage of a single layout as a kind of its own, shape (1, pp)."""
-    pp, vpp = int(layouts.pp[0]), int(layouts.vpp[0])
-    stages = np.array(stage_layers(model, pp, vpp, by_cost=by_cost), dtype=np.int64)
-    at = np.arange(pp)
-    ends = ((at == 0).astype(np.int64), (at == pp - 1).astype(np.int64))
-    columns = (stages[:, 0], stages[:, 1], *ends, at, np.ones(pp, dtype=np.int64))
-    return StageKinds(*(c[None, :] for c in columns))
+    return cut_stages(
+        model, [chunks_of(model, int(layouts.pp[0]), int(layouts.vpp[0]), by_cost=by_cost)]
+    )
+
+
+def cut_stages(model: ModelSpec, tables: Sequence[Table]) -> StageKinds:
+    """Return every stage of each [stage][chunk] table as a kind of its own."""
+    out = np.zeros((6, len(tables), max(map(len, tables))), dtype=np.int64)
+    for row, table in enumerate(tables):
+        pp = len(table)
+        out[:2, row, :pp] = np.array(both_sorts(model, table)).T
+        out[2, row, 0] = out[3, row, pp - 1] = 1
+        out[4, row, :pp] = np.arange(pp)
+        out[5, row, :pp] = 1
+    return StageKinds(*out)

@@ -6,7 +6,8 @@ backward before weight gradient, each on the rank that holds the stage.
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from dataclasses import dataclass
+from functools import cached_property
 
 import numpy as np
 from numpy.typing import NDArray
@@ -29,7 +30,8 @@ class OrderError(ValueError):
     """An order that no pipeline can run: a defect of the schedule, not of the user's input."""
 
 
-class Graph(NamedTuple):
+@dataclass(frozen=True)
+class Graph:
     """Actions of all ranks, rank after rank; rank r's are `first[r]` to `first[r + 1]`.
 
     `what` is kind * stages + stage; `waits` the action of another stage whose result must have
@@ -42,6 +44,16 @@ class Graph(NamedTuple):
     waits: IntArray
     link: NDArray[np.int32]
 
+    @cached_property
+    def table(self) -> NDArray[np.int32]:
+        """Return the link that each (kind, stage) sends its result over."""
+        return _links(self.order)
+
+    @cached_property
+    def lists(self) -> tuple[list[int], list[int]]:
+        """Return `waits` and `link` as plain lists."""
+        return self.waits.tolist(), self.link.tolist()
+
     def durations(self, times: StageTimes) -> FloatArray:
         """Return the seconds of every action."""
         whole = times.backward_input_s + times.backward_weight_s
@@ -53,7 +65,7 @@ class Graph(NamedTuple):
 
     def messages(self, links: Links) -> tuple[FloatArray, FloatArray, FloatArray]:
         """Return (latency, transfer, blocking) seconds of what each action sends; 0 if nothing."""
-        table = _links(self.order)
+        table = self.table
         ahead, behind = (links_of >= 0 for links_of in (table[FORWARD], table[BACKWARD]))
         out = []
         for per_boundary in (links.latency_s, links.transfer_s, links.blocking_s):

@@ -35,17 +35,20 @@ def simulate(order: Order, times: StageTimes, links: Links | None = None) -> Tim
 
     Raises OrderError when ranks wait for each other in a ring.
     """
-    graph = graph_of(order)
-    links = Links.of(order.shape.stages) if links is None else links
+    return run(graph_of(order), times, Links.of(order.shape.stages) if links is None else links)
+
+
+def run(graph: Graph, times: StageTimes, links: Links) -> Timeline:
+    """Return the same of an order whose graph is made already."""
     costs = Costs(graph.durations(times), *graph.messages(links))
-    loop = lockstep if order.shape.ranks >= LOCKSTEP_RANKS else one_by_one
+    loop = lockstep if graph.order.shape.ranks >= LOCKSTEP_RANKS else one_by_one
     start = loop(graph, costs)
-    return Timeline(order, graph, start, start + costs.seconds, costs.blocking)
+    return Timeline(graph.order, graph, start, start + costs.seconds, costs.blocking)
 
 
 def one_by_one(graph: Graph, costs: Costs) -> FloatArray:
     """Return the start of every action, ranks taken one at a time as far as they get."""
-    waits, link = graph.waits.tolist(), graph.link.tolist()
+    waits, link = graph.lists
     seconds, latency, transfer, blocking = (part.tolist() for part in costs)
     position, last = graph.first[:-1].tolist(), graph.first[1:].tolist()
     clock, free = [0.0] * len(last), [0.0] * (2 * len(last))

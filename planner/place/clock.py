@@ -4,13 +4,16 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cached_property
 
 import numpy as np
 
 from planner.estimate.collectives import ranks_per_domain, uplinks
 from planner.estimate.inputs import Inputs
+from planner.estimate.running import judge, own_kinds
 from planner.estimate.step import step_s
 from planner.layouts.rules import Context
+from planner.layouts.split import StageKinds
 from planner.layouts.table import Layouts
 from planner.place.traffic import TIERS, Load, flows_of
 from planner.plan import Layout
@@ -18,10 +21,20 @@ from planner.plan import Layout
 
 @dataclass(frozen=True)
 class Clock:
-    """Step times by the formulas that ranked the layout, with uplinks loaded as a map does."""
+    """Step times of the layout with its own cut of the layers, uplinks loaded as a map does.
+
+    What running its pipeline took beyond the closed form, it takes on every map.
+    """
 
     context: Context
     layout: Layout
+
+    @cached_property
+    def _own(self) -> tuple[StageKinds, float]:
+        one = judge(self.context, self._rows(1))[0]
+        kinds = own_kinds(self.context, one)
+        closed = step_s(Inputs(*self.context, self._rows(1), kinds=kinds))
+        return kinds, one.step_s - float(closed[0])
 
     @property
     def contended(self) -> bool:
@@ -37,10 +50,10 @@ class Clock:
     def seconds(self, loads: Sequence[Load]) -> list[float]:
         """Return the step time under each load."""
         known = dict.fromkeys(loads)
-        x = Inputs(
-            *self.context, self._rows(len(known)), every_stage=True, flows=flows_of(list(known))
-        )
-        times = dict(zip(known, step_s(x).tolist(), strict=True))
+        kinds, beyond = self._own
+        flows = flows_of(list(known))
+        x = Inputs(*self.context, self._rows(len(known)), flows=flows, kinds=kinds)
+        times = dict(zip(known, (step_s(x) + beyond).tolist(), strict=True))
         return [times[load] for load in loads]
 
     def bound(self) -> float:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 from rich import box
 from rich.console import Console, ConsoleOptions, RenderableType, RenderResult
 from rich.table import Table
@@ -11,8 +13,8 @@ from planner.pipeline.registry import SCHEDULES
 from planner.pipeline.timeline import Timeline
 from planner.report.gantt import MOST_RANKS, gantt, legend
 from planner.report.parts import indented, notes, title
-from planner.simulation import RankTimes, Simulated, Simulation
-from planner.units import seconds
+from planner.simulation import LessRecompute, RankTimes, Simulated, Simulation
+from planner.units import gib, seconds
 
 
 class _Chart:
@@ -56,7 +58,7 @@ def _sentences(record: Simulation) -> list[str]:
         f"a step of {seconds(record.step_time_s)}",
         f"bubble: {record.bubble_fraction:.1%} of the ranks' time "
         f"({seconds(record.bubble_s)} a rank)",
-        f"the closed form that ranking uses: {seconds(closed.step_time_s)} a step; "
+        f"the closed form that ranks all layouts: {seconds(closed.step_time_s)} a step; "
         f"simulated {beside}",
     ]
     if len(record.ranks) > 1:
@@ -72,7 +74,30 @@ def _sentences(record: Simulation) -> list[str]:
             f"straggler ({which}): a step of {seconds(late.step_time_s)}, "
             f"{seconds(abs(late.slower_s))} ({abs(late.slower):.1%}) {word}"
         )
+    if less := record.less_recompute:
+        out.append(_less_recompute(less, len(record.ranks)))
     return out
+
+
+def _less_recompute(less: LessRecompute, stages: int) -> str:
+    """Return which stages could recompute less, and what it would gain."""
+    whole = len(less.stages) == stages
+    who = "every stage has" if whole else f"stages {runs_of(less.stages)} have"
+    room = f"{who} the memory for recompute={less.recompute} ({gib(less.peak_bytes)} at most)"
+    if less.gained < 5e-4:
+        return f"{room}, but the others set the pace: it would gain nothing"
+    return f"{room}: {seconds(less.gained_s)} ({less.gained:.1%}) off a step"
+
+
+def runs_of(numbers: Sequence[int]) -> str:
+    """Return ascending numbers in words: '1, 3-7'."""
+    runs: list[list[int]] = []
+    for n in numbers:
+        if runs and runs[-1][-1] == n - 1:
+            runs[-1][1:] = [n]
+        else:
+            runs.append([n])
+    return ", ".join("-".join(map(str, run)) for run in runs)
 
 
 def _stages(record: Simulation) -> RenderableType:

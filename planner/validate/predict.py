@@ -17,7 +17,7 @@ from planner.estimate.memory import (
     reserved_bytes,
     used_bytes,
 )
-from planner.estimate.step import step_s
+from planner.estimate.running import judge
 from planner.layouts.rules import Context
 from planner.layouts.table import Layouts
 from planner.validate.runs import Run
@@ -70,7 +70,8 @@ def _scored(runs: Sequence[Run]) -> list[dict[str, Any]]:
     context = runs[0].context
     assert context is not None
     x = Inputs(*context, Layouts.of([run.layout or {} for run in runs]))
-    times, limit = step_s(x), limit_bytes(x)
+    times = [one.step_s for one in judge(context, x.layouts, recut=False)]
+    limit = limit_bytes(x)
     needed = peak_bytes(x)
     measured = {kind: told(x) for kind, told in MEASURES.items()}
     last = x.stages.last > 0
@@ -78,7 +79,7 @@ def _scored(runs: Sequence[Run]) -> list[dict[str, Any]]:
     for i, run in enumerate(runs):
         told = measured[_memory_kind(run.row)][i]
         shown = told[last[i]].max() if LAST_RANK in run.row.get("note", "") else told.max()
-        records.append(_record(run, float(times[i]), float(shown), bool(needed[i] > limit)))
+        records.append(_record(run, times[i], float(shown), bool(needed[i] > limit)))
     return records
 
 

@@ -11,19 +11,18 @@ import numpy as np
 from planner.emit import emitter_named
 from planner.errors import InfeasibleError, SpecError
 from planner.estimate.record import estimate_record
+from planner.estimate.running import Judged
 from planner.estimate.uncertainty import tie
 from planner.layouts.grid import divisors
 from planner.layouts.ranges import MICRO_BATCHES, parse_fix
 from planner.layouts.rules import Context, broken_rules
-from planner.layouts.split import chunks_of
 from planner.layouts.table import NAMES, Layouts
 from planner.place import Clock, Rule, free_nodes
 from planner.place import place as place_layout
 from planner.plan import Estimate, Layout, Placement, Plan, RankedPlan, Request, Search
-from planner.rank import Ranking, rank
+from planner.rank import Ranking, rank, settle
 from planner.specs.cluster import ClusterSpec
 from planner.specs.model import ModelSpec
-from planner.specs.stack import stack_named
 from planner.specs.workload import Workload
 from planner.units import gib, seconds
 
@@ -70,11 +69,12 @@ def plan(request: PlanRequest, *, progress: Progress = _quiet) -> Plan:
     """
     started = time.perf_counter()
     ranking, notes = with_offload(request, *search(request, progress))
+    if not ranking.feasible:
+        raise nothing_fits(request, ranking)
+    ranking = settle(request.context, ranking, request.top)
     searched = time.perf_counter()
     rows = ranking.best_of_each_shape(request.top)
-    if not len(rows):
-        raise nothing_fits(request, ranking)
-    plans = [ranked(request, ranking.layouts, int(row), i + 1) for i, row in enumerate(rows)]
+    plans = [shown(request, ranking, int(row), i + 1) for i, row in enumerate(rows)]
     plans += baseline(request, ranking, plans)
     progress("placing")
     placement = placed_layout(request, plans[0].layout)
@@ -240,20 +240,23 @@ def layout_record(layouts: Layouts, row: int) -> Layout:
     return Layout.model_validate(layouts.row(row))
 
 
-def ranked(request: PlanRequest, layouts: Layouts, row: int, number: int) -> RankedPlan:
+def shown(request: PlanRequest, ranking: Ranking, row: int, number: int) -> RankedPlan:
+    """Return one row of a ranking with its estimate as a row of the ranked table."""
+    return ranked(request, ranking.layouts, row, number, ranking.leaders.judged.get(row))
+
+
+def ranked(
+    request: PlanRequest, layouts: Layouts, row: int, number: int, judged: Judged | None = None
+) -> RankedPlan:
     """Return one layout with its estimate as a row of the ranked table."""
     layout = layout_record(layouts, row)
-    estimate = Estimate.model_validate(estimate_record(request.context, layouts, row))
+    record = estimate_record(request.context, layouts, row, judged)
+    estimate = Estimate.model_validate(record)
     return RankedPlan(
         rank=number,
         layout=layout,
         estimate=estimate,
-        stage_layers=chunks_of(
-            request.model,
-            layout.pp,
-            layout.vpp,
-            by_cost=stack_named(request.workload.stack).split == "by-cost",
-        ),
+        stage_layers=record["stage_layers"],
         feasible=estimate.memory.fits(request.workload.max_memory),
     )
 
@@ -303,12 +306,15 @@ def search_record(ranking: Ranking) -> Search:
         legal=tally.legal,
         feasible=ranking.feasible,
         rejected={name: count for name, count in rejected.items() if count},
+        simulated=len(ranking.leaders.judged),
+        unsettled=ranking.leaders.left,
     )
 
 
 def _remarks(ranking: Ranking, plans: Sequence[RankedPlan], workload: Workload) -> list[str]:
     notes = ["each row is the best of its (tp, pp, cp, ep, etp, dp); --fix shows its variants"]
     best = plans[0].estimate
+    notes += _ran(ranking)
     if best.memory.at_risk:
         notes.append(_calmer(ranking, best, workload.risk_memory))
     close = max(NEAR_TIE, tie(workload))
@@ -318,6 +324,21 @@ def _remarks(ranking: Ranking, plans: Sequence[RankedPlan], workload: Workload) 
     if best.time_s.get("host", 0) > 0.1 * best.step_time_s:
         notes.append("the first plan is host-bound: try a larger micro-batch or CUDA graphs")
     return notes
+
+
+def _ran(ranking: Ranking) -> list[str]:
+    """Return how many pipelines were run, and why the fastest cannot be among the others."""
+    told = ranking.leaders
+    if not told.pipelines:
+        return []
+    ran = f"{len(told.judged):,} of {told.pipelines:,} pipelines were run action by action"
+    if told.left:
+        short = 1 - told.next_s / told.best_s
+        return [
+            f"{ran}; {told.left:,} more, too large to run here, might be up to {short:.1%} faster "
+            "than the best of them, by their lower bounds"
+        ]
+    return [f"{ran}, with their own stage times; the lower bound of every other is above the best"]
 
 
 def _on_real_stacks(request: PlanRequest, best: Layouts) -> list[str]:
@@ -365,7 +386,7 @@ def plan_for_target(request: PlanRequest, target: str) -> Plan:
     ranking, notes = with_offload(own, *search(own, _quiet))
     why: list[str] = []
     for row in _varied(ranking):
-        first = ranked(own, ranking.layouts, row, 1)
+        first = shown(own, ranking, row, 1)
         draft = Plan(
             request=Request(model=own.model, cluster=own.cluster, workload=workload),
             search=search_record(ranking),

@@ -9,9 +9,10 @@ import numpy as np
 
 from planner.errors import InfeasibleError, SpecError
 from planner.estimate.inputs import Inputs
-from planner.estimate.stages import Hop, fixed_seconds, hop, layer_seconds, part_times
-from planner.estimate.step import bubble_s, stage_microbatch_s, step_s
-from planner.layouts.split import chunk_layers, fits
+from planner.estimate.stages import Prices, prices
+from planner.estimate.step import bubble_s, once_s, pipeline_s, step_s
+from planner.layouts.rules import Context
+from planner.layouts.split import StageKinds, Table, chunk_layers, cut_stages, fits, in_order
 from planner.layouts.table import Layouts
 from planner.pipeline.actions import Order, Shape
 from planner.pipeline.partition import StageCosts, cut, deal
@@ -24,11 +25,13 @@ from planner.plan import Layout, Plan, RankedPlan
 from planner.simulation import (
     SIMULATION_SCHEMA,
     ClosedForm,
+    LessRecompute,
     RankTimes,
     Simulated,
     Simulation,
     Straggler,
 )
+from planner.workflow.recomputing import less_recompute
 
 MOST_ACTIONS = 20_000_000
 """Some ten seconds and three gigabytes; more is refused rather than begun."""
@@ -61,6 +64,8 @@ class _Pipeline:
     layers: list[int]
     times: StageTimes
     links: Links
+    kinds: StageKinds
+    """The stages of the plan's own cut, whatever is run."""
 
 
 def simulate(request: SimulationRequest) -> Simulated:
@@ -75,11 +80,12 @@ def simulate(request: SimulationRequest) -> Simulated:
         layout = layout.model_copy(update={"num_microbatches": request.microbatches})
     asked = request.plan.request
     one = Layouts.of([layout.model_dump()])
-    x = Inputs(asked.model, asked.cluster, asked.workload, one, every_stage=True)
-    pipeline = _pipeline(request, chosen, x)
+    kinds = cut_stages(asked.model, [_own_table(chosen, asked.model.layers)])
+    x = Inputs(asked.model, asked.cluster, asked.workload, one, kinds=kinds)
+    pipeline = _pipeline(request, chosen, x, kinds)
     line = run(pipeline.order, pipeline.times, pipeline.links)
-    closed = _closed_form(x, layout)
-    once_s = closed.step_time_s - closed.makespan_s
+    closed = _closed_form(x)
+    once = float(once_s(x)[0])
     record = Simulation(
         schema=SIMULATION_SCHEMA,
         plan_rank=chosen.rank,
@@ -89,12 +95,13 @@ def simulate(request: SimulationRequest) -> Simulated:
         num_microbatches=pipeline.order.shape.microbatches,
         model_copies=pipeline.schedule.model_copies,
         makespan_s=line.makespan_s,
-        step_time_s=line.makespan_s + once_s,
+        step_time_s=line.makespan_s + once,
         bubble_s=float(line.idle_s.mean()),
         bubble_fraction=line.bubble_fraction,
         closed_form=closed,
         ranks=_ranks(pipeline, line),
-        straggler=_straggler(request, pipeline, line.makespan_s, once_s),
+        straggler=_straggler(request, pipeline, line.makespan_s, once),
+        less_recompute=_advice(request, pipeline, x, line.makespan_s, once),
         notes=_notes(request, pipeline, layout),
     )
     return Simulated(record, line)
@@ -121,7 +128,9 @@ def _chosen(request: SimulationRequest) -> RankedPlan:
     return row
 
 
-def _pipeline(request: SimulationRequest, chosen: RankedPlan, x: Inputs) -> _Pipeline:
+def _pipeline(
+    request: SimulationRequest, chosen: RankedPlan, x: Inputs, kinds: StageKinds
+) -> _Pipeline:
     layout = chosen.layout
     own = "1f1b" if layout.schedule == "none" else layout.schedule
     schedule = schedule_named(request.schedule or own)
@@ -133,12 +142,17 @@ def _pipeline(request: SimulationRequest, chosen: RankedPlan, x: Inputs) -> _Pip
             "one by one",
             hint="--microbatches 1000: the steady phase only repeats",
         )
-    order = schedule.order(shape)
-    layers = _balanced(x, order) if request.balance else _layers(chosen, order, x.model.layers)
-    parts = part_times(x, layers, chunks=chunks)
+    order, priced = schedule.order(shape), prices(x)
+    layers = _balanced(x, priced, order) if request.balance else _layers(chosen, order, x)
+    times = _times(priced, layers, order)
+    return _Pipeline(schedule, order, layers, times, priced.links(0, shape.stages), kinds)
+
+
+def _times(priced: Prices, layers: list[int], order: Order) -> StageTimes:
+    """Return the seconds of every stage of an order for parts of so many layers."""
+    parts = priced.parts(0, layers, chunks=order.shape.chunks)
     forward, backward_input, weight, experts = (part[order.model_part] for part in parts)
-    times = StageTimes(forward, backward_input, weight, hidden_s=experts)
-    return _Pipeline(schedule, order, layers, times, _links(order, hop(x)))
+    return StageTimes(forward, backward_input, weight, hidden_s=experts)
 
 
 def _usual_chunks(schedule: Schedule, layout: Layout) -> int:
@@ -148,27 +162,33 @@ def _usual_chunks(schedule: Schedule, layout: Layout) -> int:
     return layout.vpp if takes else schedule.usual_chunks
 
 
-def _layers(chosen: RankedPlan, order: Order, layers: int) -> list[int]:
-    """Return the layers of each part of the model: the plan's own cut where it is the same."""
-    layout, shape = chosen.layout, order.shape
-    laps = order.depth // shape.ranks
-    table = chosen.stage_layers
-    if not (
-        laps == layout.vpp
-        and len(table) == layout.pp
-        and all(len(row) == laps and min(row) >= 0 for row in table)
+def _own_table(chosen: RankedPlan, layers: int) -> Table:
+    """Return the plan's own cut; a file made by hand may hold none that is one."""
+    layout, table = chosen.layout, chosen.stage_layers
+    if (
+        len(table) == layout.pp
+        and all(len(row) == layout.vpp and min(row) >= 0 for row in table)
         and sum(map(sum, table)) == layers
     ):
-        if not fits(layers, shape.ranks, laps):
-            raise InfeasibleError(f"{layers} layers do not fill {order.depth} chunks")
-        table = chunk_layers(layers, shape.ranks, laps)
-    return [table[p][v] for v in range(laps) for p in range(shape.ranks)]
+        return table
+    return chunk_layers(layers, layout.pp, layout.vpp)
 
 
-def _balanced(x: Inputs, order: Order) -> list[int]:
+def _layers(chosen: RankedPlan, order: Order, x: Inputs) -> list[int]:
+    """Return the layers of each part of the model: the plan's own cut where it is the same."""
+    layers, ranks = x.model.layers, order.shape.ranks
+    laps = order.depth // ranks
+    if laps == chosen.layout.vpp:
+        return in_order(_own_table(chosen, layers))
+    if not fits(layers, ranks, laps):
+        raise InfeasibleError(f"{layers} layers do not fill {order.depth} chunks")
+    return in_order(chunk_layers(layers, ranks, laps))
+
+
+def _balanced(x: Inputs, priced: Prices, order: Order) -> list[int]:
     """Return the exact cut: of any layers for one chunk a rank, of layers all alike for more."""
-    shape, each = order.shape, layer_seconds(x)
-    fixed = fixed_seconds(x, order.depth, chunks=shape.chunks)
+    shape, each = order.shape, priced.layer_seconds(0)
+    fixed = priced.fixed_seconds(0, order.depth, chunks=shape.chunks)
     if order.style == "loop" and shape.chunks == 1:
         return cut(StageCosts(each, fixed))
     if order.style != "loop" or np.ptp(each) > 0:
@@ -178,25 +198,14 @@ def _balanced(x: Inputs, order: Order) -> list[int]:
             hint="--schedule 1f1b",
         )
     per_rank = fixed.reshape(shape.chunks, shape.ranks).sum(axis=0)
-    table = deal(len(each), layer_s=float(each[0]), fixed_s=per_rank, chunks=shape.chunks)
-    return [table[p][v] for v in range(shape.chunks) for p in range(shape.ranks)]
+    return in_order(deal(len(each), layer_s=float(each[0]), fixed_s=per_rank, chunks=shape.chunks))
 
 
-def _links(order: Order, message: Hop) -> Links:
-    """Return links on which a sender is held up as long as the estimate says."""
-    stages = order.shape.stages
-    whole = message.latency_s + message.transfer_s
-    every = (message.latency_s, message.transfer_s, message.exposed * whole)
-    return Links(*(np.full(stages, part) for part in every))
-
-
-def _closed_form(x: Inputs, layout: Layout) -> ClosedForm:
-    """Return what ranking takes for the plan's own schedule."""
-    bubble = float(bubble_s(x)[0])
-    slowest = float(stage_microbatch_s(x)[0].max())
+def _closed_form(x: Inputs) -> ClosedForm:
+    """Return what the closed form takes for the plan's own schedule."""
     return ClosedForm(
-        makespan_s=layout.num_microbatches * slowest + bubble,
-        bubble_s=bubble,
+        makespan_s=float(pipeline_s(x)[0]),
+        bubble_s=float(bubble_s(x)[0]),
         step_time_s=float(step_s(x)[0]),
     )
 
@@ -246,6 +255,25 @@ def _straggler(
         step_time_s=slow_s + once_s,
         slower_s=slow_s - makespan_s,
         slower=(slow_s - makespan_s) / (makespan_s + once_s),
+    )
+
+
+def _advice(
+    request: SimulationRequest, pipeline: _Pipeline, x: Inputs, makespan_s: float, once: float
+) -> LessRecompute | None:
+    """Return what recomputing less would gain; only of the plan's own pipeline is memory known."""
+    if request.schedule or request.chunks or request.balance:
+        return None
+    return less_recompute(
+        Context(x.model, x.cluster, x.workload),
+        x.layouts,
+        pipeline.kinds,
+        pipeline.order,
+        times=pipeline.times,
+        links=pipeline.links,
+        times_of=lambda priced: _times(priced, pipeline.layers, pipeline.order),
+        makespan_s=makespan_s,
+        once_s=once,
     )
 
 

@@ -7,7 +7,7 @@ import pytest
 
 from planner.estimate.collectives import leaf_slowdown, point_to_point_s
 from planner.estimate.inputs import Inputs
-from planner.estimate.step import step_s
+from planner.estimate.running import judge
 from planner.layouts.rules import Context
 from planner.layouts.table import Layouts
 from planner.place import Clock, place
@@ -95,7 +95,8 @@ def test_the_load_of_one_leaf_a_pipeline_is_what_the_estimate_assumes(clock_of, 
     assert leaf_slowdown(plain, stride, n) == leaf_slowdown(loaded, stride, n) == 8.0
     sent = np.array([1e8])
     assert point_to_point_s(plain, sent) == point_to_point_s(loaded, sent)
-    assert np.isclose(step_s(plain)[0], placed(clock, cluster, "under-leaf").step_time_s)
+    estimated = judge(clock.context, row)[0].step_s
+    assert np.isclose(estimated, placed(clock, cluster, "under-leaf").step_time_s)
 
 
 def test_uplinks_that_carry_nothing_slow_nothing_down(clock_of, layout_of):

@@ -195,7 +195,7 @@ def test_fields_left_out_take_the_best_value_for_the_change():
 
 def test_where_no_two_changes_do_the_nearest_that_fit_are_shown_by_what_they_change():
     given = dict(tp="1", pp="1", cp="1", zero="0", recompute="none", micro_batch="4")
-    told = explain(request("llama-3.1-405b", "dgx-h100:16", batch=512), given)
+    told = explain(request("llama-3.1-405b", "dgx-h100:16", "megatron", batch=512), given)
     near = within(told.mend_layouts)
     assert 1 < len(near) <= 3
     kinds = [frozenset(given) & {*mend.changes} for mend in near]

@@ -8,7 +8,8 @@ import pytest
 from planner.errors import InfeasibleError, SpecError
 from planner.estimate.communication import pp_microbatch_s
 from planner.estimate.inputs import Inputs
-from planner.estimate.stages import part_times
+from planner.estimate.memory import budget_bytes, stage_bytes
+from planner.estimate.stages import prices
 from planner.estimate.step import stage_microbatch_s
 from planner.layouts.split import chunk_layers
 from planner.layouts.table import Layouts
@@ -17,7 +18,8 @@ from planner.plan import Estimate, Layout, Memory, Plan, RankedPlan, Request, Se
 from planner.specs.catalog import load_cluster, load_model
 from planner.specs.cluster import ClusterSpec
 from planner.specs.workload import Workload
-from planner.workflow import SimulationRequest, simulate
+from planner.workflow import PlanRequest, SimulationRequest, explain, simulate
+from planner.workflow import plan as make_plan
 
 NOTHING = Estimate(
     step_time_s=1,
@@ -74,7 +76,7 @@ def test_parts_take_what_the_estimate_charges_their_stage_without_sends(model, l
     ask_of = plan.request
     x = Inputs(ask_of.model, ask_of.cluster, ask_of.workload, one, every_stage=True)
     flat = [plan.best.stage_layers[p][v] for v in range(shape.vpp) for p in range(shape.pp)]
-    parts = part_times(x, flat, chunks=shape.vpp)
+    parts = prices(x).parts(0, flat, chunks=shape.vpp)
     total = parts.forward_s + parts.backward_input_s + parts.backward_weight_s
     by_rank = total.reshape(shape.vpp, shape.pp).sum(axis=0)
     np.testing.assert_allclose(by_rank + pp_microbatch_s(x)[0], stage_microbatch_s(x)[0])
@@ -233,3 +235,67 @@ def test_zero_bubble_gains_over_1f1b_what_was_measured_on_mi300x():
     for name, tflops in MI300X_LLAMA_2_7B.items():
         assert told[name] == pytest.approx(tflops / base, rel=0.10), name
     assert told["1f1b"] < told["interleaved"] < min(told["zb-h1"], told["zbv"])
+
+
+# --- plans that were run
+
+
+@pytest.mark.parametrize("stack", ["any", "megatron", "torchtitan"])
+def test_a_plan_is_simulated_to_the_number_that_it_states(stack):
+    work = Workload(seq_tokens=4096, global_batch=128, stack=stack)
+    fix = {"pp": "4|8", "zero": "1|2"}
+    found = make_plan(
+        PlanRequest(load_model("llama-3.1-70b"), load_cluster("dgx-h100:8"), work, fix)
+    )
+    for row in found.plans[:4]:
+        told = ask(found, plan_rank=row.rank)
+        assert row.estimate.simulated
+        assert told.step_time_s == pytest.approx(row.estimate.step_time_s, rel=1e-9)
+        assert [rank.layers for rank in told.ranks] == row.stage_layers
+        assert sum(row.estimate.time_s.values()) == pytest.approx(row.estimate.step_time_s)
+
+
+def test_explaining_a_plan_states_the_same_number():
+    work = Workload(seq_tokens=4096, global_batch=128, stack="megatron")
+    asked = PlanRequest(
+        load_model("llama-3.1-70b"), load_cluster("dgx-h100:8"), work, {"pp": "4|8"}
+    )
+    best = make_plan(asked).best
+    told = explain(asked, dict(p.split("=") for p in best.layout.short().split(",")))
+    assert told.layout == best.layout
+    assert told.estimate.step_time_s == pytest.approx(best.estimate.step_time_s, rel=1e-9)
+    assert told.stage_layers == best.stage_layers
+
+
+# --- less recomputation where there is room
+
+
+def test_without_recomputation_there_is_none_to_save():
+    assert ask(saved("llama-3.1-8b")).less_recompute is None
+
+
+def test_where_every_stage_has_room_the_gain_is_that_of_the_other_layout():
+    less = ask(saved("llama-3.1-8b", recompute="full")).less_recompute
+    assert less.stages == [0, 1, 2, 3]
+    assert less.recompute == "none"
+    plain = ask(saved("llama-3.1-8b", recompute="none"))
+    assert less.makespan_s == pytest.approx(plain.makespan_s, rel=1e-12)
+    assert less.gained_s == pytest.approx(
+        ask(saved("llama-3.1-8b", recompute="full")).makespan_s - plain.makespan_s
+    )
+
+
+def test_only_stages_with_room_are_named_and_they_gain_what_a_mixed_pipeline_takes():
+    plan = saved("llama-3.1-70b", "dgx-h100:16", tp=4, pp=8, micro_batch=4, recompute="full")
+    told = ask(plan)
+    less = told.less_recompute
+    one = Layouts.of([plan.best.layout.model_dump() | {"recompute": less.recompute}])
+    asked = plan.request
+    x = Inputs(asked.model, asked.cluster, asked.workload, one, every_stage=True)
+    fits = stage_bytes(x)[0] <= budget_bytes(x)
+    assert 0 < fits.sum() < 8
+    assert less.stages == np.flatnonzero(fits).tolist()
+    # 1F1B holds most on the first stages: those with room are the last ones
+    assert less.stages == list(range(8 - len(less.stages), 8))
+    assert 0 <= less.gained_s < told.makespan_s
+    assert less.peak_bytes <= budget_bytes(x)

@@ -1,0 +1,162 @@
+"""Step times that no cut of a layout's layers can beat, however its pipeline runs.
+
+A simulated pipeline takes as long as the longest chain of actions in which each waits for the one
+before: any chain is a lower bound. With stage r's time per micro-batch `T_r` (forward, backward and
+the sends that hold it up), the slowest `S >= sum(T)/p`, m micro-batches and K one send:
+
+- every schedule: all that one stage does, after a micro-batch has come to it and before one has
+  gone back from it, `before_r + m T_r`;
+- one chunk a rank: one micro-batch's whole way, and all other forwards (or all other backwards) of
+  the slowest stage, `sum(T) + (m-1) S/2`;
+- GPipe, where every forward of a rank comes before its first backward: `sum(T) + (m-1) S`;
+- 1F1B, where the first backward of stage r waits for a round trip to the last stage, and so does
+  the last one: `2 sum(T) + (m-p-1) S`;
+- interleaved: the slowest of all ranks is least when ranks that start late have less to do.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+
+from planner.estimate.communication import optimizer_s, pp_microbatch_s, tied_embedding_s
+from planner.estimate.compute import embedding_s, head_s
+from planner.estimate.inputs import FloatArray, Inputs, term
+from planner.estimate.params import stage_dense_parameters, stage_expert_parameters
+from planner.estimate.step import (
+    dense_layer_s,
+    exposed_s,
+    moe_layer_s,
+    stage_microbatch_s,
+    step_s,
+)
+from planner.layouts.split import cuts_freely
+from planner.sources import MEGATRON_CORE
+
+GPIPE = 1
+STEPS = 24
+"""Halvings of the interval of a bound that counts whole layers: 1e-7 of it is left."""
+
+
+def least_step_s(x: Inputs) -> FloatArray:
+    """Return a lower bound of every layout's step; exact where it has no pipeline."""
+    return np.where(x.layouts.pp > 1, _least_pipeline_s(x) + _least_once_s(x), step_s(x))
+
+
+def whole_layers_s(x: Inputs) -> FloatArray:
+    """Return a higher bound that counts whole layers; for models whose layers are all alike."""
+    return np.where(
+        x.layouts.pp > 1,
+        np.maximum(_least_pipeline_s(x, whole=True), 0.0) + _least_once_s(x),
+        step_s(x),
+    )
+
+
+def _least_once_s(x: Inputs) -> FloatArray:
+    """Return what a step has once if the heaviest stage held no more than the mean of all."""
+    share = mean_share(x)
+    return exposed_s(x, share) + tied_embedding_s(x) + share * optimizer_s(x) + x.stack.step_s
+
+
+@term(
+    unit="1",
+    formula="mean / heaviest stage's parameters, the lesser of experts and the rest",
+    source=MEGATRON_CORE,
+    on=("tp", "pp", "vpp", "ep", "etp"),
+)
+def mean_share(x: Inputs) -> FloatArray:
+    """Parameters of the mean stage over those of the heaviest: what no cut can go below."""
+    count = x.stages.count
+    stages = count.sum(axis=1)
+    out = np.ones(len(x.layouts))
+    for held in (stage_dense_parameters(x), stage_expert_parameters(x)):
+        heaviest = held.max(axis=1)
+        mean = (held * count).sum(axis=1) / stages
+        out = np.minimum(out, np.where(heaviest > 0, mean / np.maximum(heaviest, 1.0), 1.0))
+    return out
+
+
+class _Chain:
+    """What the bounds are made of, one entry a layout."""
+
+    def __init__(self, x: Inputs) -> None:
+        """Price layers, ends and sends."""
+        lay, model = x.layouts, x.model
+        self.p, self.v, self.m = lay.pp, lay.vpp, lay.num_microbatches
+        self.dense, self.moe = dense_layer_s(x).sum(axis=1), moe_layer_s(x).sum(axis=1)
+        sorts = [self.moe if moe else self.dense for moe in sorted(set(model.moe_layers))]
+        self.layer = np.minimum.reduce(sorts)
+        self.alike = len(sorts) == 1
+        with_experts = sum(model.moe_layers) if model.experts else 0
+        exposed = x.stack.p2p_exposed
+        each = pp_microbatch_s(x) / (2 * lay.vpp * exposed) if exposed else 0.0 * self.dense
+        self.send = min(exposed, 1.0) * each
+        self.first = embedding_s(x)
+        self.last = head_s(x) + model.mtp_layers * (self.moe if model.experts else self.dense)
+        self.framework = x.stack.microbatch_s
+        layers = (model.layers - with_experts) * self.dense + with_experts * self.moe
+        self.total = layers + self.first + self.last + self.p * self.framework
+        self.total = self.total + 2 * (self.p * self.v - 1) * self.send
+        self.count = model.layers
+        # the fewest layers of a chunk, in any cut that is considered; only the ends may hold none
+        fewest = model.layers // (self.p * self.v)
+        self.lap = np.maximum(fewest, 1) * self.layer + 2 * self.send
+        self.lap_first = np.maximum(fewest - 1, 0) * self.layer + self.first + 2 * self.send
+
+
+def _least_pipeline_s(x: Inputs, *, whole: bool = False) -> FloatArray:
+    c = _Chain(x)
+    slowest = np.maximum(c.total / c.p, _usual_slowest_s(x, c))
+    late = (c.p - 1) * (c.lap_first + (c.p - 2) / 2 * c.lap)
+    spread = (c.m * c.total + late) / c.p - c.send
+    if whole and c.alike:
+        slowest = np.maximum(slowest, _whole_s(c, late=False))
+        spread = np.maximum(spread, _whole_s(c, late=True))
+    busiest = c.m * slowest - c.send
+    longer_half = c.total + (c.m - 1) * slowest / 2
+    trips = np.where(c.m > c.p, 2 * c.total + (c.m - c.p - 1) * slowest - 3 * c.send, longer_half)
+    gpipe = c.total + (c.m - 1) * slowest
+    flat = np.where(x.layouts.schedule == GPIPE, gpipe, np.maximum(trips, longer_half))
+    bound: FloatArray = np.maximum(busiest, np.where(c.v > 1, spread, flat))
+    return bound
+
+
+def _usual_slowest_s(x: Inputs, c: _Chain) -> FloatArray:
+    """Return the slowest stage of the usual cut where no other is considered, else nothing."""
+    alone = (c.v > 1) & (not c.alike) if cuts_freely(x.workload.stack) else c.v > 0
+    if not alone.any():
+        return np.zeros(len(c.v))
+    sends = 2 * c.v[:, None] - x.stages.first - x.stages.last
+    apart = stage_microbatch_s(x) - pp_microbatch_s(x)[:, None] + sends * c.send[:, None]
+    slowest = np.where(x.stages.count > 0, apart, 0.0).max(axis=1)
+    return np.where(alone, slowest, 0.0)
+
+
+def _whole_s(c: _Chain, *, late: bool) -> FloatArray:
+    """Return the least X with room for all layers, each rank in whole ones.
+
+    Rank r has X for its m micro-batches, less what comes before it starts where `late`; else X is
+    the time of one micro-batch on the slowest rank.
+    """
+    turns = (c.m if late else np.ones_like(c.m)).astype(np.float64)
+    before = c.p * (c.lap + c.lap_first) if late else 0.0 * c.layer
+    low: FloatArray = np.zeros(len(c.layer))
+    high = turns * (c.total + c.p * (c.layer + c.send)) + before
+    ranks = int(c.p.max(initial=1))
+    for _ in range(STEPS):
+        middle = (low + high) / 2
+        enough = _layers_within(c, middle, turns, ranks, late=late) >= c.count
+        low, high = np.where(enough, low, middle), np.where(enough, middle, high)
+    return low
+
+
+def _layers_within(
+    c: _Chain, limit_s: FloatArray, turns: FloatArray, ranks: int, *, late: bool
+) -> FloatArray:
+    r = np.arange(ranks)[:, None]
+    before = np.where(r > 0, c.lap_first + (r - 1) * c.lap, 0.0) if late else 0.0
+    slack = c.send if late else 0.0
+    ends = (r == 0) * (c.first - c.send) + (r == c.p - 1) * (c.last - c.send)
+    fixed = c.framework + 2 * c.v * c.send + ends
+    room = np.floor(((limit_s + slack - before) / turns - fixed) / c.layer + 1e-9)
+    held: FloatArray = np.where(r < c.p, np.maximum(room, 0.0), 0.0).sum(axis=0)
+    return held

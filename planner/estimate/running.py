@@ -1,0 +1,257 @@
+"""Pipelines run action by action: the makespan of a layout's own stages, and the cut that suits it.
+
+What is shown of a layout, and the leading layouts of a ranking, are judged so: the usual cut of its
+layers and the one whose slowest stage is fastest are both run, and the faster of those that fit is
+the layout's own.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from functools import lru_cache
+
+import numpy as np
+
+from planner.errors import InfeasibleError
+from planner.estimate.inputs import FloatArray, Inputs
+from planner.estimate.memory import budget_bytes, stage_bytes
+from planner.estimate.stages import Prices, prices
+from planner.estimate.step import Ran, once_s, step_s
+from planner.layouts.rules import Context
+from planner.layouts.split import StageKinds, chunks_of, cut_stages, cuts_freely, in_order
+from planner.layouts.table import SCHEDULE, IntArray, Layouts
+from planner.pipeline.actions import Shape
+from planner.pipeline.graph import Graph, graph_of
+from planner.pipeline.partition import StageCosts, cut, deal
+from planner.pipeline.registry import schedule_named
+from planner.pipeline.simulate import run
+from planner.pipeline.timing import StageTimes
+from planner.specs.stack import stack_named
+
+MOST_ACTIONS = 100_000
+"""Forwards and backwards of a pipeline that are still run for a plan: a tenth of a second."""
+GAIN = 1e-9
+"""A cut has to be faster by so much (relative) to take the place of the usual one."""
+
+Tables = list[list[list[int]]]
+
+
+@dataclass(frozen=True)
+class Judged:
+    """One layout: its cut and step time. The rest says how its pipeline ran, if it was run."""
+
+    table: list[list[int]]
+    step_s: float
+    makespan_s: float | None = None
+    busiest: int = 0
+    sending_s: float = 0.0
+    idle_s: float = 0.0
+    peak_bytes: float | None = None
+    """Of its heaviest stage, where its cut is not the usual one."""
+
+    @property
+    def ran(self) -> Ran | None:
+        """Return what `time_parts` takes of it."""
+        if self.makespan_s is None:
+            return None
+        seconds = (np.array([s]) for s in (self.makespan_s, self.sending_s, self.idle_s))
+        makespan, sending, idle = seconds
+        return Ran(makespan, np.array([self.busiest]), sending, idle)
+
+
+def shape_of(layouts: Layouts, row: int) -> Shape:
+    """Return the size of a layout's pipeline."""
+    return Shape(*(int(a[row]) for a in (layouts.pp, layouts.vpp, layouts.num_microbatches)))
+
+
+def actions_of(layouts: Layouts) -> IntArray:
+    """Return the forwards and backwards of all ranks of each layout's pipeline."""
+    return 2 * layouts.pp * layouts.vpp * layouts.num_microbatches
+
+
+def runs(layouts: Layouts) -> np.ndarray:
+    """Return which layouts have a pipeline that is small enough to be run for a plan."""
+    return (layouts.pp > 1) & (actions_of(layouts) <= MOST_ACTIONS)
+
+
+@lru_cache(maxsize=48)
+def graph_named(name: str, shape: Shape) -> Graph | None:
+    """Return the graph of a schedule at a size, None where it cannot run."""
+    schedule = schedule_named(name)
+    return None if schedule.refuses(shape) else graph_of(schedule.order(shape))
+
+
+def usual_table(context: Context, layouts: Layouts, row: int) -> list[list[int]]:
+    """Return the layers of each [stage][chunk] as the stack deals them when nobody says more."""
+    by_cost = stack_named(context.workload.stack).split == "by-cost"
+    pp, vpp = int(layouts.pp[row]), int(layouts.vpp[row])
+    return chunks_of(context.model, pp, vpp, by_cost=by_cost)
+
+
+def judge(context: Context, layouts: Layouts, *, recut: bool = True) -> list[Judged]:
+    """Return every layout's own cut, and how its pipeline runs with it.
+
+    A layout that fits with the usual cut fits with its own, and is never slower. Without `recut`
+    the usual cut is its own, as in a run that nobody has tuned.
+    """
+    usual = [usual_table(context, layouts, row) for row in range(len(layouts))]
+    rows = np.flatnonzero(runs(layouts)).tolist()
+    x = Inputs(*context, layouts)
+    found = [Judged(table, float(s)) for table, s in zip(usual, step_s(x), strict=True)]
+    priced = prices(x)
+    once = once_s(x)
+    for row in rows:
+        found[row] = _run(layouts, row, priced, found[row], float(once[row]))
+    if not (recut and cuts_freely(context.workload.stack)):
+        return found
+    others = {row: table for row in rows if (table := _balanced(x, row, priced, None)) is not None}
+    over = _better(context, layouts, priced, others, found)
+    if over:
+        again = layouts.take(over)
+        most = _room(context, again, [usual[row] for row in over])
+        others = {
+            row: table
+            for row, room in zip(over, most, strict=True)
+            if (table := _balanced(x, row, priced, room)) is not None
+        }
+        _better(context, layouts, priced, others, found)
+    return found
+
+
+def _better(
+    context: Context,
+    layouts: Layouts,
+    priced: Prices,
+    others: Mapping[int, list[list[int]]],
+    found: list[Judged],
+) -> list[int]:
+    """Put other cuts in the place of those found where faster; return rows that did not fit."""
+    rows = [row for row, table in others.items() if table != found[row].table]
+    if not rows:
+        return []
+    kinds = cut_stages(context.model, [others[row] for row in rows])
+    x = Inputs(*context, layouts.take(rows), kinds=kinds)
+    once, over = once_s(x), []
+    tried = {}
+    for row, s in zip(rows, once, strict=True):
+        ran = _run(layouts, row, priced, Judged(others[row], np.inf), float(s))
+        if ran.step_s < found[row].step_s * (1 - GAIN):
+            tried[row] = ran
+    peaks = stage_bytes(x).max(axis=1) if tried else once
+    for row, peak in zip(rows, peaks, strict=True):
+        if row in tried and peak <= budget_bytes(x):
+            found[row] = replace(tried[row], peak_bytes=float(peak))
+        elif row in tried:
+            over.append(row)
+    return over
+
+
+def _run(layouts: Layouts, row: int, priced: Prices, one: Judged, once: float) -> Judged:
+    """Return a layout with its pipeline run, or as it was where its schedule cannot run so."""
+    shape = shape_of(layouts, row)
+    graph = graph_named(SCHEDULE[int(layouts.schedule[row])], shape)
+    if graph is None:
+        return one
+    forward, given, weight, experts = priced.parts(row, in_order(one.table), chunks=shape.chunks)
+    times = StageTimes(forward, given, weight, hidden_s=experts)
+    line = run(graph, times, priced.links(row, shape.stages))
+    busy = line.busy_s + line.blocked_s
+    at = int(busy.argmax())
+    return Judged(
+        one.table,
+        line.makespan_s + once,
+        line.makespan_s,
+        at,
+        float(line.blocked_s[at]),
+        float(line.idle_s[at]),
+    )
+
+
+def _balanced(
+    x: Inputs, row: int, priced: Prices, room: StageRoom | None
+) -> list[list[int]] | None:
+    """Return the cut whose slowest stage is fastest, in the `room` that memory leaves.
+
+    None where no cut fits, or where none is known to be exact (several chunks a rank of layers
+    that differ).
+    """
+    shape = shape_of(x.layouts, row)
+    each = priced.layer_seconds(row)
+    fixed = priced.fixed_seconds(row, shape.stages, chunks=shape.chunks)
+    try:
+        if shape.chunks == 1:
+            if room is None:
+                return [[n] for n in cut(StageCosts(each, fixed))]
+            return [[n] for n in cut(room.costs(each, fixed, priced.with_experts))]
+        if np.ptp(each) > 0:
+            return None
+        fixed = fixed.reshape(shape.chunks, shape.ranks).sum(axis=0)
+        most = None if room is None else room.layers(int(priced.with_experts.any()))
+        table = deal(
+            len(each), layer_s=float(each[0]), fixed_s=fixed, chunks=shape.chunks, most=most
+        )
+    except InfeasibleError:
+        return None
+    return table if _even_enough(x, table) else None
+
+
+def _even_enough(x: Inputs, table: list[list[int]]) -> bool:
+    """Return whether the stack takes the chunks, and those of the first lap are as `bounds` says.
+
+    Every chunk of torchtitan holds a layer, even at the ends.
+    """
+    fewest = x.model.layers // (len(table) * len(table[0]))
+    first = [row[0] for row in table[:-1]]
+    whole = x.stack.rules != "torchtitan" or min(map(min, table)) > 0
+    return whole and first[0] >= fewest - 1 and min(first[1:], default=1) >= max(fewest, 1)
+
+
+@dataclass(frozen=True)
+class StageRoom:
+    """What memory leaves for layers on each stage of one layout, shape (stages,) or (2, stages)."""
+
+    free_bytes: FloatArray
+    layer_bytes: FloatArray
+    """[dense or with experts, stage]."""
+
+    def layers(self, sort: int) -> IntArray:
+        """Return how many layers of a sort each stage can hold."""
+        most: FloatArray = np.floor(self.free_bytes / self.layer_bytes[sort] + 1e-9)
+        whole: IntArray = np.maximum(most, 0.0).astype(np.int64)
+        return whole
+
+    def costs(self, each: FloatArray, fixed: FloatArray, moe: np.ndarray) -> StageCosts:
+        """Return what `cut` is to judge cuts by."""
+        return StageCosts(
+            each,
+            fixed,
+            layer_bytes=self.layer_bytes[moe.astype(np.int64)].T,
+            fixed_bytes=-self.free_bytes,
+            limit_bytes=0.0,
+        )
+
+
+def _room(context: Context, layouts: Layouts, tables: Tables) -> list[StageRoom]:
+    """Return each layout's room: what one more layer of either sort takes, and what is left."""
+    kinds = cut_stages(context.model, tables)
+    x = Inputs(*context, layouts, kinds=kinds)
+    now = stage_bytes(x)
+    more = [
+        stage_bytes(Inputs(*context, layouts, kinds=other)) - now
+        for other in (
+            kinds._replace(dense_layers=kinds.dense_layers + 1),
+            kinds._replace(moe_layers=kinds.moe_layers + 1),
+        )
+    ]
+    held = kinds.dense_layers * more[0] + kinds.moe_layers * more[1]
+    free = budget_bytes(x) - now + held
+    return [
+        StageRoom(free[row, :pp], np.stack([m[row, :pp] for m in more]))
+        for row, pp in enumerate(layouts.pp.tolist())
+    ]
+
+
+def own_kinds(context: Context, one: Judged) -> StageKinds:
+    """Return every stage of a layout's own cut."""
+    return cut_stages(context.model, [one.table])
