@@ -135,7 +135,7 @@ def _elementwise_bytes(x: Inputs, width: int, *, backward: bool) -> FloatArray:
     act = 6.0 if m.gated_mlp else 4.0
     hidden, act = (22.0, 1.7 * act) if backward else (16.0, act)
     moved = hidden * tokens * m.hidden / x.sp_ways + act * tokens * width / tp
-    return x.stack.memory_traffic * (moved + 4.0 * tokens * queries)
+    return x.stack.memory_traffic * x.stack.fusion * (moved + 4.0 * tokens * queries)
 
 
 def _cast_bytes(x: Inputs, width: int, *, backward: bool) -> FloatArray:
@@ -147,7 +147,7 @@ def _cast_bytes(x: Inputs, width: int, *, backward: bool) -> FloatArray:
     inputs = (2 if m.gated_mlp else 1) * width / tp
     queries = (m.heads + 2 * m.kv_heads) * x.qk_dim / tp
     wide = 2 * m.hidden + (inputs + queries if backward else width / tp + values)
-    return FP8_CAST * x.rank_tokens * wide
+    return FP8_CAST * x.stack.fp8_cast * x.rank_tokens * wide
 
 
 @term(
@@ -281,7 +281,8 @@ def _moe_elementwise(x: Inputs, *, backward: bool) -> FloatArray:
     rest = _elementwise_bytes(x, experts.shared_ffn, backward=backward)
     cast = _cast_bytes(x, experts.shared_ffn, backward=backward)
     if uses_fp8(x):
-        cast = cast + FP8_CAST * received_tokens(x) * (h + experts.ffn / x.layouts.etp)
+        each = FP8_CAST * x.stack.fp8_cast
+        cast = cast + each * received_tokens(x) * (h + experts.ffn / x.layouts.etp)
     traffic = x.stack.moe_traffic * (part * (moved + activated) + rest + cast)
     return router / (ROUTER_RATE * rate) + hbm_s(x, traffic)
 
@@ -324,8 +325,14 @@ def selective_recompute_s(x: Inputs) -> FloatArray:
     if x.stack.attention_kernel == "unfused":  # the scores are what is worth recomputing
         return np.where(lay.recompute == 1, attention_core_forward_s(x), 0.0)
     again = hbm_s(x, 8.0 * x.rank_tokens * m.hidden / x.sp_ways)
+    if x.stack.recompute_attention:
+        again = again + attention_core_forward_s(x)
+    if x.stack.recompute_mlp and not m.experts:
+        again = again + mlp_forward_s(x)
     if m.experts:
-        again = again + hbm_s(x, 6.0 * received_tokens(x) * m.experts.ffn / lay.etp)
+        again = again + (experts_forward_s(x) if x.stack.recompute_moe else 0.0)
+        biased = BIASED_EXPERTS if m.experts.expert_bias else 1.0
+        again = again + hbm_s(x, 6.0 * biased * received_tokens(x) * m.experts.ffn / lay.etp)
     if m.mla:
         up = m.heads * (m.mla.qk_nope_head_dim + m.mla.v_head_dim) / lay.tp
         again = again + gemm_s(x, x.rank_tokens, up, m.mla.kv_lora_rank)

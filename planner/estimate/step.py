@@ -46,6 +46,7 @@ from planner.estimate.compute import (
 )
 from planner.estimate.inputs import FloatArray, Inputs, term
 from planner.estimate.kernels import hbm_s, softmax_falls_back, uses_fp8
+from planner.estimate.memory import limit_bytes, peak_bytes
 from planner.estimate.params import dense_layer_parameters, expert_parameters, moe_layer_parameters
 from planner.sources import CALIBRATION, FSDP_2023, MEGATRON_2021
 
@@ -65,6 +66,8 @@ CAST_HOST = 1.10
 PIPELINE_TP_POWER = 0.73
 DP_FLOOR = 0.05
 """Share of the gradient traffic that no overlap hides (fit)."""
+PRESSED_FROM, PRESSED_AT = 0.82, 0.92
+"""Shares of the memory from which, and at which in full, an allocator's retries slow a step."""
 
 
 @term(
@@ -250,6 +253,14 @@ def exposed_sync_s(x: Inputs) -> FloatArray:
     return np.where(x.layouts.dp_sync == 1, parameter_server_s(x), out)
 
 
+def pressure_slowdown(x: Inputs) -> FloatArray:
+    """Return how much longer a step takes for want of memory: 1 + pressure, near the limit."""
+    if not x.stack.pressure:
+        return np.ones(len(x.layouts))
+    full = (peak_bytes(x) / limit_bytes(x) - PRESSED_FROM) / (PRESSED_AT - PRESSED_FROM)
+    return 1.0 + x.stack.pressure * np.clip(full, 0.0, 1.0)
+
+
 def time_parts(x: Inputs) -> dict[str, FloatArray]:
     """Return exposed seconds by name; they sum to the step time."""
     s, m = x.stages, x.layouts.num_microbatches
@@ -266,6 +277,8 @@ def time_parts(x: Inputs) -> dict[str, FloatArray]:
     parts["bubble"] = bubble_s(x)
     parts["optimizer"] = optimizer_s(x)
     parts["overhead"] = m * x.stack.microbatch_s + x.stack.step_s
+    whole = np.sum(list(parts.values()), axis=0)
+    parts["overhead"] = parts["overhead"] + (pressure_slowdown(x) - 1.0) * whole
     return parts
 
 
@@ -273,4 +286,5 @@ def step_s(x: Inputs) -> FloatArray:
     """Return the time of one training step: m * slowest stage + bubble + what is exposed once."""
     once = exposed_sync_s(x) + tied_embedding_s(x) + optimizer_s(x) + x.stack.step_s
     slowest: FloatArray = stage_microbatch_s(x).max(axis=1)
-    return x.layouts.num_microbatches * slowest + bubble_s(x) + once
+    total = x.layouts.num_microbatches * slowest + bubble_s(x) + once
+    return total * pressure_slowdown(x)

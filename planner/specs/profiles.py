@@ -42,7 +42,7 @@ _MLM = replace(
     accumulate=2.45,
     optimizer=0.70,
     fsdp_contention=1.2,
-    overlap=1.06,
+    overlap=0.0,  # gradients are reduced once the last backward is over
     graphs="none",
 )
 _FSDP = Stack(
@@ -65,6 +65,7 @@ _FSDP = Stack(
     fsdp_contention=0.70,
     overlap=1.08,
     fragmentation=0.10,
+    moe_traffic=3.0,
 )
 _NANO = replace(
     _TE,
@@ -259,7 +260,6 @@ _PROFILES = (
         tp_exposed=2.45,
         dp_exposed=2.84,
         step_s=0.015,
-        overlap=0.0,
     ),
     replace(
         _MLM,
@@ -273,7 +273,6 @@ _PROFILES = (
         tp_exposed=3.12,
         dp_exposed=1.22,
         step_s=0.014,
-        overlap=0.0,
     ),
     replace(
         _FSDP,
@@ -312,6 +311,8 @@ _PROFILES = (
         memory_traffic=2.18,
         host_s=3.181e-3,
         host_pipeline_tp_s=4.7e-3,
+        bucket_bytes=2.5e8,
+        pressure=0.5,
         split="by-cost",
         tp_exposed=1.01,
         dp_exposed=1.64,
@@ -323,6 +324,7 @@ _PROFILES = (
         title="InternEvo",
         version="2024",
         source="InternEvo's performance tables, 38 runs",
+        gradient_reduce_bytes=2,
         activations="eager",
         gradient_bytes=6.0,
         gemm=0.96,
