@@ -69,7 +69,8 @@ def tp_forward_s(x: Inputs) -> FloatArray:
 
 @term(
     unit="s",
-    formula="2 all-reduce(2*T*h), or 3 all-gather + 2 reduce-scatter with sp, x exposed x 0.84",
+    formula="2 all-reduce(2*T*h), or 3 all-gather + 2 reduce-scatter with sp, x exposed"
+    f" x {TP_BACKWARD:g}",
     source=KORTHIKANTI_2022,
     on=SHARD,
 )
@@ -255,7 +256,8 @@ def moe_scatter_s(x: Inputs) -> FloatArray:
 
 @term(
     unit="s",
-    formula="all-reduce of gradients (zero 0); reduce-scatter (1); all-reduce of shards (HSDP)",
+    formula="all-reduce of gradients (zero 0); reduce-scatter (1); all-reduce of shards (HSDP);"
+    " bucket by bucket",
     source=PATARASUK_2009,
     on=(*EXPERT_DATA, "vpp", "zero"),
 )
@@ -280,7 +282,7 @@ def gradient_sync_s(x: Inputs) -> FloatArray:
 
 @term(
     unit="s",
-    formula="all-gather of updated parameters (zero 1, 2)",
+    formula="all-gather of updated parameters (zero 1, 2), bucket by bucket",
     source=ZERO_2020,
     on=(*EXPERT_DATA, "vpp", "zero"),
 )

@@ -102,7 +102,7 @@ def attention_core_flops(x: Inputs) -> FloatArray:
 
 @term(
     unit="s",
-    formula="15us + FLOPs/rate * (1 + 750*cp/seq)",
+    formula=f"15us + FLOPs/rate * (1 + {ATTENTION_HALF_TOKENS:g}*cp/seq)",
     source=FLASH_ATTENTION_2,
     on=SHARD,
 )
@@ -116,7 +116,8 @@ def attention_core_forward_s(x: Inputs) -> FloatArray:
 
 @term(
     unit="s",
-    formula="25us + 2.5*FLOPs/(0.74*rate) * (1 + 750*cp/seq)",
+    formula=f"25us + 2.5*FLOPs/({ATTENTION_BACKWARD_RATE:g}*rate)"
+    f" * (1 + {ATTENTION_HALF_TOKENS:g}*cp/seq)",
     source=FLASH_ATTENTION_2,
     on=SHARD,
 )
@@ -247,7 +248,7 @@ def experts_backward_s(x: Inputs) -> FloatArray:
 
 @term(
     unit="s",
-    formula="router 2*T*h*E/(0.15*rate) + permute + expert activation + norms",
+    formula=f"router 2*T*h*E/({ROUTER_RATE:g}*rate) + permute + expert activation + norms",
     source=CALIBRATION,
     on=EXPERT_SHARD,
 )
@@ -311,7 +312,7 @@ def embedding_s(x: Inputs) -> FloatArray:
 
 @term(
     unit="s",
-    formula="full: layer forward; selective: norms (+ expert activation, MLA up-projections)",
+    formula="norms (+ expert activation, MLA up-projections; what the stack's flags name)",
     source=DEEPSEEK_V2,
     on=(*EXPERT_SHARD, "recompute"),
 )

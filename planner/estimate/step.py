@@ -236,7 +236,7 @@ def bubble_s(x: Inputs) -> FloatArray:
 
 @term(
     unit="s",
-    formula="max(5%, traffic*exposed share - phi*one micro-batch's backward/forward)",
+    formula=f"max({DP_FLOOR:.0%}, traffic*exposed share - phi*one micro-batch's backward/forward)",
     source=CALIBRATION,
     on=(),
 )

@@ -1,7 +1,8 @@
 """How far off step times of one stack on one generation of GPUs are: learnt from published runs.
 
-The table holds measured over predicted time at the 10th and 90th percentile, in-sample; what no run
-stands behind gets the spread of sources left out of the fit. docs/accuracy.md says how it is made.
+The table holds measured over predicted time at the 10th and 90th percentile, each run's family left
+out of the fit; what no run stands behind gets the spread of sources left out whole. Written by
+calibration/fit.py.
 """
 
 from __future__ import annotations
@@ -34,11 +35,11 @@ class Interval(NamedTuple):
 
 
 UNSEEN = Interval(0.78, 1.28, 0)
-"""A stack or GPU without runs: 28 %, the median over 27 sources of the 90th percentile of |error|
-when the whole source is left out of the fit (docs/model.md, Calibration)."""
+"""A stack or GPU without runs: the median over sources of the 90th percentile of |error| when the
+whole source is left out of the fit (docs/accuracy.md)."""
 
 # (stack, generation) -> 10th and 90th percentile of measured / predicted, 1 included, and the runs
-# behind it; see docs/accuracy.md, Intervals
+# behind it, families left out
 INTERVALS: dict[tuple[str, str], Interval] = {
     ("internevo", "ampere"): Interval(0.87, 1.04, 38),
     ("llm-foundry", "ampere"): Interval(0.93, 1.00, 105),

@@ -57,8 +57,9 @@ def accuracy_page(records: Records, scores: Mapping[str, Any], rows_from: str) -
         "## Memory",
         _memory_words(memory),
         "## Intervals",
-        "Measured over predicted time, 10th to 90th percentile. Estimates carry the interval of"
-        " their stack and GPU generation where ten runs or more stand behind it.",
+        "Measured over predicted time, 10th to 90th percentile, in-sample. Estimates carry the"
+        " interval of their stack and GPU generation where ten runs or more stand behind it; theirs"
+        " is wider, since it comes from runs whose families were left out of the fit.",
         _table(
             ("stack", "GPUs", "10 %", "90 %", "runs"),
             [
