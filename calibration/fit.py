@@ -29,7 +29,7 @@ from planner.layouts.table import IntArray  # noqa: E402
 
 SCORES = ROOT / "planner" / "validate" / "left_out.csv"
 UNCERTAINTY = ROOT / "planner" / "estimate" / "uncertainty.py"
-FEWEST_RUNS, FEWEST_FAMILIES = 10, 5
+FEWEST_RUNS, FEWEST_FAMILIES, FEWEST_OF_A_SOURCE = 10, 5, 5
 
 
 class Residuals(NamedTuple):
@@ -139,7 +139,7 @@ def _unseen(table: Table, residual: FloatArray) -> tuple[float, float]:
         np.exp(-residual[table.usual & (table.source == s)])
         for s in sorted(set(table.source.tolist()))
     ]
-    spread = [np.quantile(np.abs(v - 1), 0.9) for v in mine if len(v)]
+    spread = [np.quantile(np.abs(v - 1), 0.9) for v in mine if len(v) >= FEWEST_OF_A_SOURCE]
     wide = float(np.median(spread))
     return 1 / (1 + wide), 1 + wide
 

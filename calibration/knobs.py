@@ -163,6 +163,10 @@ class Planner:
         self._stacks = dict(STACKS)
         self._constants = {c.name: float(getattr(_module(c.modules[0]), c.name)) for c in CONSTANTS}
 
+    def shipped(self, stack: str) -> Stack:
+        """Return a profile as it ships."""
+        return self._stacks[stack]
+
     def constant(self, name: str) -> float:
         """Return a shipped constant."""
         return self._constants[name]

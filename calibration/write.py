@@ -55,7 +55,7 @@ def _write_profiles(planner: Planner, found: Mapping[tuple[str, str, str], float
             wanted.setdefault(base, {})[field] = _moved(getattr(profiles, base), field, move)
         for stack, lineage in LINEAGE_OF.items():
             move = found["lineage", field, lineage] + found.get(("stack", field, stack), 0.0)
-            value = _moved(profiles.STACKS[stack], field, move)
+            value = _moved(planner.shipped(stack), field, move)
             from_base = wanted.get(BASES.get(lineage, ""), {}).get(field)
             if own or value != from_base:
                 wanted.setdefault(stack, {})[field] = value
@@ -65,18 +65,20 @@ def _write_profiles(planner: Planner, found: Mapping[tuple[str, str, str], float
         if f not in ("attention", "overlap", "host_s", "host_tp", "host_moe_s")
     }
     text = PROFILES.read_text(encoding="utf-8")
-    PROFILES.write_text(_edited(text, _profile_edits(text, wanted)), encoding="utf-8")
+    PROFILES.write_text(_edited(text, _profile_edits(planner, text, wanted)), encoding="utf-8")
 
 
 def _moved(stack: object, field: str, move: float) -> float:
     return float(getattr(stack, field)) * float(np.exp(move))
 
 
-def _profile_edits(text: str, wanted: Mapping[str, Mapping[str, float]]) -> list[Edit]:
+def _profile_edits(
+    planner: Planner, text: str, wanted: Mapping[str, Mapping[str, float]]
+) -> list[Edit]:
     edits: list[Edit] = []
     for name, call in _blocks(ast.parse(text)).items():
         given = {k.arg: k.value for k in call.keywords if k.arg}
-        shipped = getattr(profiles, name) if name.startswith("_") else profiles.STACKS[name]
+        shipped = getattr(profiles, name) if name.startswith("_") else planner.shipped(name)
         for field, value in wanted.get(name, {}).items():
             old = float(getattr(shipped, field))
             same = abs(value - old) <= LEAST * abs(old)

@@ -12,20 +12,20 @@ from planner.specs.cluster import GemmFit
 
 HBM_SUSTAINED = 0.8
 """Share of the datasheet memory bandwidth that streaming kernels reach (hardware tables)."""
-MISALIGNED_BY_8 = 1.34
+MISALIGNED_BY_8 = 1.44
 """A width divisible by 8 and not by 64 costs a third (fit; BLOOM's head width shows it)."""
-MISALIGNED = 13.4
+MISALIGNED = 14.7
 """A width not even divisible by 8 leaves the tensor cores."""
-ATTENTION_HALF_TOKENS = 750.0
+ATTENTION_HALF_TOKENS = 811.0
 """Sequence at which fused attention runs at half of its rate (kernel tables, 450 to 1,100)."""
 ATTENTION_BACKWARD_RATE = 0.74
 """Backward over forward rate of fused attention; backward has 2.5 x the FLOPs."""
-NARROW_HEADS = 0.3
+NARROW_HEADS = 0.37
 """Power of (query + value width) / 256 that the cuDNN class loses on heads narrower than 128."""
 WEIGHT_GRADIENT_RATE = 0.99
 UNFUSED_HALF_WIDTH = 64.0
 """Head width at which a batched multiply of unfused attention runs at half of its rate."""
-UNFUSED_TRAFFIC = 0.63
+UNFUSED_TRAFFIC = 0.693
 """Bytes that unfused softmax and dropout move over 11 + 15 per score (fit)."""
 
 Array = NDArray[np.floating[Any]] | NDArray[np.integer[Any]] | float

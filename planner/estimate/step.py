@@ -53,18 +53,18 @@ from planner.sources import CALIBRATION, FSDP_2023, MEGATRON_2021
 LAYER = tuple(
     dict.fromkeys((*EXPERT_SHARD, *EXPERT_DATA, "vpp", "recompute", "zero", "num_microbatches"))
 )
-HOST_FORWARD = 0.36
+HOST_FORWARD = 0.373
 """Share of a layer's host time that belongs to forward (fit)."""
-GRACE_HOST = 1.4
+GRACE_HOST = 1.37
 """Host time on Grace over x86 (fit, GB200 and GB300 runs)."""
 GRAPHED_HOST_S = 5e-4
 """Host time per layer when one CUDA graph holds the whole iteration (fit)."""
-PARTLY_GRAPHED = 0.74
+PARTLY_GRAPHED = 0.756
 """Host time of a layer with experts, graphs over attention and router, over none (fit)."""
 CAST_HOST = 1.10
 """Host time with low-precision casts to launch over without (fit)."""
 PIPELINE_TP_POWER = 0.73
-DP_FLOOR = 0.05
+DP_FLOOR = 0.0908
 """Share of the gradient traffic that no overlap hides (fit)."""
 PRESSED_FROM, PRESSED_AT = 0.82, 0.92
 """Shares of the memory from which, and at which in full, an allocator's retries slow a step."""

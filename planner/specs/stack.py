@@ -17,20 +17,20 @@ from planner.specs.profiles import STACKS
 
 __all__ = ["FLAGS", "STACKS", "Stack", "stack_named"]
 
-EP_OVERLAP = 0.15
+EP_OVERLAP = 0.118
 """Share of the all-to-all that stays exposed when it overlaps computation (fit; 5 to 30 %)."""
-FUSED_MOE = 0.64
+FUSED_MOE = 0.587
 """Memory traffic of fused layers with experts over unfused (fit; Megatron-Bridge 0.5)."""
 DROPPED_HOST_S = 3.4e-3
 """Host time of a layer with experts of static shapes, x 0.74 under partial graphs (fit)."""
-ASYNC_TP = 0.45
+ASYNC_TP = 0.66
 """Share of the tensor-parallel traffic that torch's asynchronous form leaves exposed (fit)."""
-EAGER = 1.5
+EAGER = 1.68
 """Memory traffic of PyTorch without a compiler over with one (fit; torchtitan)."""
-ROWWISE_RATE = 0.85
+ROWWISE_RATE = 0.878
 """Rate of FP8 multiplies with a scale per row over one per tensor (fit; torchao's CUTLASS)."""
-ROWWISE_CAST = 3.0
-CURRENT_CAST = 1.33
+ROWWISE_CAST = 5.21
+CURRENT_CAST = 1.26
 MXFP8_CAST = 1.55
 """Bytes of FP8 casts over delayed scaling: a scale per row; current scaling; MXFP8 (fits)."""
 

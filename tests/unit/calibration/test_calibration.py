@@ -112,5 +112,7 @@ def test_a_derate_is_scaled_in_its_own_block(calibration):
 
 def test_a_profile_gets_a_number_it_had_from_its_lineage(calibration):
     text = 'X = (replace(_TE, name="megatron", title="é"),)\n'
-    edits = calibration.write._profile_edits(text, {"megatron": {"microbatch_s": 9.9}})
+    edits = calibration.write._profile_edits(
+        calibration.knobs.Planner(), text, {"megatron": {"microbatch_s": 9.9}}
+    )
     assert "microbatch_s=9.9" in calibration.write._edited(text, edits)
