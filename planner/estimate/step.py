@@ -64,7 +64,7 @@ PARTLY_GRAPHED = 0.756
 CAST_HOST = 1.10
 """Host time with low-precision casts to launch over without (fit)."""
 PIPELINE_TP_POWER = 0.73
-DP_FLOOR = 0.0908
+DP_FLOOR = 0.09
 """Share of the gradient traffic that no overlap hides (fit)."""
 PRESSED_FROM, PRESSED_AT = 0.82, 0.92
 """Shares of the memory from which, and at which in full, an allocator's retries slow a step."""
