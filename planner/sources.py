@@ -44,7 +44,7 @@ NCCL_TUNER = Source("NCCL tuning tables", "github.com/NVIDIA/nccl@5067397c:src/g
 NCCL_TESTS = Source("nccl-tests, bus bandwidth", "github.com/NVIDIA/nccl-tests:doc/PERFORMANCE.md")
 CALIBRATION = Source(
     "fit to published step times",
-    "docs/model.md, section Calibration: 1,923 dense and 431 Megatron-Core runs",
+    "docs/model.md, section Calibration: 2,600 published runs, calibration/fit.py",
 )
 DEEPSPEED_OFFLOAD = Source(
     "DeepSpeed 0.19.8, ZeRO-Offload",

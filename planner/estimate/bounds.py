@@ -18,9 +18,10 @@ from __future__ import annotations
 
 import numpy as np
 
-from planner.estimate.communication import optimizer_s, pp_microbatch_s, tied_embedding_s
+from planner.estimate.communication import pp_microbatch_s, tied_embedding_s
 from planner.estimate.compute import embedding_s, head_s
 from planner.estimate.inputs import FloatArray, Inputs, term
+from planner.estimate.optimizer import optimizer_s
 from planner.estimate.params import stage_dense_parameters, stage_expert_parameters
 from planner.estimate.step import (
     dense_layer_s,

@@ -38,7 +38,7 @@ from planner.sources import (
 )
 from planner.specs.cluster import Collective
 
-TP_BACKWARD = 0.84
+TP_BACKWARD = 1.04
 DATA = ("tp", "cp", "pp", "dp", "dp_replicate")
 EXPERT_DATA = (*DATA, "ep", "etp")
 
@@ -68,7 +68,8 @@ def tp_forward_s(x: Inputs) -> FloatArray:
 
 @term(
     unit="s",
-    formula="2 all-reduce(2*T*h), or 3 all-gather + 2 reduce-scatter with sp, x exposed x 0.84",
+    formula="2 all-reduce(2*T*h), or 3 all-gather + 2 reduce-scatter with sp, x exposed"
+    f" x {TP_BACKWARD:g}",
     source=KORTHIKANTI_2022,
     on=SHARD,
 )
@@ -159,6 +160,14 @@ def _data_s(
     return group_s(x, op, buffer_bytes, stride, n, slowdown=leaf_slowdown(x, stride, n))
 
 
+def _bucketed_s(
+    x: Inputs, op: Collective, buffer_bytes: FloatArray, stride: IntArray, n: IntArray
+) -> FloatArray:
+    """Return the same for a whole stage's buffer, which goes in buckets: each pays its latency."""
+    calls = np.maximum(buffer_bytes / x.stack.bucket_bytes, 1.0)
+    return calls * _data_s(x, op, buffer_bytes / calls, stride, n)
+
+
 def shard_ways(x: Inputs) -> IntArray:
     """Return the ranks over which ZeRO shards what is not an expert: dp*cp/dp_replicate."""
     ways: IntArray = np.maximum(x.layouts.dp * x.layouts.cp // x.layouts.dp_replicate, 1)
@@ -246,7 +255,8 @@ def moe_scatter_s(x: Inputs) -> FloatArray:
 
 @term(
     unit="s",
-    formula="all-reduce of gradients (zero 0); reduce-scatter (1); all-reduce of shards (HSDP)",
+    formula="all-reduce of gradients (zero 0); reduce-scatter (1); all-reduce of shards (HSDP);"
+    " bucket by bucket",
     source=PATARASUK_2009,
     on=(*EXPERT_DATA, "vpp", "zero"),
 )
@@ -257,21 +267,21 @@ def gradient_sync_s(x: Inputs) -> FloatArray:
     experts = width * stage_expert_parameters(x).max(axis=1)
     ways, expert_ways = shard_ways(x), expert_shard_ways(x)
     wide = lay.ep * lay.etp
-    reduce = _data_s(x, "all_reduce", dense, lay.tp, ways)
-    reduce = reduce + _data_s(x, "all_reduce", experts, wide, expert_ways)
-    scatter = _data_s(x, "reduce_scatter", dense, lay.tp, ways)
-    scatter = scatter + _data_s(x, "reduce_scatter", experts, wide, expert_ways)
-    copies = _data_s(x, "all_reduce", dense / ways, lay.tp * ways, lay.dp_replicate)
-    copies = copies + _data_s(
+    reduce = _bucketed_s(x, "all_reduce", dense, lay.tp, ways)
+    reduce = reduce + _bucketed_s(x, "all_reduce", experts, wide, expert_ways)
+    scatter = _bucketed_s(x, "reduce_scatter", dense, lay.tp, ways)
+    scatter = scatter + _bucketed_s(x, "reduce_scatter", experts, wide, expert_ways)
+    copies = _bucketed_s(x, "all_reduce", dense / ways, lay.tp * ways, lay.dp_replicate)
+    copies = copies + _bucketed_s(
         x, "all_reduce", experts / expert_ways, wide * expert_ways, lay.dp_replicate
     )
-    sharded = np.where(lay.zero == 1, scatter, np.where(lay.dp_replicate > 1, copies, 0.0))
+    sharded = np.where(lay.zero == 1, scatter, 0.0) + np.where(lay.dp_replicate > 1, copies, 0.0)
     return np.where(lay.zero == 0, reduce, sharded)
 
 
 @term(
     unit="s",
-    formula="all-gather of updated parameters (zero 1, 2)",
+    formula="all-gather of updated parameters (zero 1, 2), bucket by bucket",
     source=ZERO_2020,
     on=(*EXPERT_DATA, "vpp", "zero"),
 )
@@ -280,8 +290,8 @@ def parameter_gather_s(x: Inputs) -> FloatArray:
     lay, width = x.layouts, parameter_bytes(x)
     dense = width * stage_dense_parameters(x).max(axis=1)
     experts = width * stage_expert_parameters(x).max(axis=1)
-    gather = _data_s(x, "all_gather", dense, lay.tp, shard_ways(x))
-    gather = gather + _data_s(x, "all_gather", experts, lay.ep * lay.etp, expert_shard_ways(x))
+    gather = _bucketed_s(x, "all_gather", dense, lay.tp, shard_ways(x))
+    gather = gather + _bucketed_s(x, "all_gather", experts, lay.ep * lay.etp, expert_shard_ways(x))
     return np.where((lay.zero == 1) | (lay.zero == 2), gather, 0.0)
 
 

@@ -26,13 +26,13 @@ SHARD = ("tp", "sp", "cp", "micro_batch")
 EXPERT_SHARD = (*SHARD, "ep", "etp")
 Multiply = tuple[Array, Array, Array]
 
-GROUPED_RATE = 0.85
+GROUPED_RATE = 0.783
 GROUPED_HALF_TOKENS = 110.0
-ROUTER_RATE = 0.15
-EXPERT_ACTIVATION_BYTES = 32.0
-BIASED_EXPERTS = 5.8
+ROUTER_RATE = 0.154
+EXPERT_ACTIVATION_BYTES = 38.1
+BIASED_EXPERTS = 6.96
 """Traffic of experts with biases and a clamped activation, unfused, over SwiGLU (fit; gpt-oss)."""
-FP8_CAST = 4.24
+FP8_CAST = 3.98
 """Bytes moved per element to cast a multiply's inputs to FP8: 4 x 1.06 (fit)."""
 
 
@@ -102,7 +102,7 @@ def attention_core_flops(x: Inputs) -> FloatArray:
 
 @term(
     unit="s",
-    formula="15us + FLOPs/rate * (1 + 750*cp/seq)",
+    formula=f"15us + FLOPs/rate * (1 + {ATTENTION_HALF_TOKENS:g}*cp/seq)",
     source=FLASH_ATTENTION_2,
     on=SHARD,
 )
@@ -116,7 +116,8 @@ def attention_core_forward_s(x: Inputs) -> FloatArray:
 
 @term(
     unit="s",
-    formula="25us + 2.5*FLOPs/(0.74*rate) * (1 + 750*cp/seq)",
+    formula=f"25us + 2.5*FLOPs/({ATTENTION_BACKWARD_RATE:g}*rate)"
+    f" * (1 + {ATTENTION_HALF_TOKENS:g}*cp/seq)",
     source=FLASH_ATTENTION_2,
     on=SHARD,
 )
@@ -135,7 +136,7 @@ def _elementwise_bytes(x: Inputs, width: int, *, backward: bool) -> FloatArray:
     act = 6.0 if m.gated_mlp else 4.0
     hidden, act = (22.0, 1.7 * act) if backward else (16.0, act)
     moved = hidden * tokens * m.hidden / x.sp_ways + act * tokens * width / tp
-    return x.stack.memory_traffic * (moved + 4.0 * tokens * queries)
+    return x.stack.memory_traffic * x.stack.fusion * (moved + 4.0 * tokens * queries)
 
 
 def _cast_bytes(x: Inputs, width: int, *, backward: bool) -> FloatArray:
@@ -147,7 +148,7 @@ def _cast_bytes(x: Inputs, width: int, *, backward: bool) -> FloatArray:
     inputs = (2 if m.gated_mlp else 1) * width / tp
     queries = (m.heads + 2 * m.kv_heads) * x.qk_dim / tp
     wide = 2 * m.hidden + (inputs + queries if backward else width / tp + values)
-    return FP8_CAST * x.rank_tokens * wide
+    return FP8_CAST * x.stack.fp8_cast * x.rank_tokens * wide
 
 
 @term(
@@ -247,7 +248,7 @@ def experts_backward_s(x: Inputs) -> FloatArray:
 
 @term(
     unit="s",
-    formula="router 2*T*h*E/(0.15*rate) + permute + expert activation + norms",
+    formula=f"router 2*T*h*E/({ROUTER_RATE:g}*rate) + permute + expert activation + norms",
     source=CALIBRATION,
     on=EXPERT_SHARD,
 )
@@ -281,7 +282,8 @@ def _moe_elementwise(x: Inputs, *, backward: bool) -> FloatArray:
     rest = _elementwise_bytes(x, experts.shared_ffn, backward=backward)
     cast = _cast_bytes(x, experts.shared_ffn, backward=backward)
     if uses_fp8(x):
-        cast = cast + FP8_CAST * received_tokens(x) * (h + experts.ffn / x.layouts.etp)
+        each = FP8_CAST * x.stack.fp8_cast
+        cast = cast + each * received_tokens(x) * (h + experts.ffn / x.layouts.etp)
     traffic = x.stack.moe_traffic * (part * (moved + activated) + rest + cast)
     return router / (ROUTER_RATE * rate) + hbm_s(x, traffic)
 
@@ -310,7 +312,7 @@ def embedding_s(x: Inputs) -> FloatArray:
 
 @term(
     unit="s",
-    formula="full: layer forward; selective: norms (+ expert activation, MLA up-projections)",
+    formula="norms (+ expert activation, MLA up-projections; what the stack's flags name)",
     source=DEEPSEEK_V2,
     on=(*EXPERT_SHARD, "recompute"),
 )
@@ -324,8 +326,14 @@ def selective_recompute_s(x: Inputs) -> FloatArray:
     if x.stack.attention_kernel == "unfused":  # the scores are what is worth recomputing
         return np.where(lay.recompute == 1, attention_core_forward_s(x), 0.0)
     again = hbm_s(x, 8.0 * x.rank_tokens * m.hidden / x.sp_ways)
+    if x.stack.recompute_attention:
+        again = again + attention_core_forward_s(x)
+    if x.stack.recompute_mlp and not m.experts:
+        again = again + mlp_forward_s(x)
     if m.experts:
-        again = again + hbm_s(x, 6.0 * received_tokens(x) * m.experts.ffn / lay.etp)
+        again = again + (experts_forward_s(x) if x.stack.recompute_moe else 0.0)
+        biased = BIASED_EXPERTS if m.experts.expert_bias else 1.0
+        again = again + hbm_s(x, 6.0 * biased * received_tokens(x) * m.experts.ffn / lay.etp)
     if m.mla:
         up = m.heads * (m.mla.qk_nope_head_dim + m.mla.v_head_dim) / lay.tp
         again = again + gemm_s(x, x.rank_tokens, up, m.mla.kv_lora_rank)

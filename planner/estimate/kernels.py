@@ -12,18 +12,20 @@ from planner.specs.cluster import GemmFit
 
 HBM_SUSTAINED = 0.8
 """Share of the datasheet memory bandwidth that streaming kernels reach (hardware tables)."""
-MISALIGNED_BY_8 = 1.34
+MISALIGNED_BY_8 = 1.44
 """A width divisible by 8 and not by 64 costs a third (fit; BLOOM's head width shows it)."""
-MISALIGNED = 13.4
+MISALIGNED = 14.7
 """A width not even divisible by 8 leaves the tensor cores."""
-ATTENTION_HALF_TOKENS = 750.0
+ATTENTION_HALF_TOKENS = 811.0
 """Sequence at which fused attention runs at half of its rate (kernel tables, 450 to 1,100)."""
 ATTENTION_BACKWARD_RATE = 0.74
 """Backward over forward rate of fused attention; backward has 2.5 x the FLOPs."""
+NARROW_HEADS = 0.37
+"""Power of (query + value width) / 256 that the cuDNN class loses on heads narrower than 128."""
 WEIGHT_GRADIENT_RATE = 0.99
 UNFUSED_HALF_WIDTH = 64.0
 """Head width at which a batched multiply of unfused attention runs at half of its rate."""
-UNFUSED_TRAFFIC = 0.63
+UNFUSED_TRAFFIC = 0.693
 """Bytes that unfused softmax and dropout move over 11 + 15 per score (fit)."""
 
 Array = NDArray[np.floating[Any]] | NDArray[np.integer[Any]] | float
@@ -50,7 +52,8 @@ def gemm_rate(x: Inputs, *, low_precision: bool = True) -> tuple[GemmFit, float,
     gpu = x.cluster.accelerator
     if low_precision and uses_fp8(x) and gpu.gemm_fp8 is not None:
         fit = gpu.gemm_fp8
-        return fit, gpu.peak_flops_per_s("fp8") * fit.emax * fit.derate * x.stack.gemm, 1
+        sustained = fit.emax * fit.derate * x.stack.gemm * x.stack.fp8_rate
+        return fit, gpu.peak_flops_per_s("fp8") * sustained, 1
     fit = gpu.gemm
     precision = "fp16" if x.workload.precision == "fp16" else "bf16"
     return fit, gpu.peak_flops_per_s(precision) * fit.emax * fit.derate * x.stack.gemm, 2
@@ -83,7 +86,9 @@ def gemm_backward_s(
 def attention_rate(x: Inputs) -> float:
     """Return the FLOP/s that the stack's fused attention sustains in forward."""
     gpu = x.cluster.accelerator
-    share = gpu.attention.te if x.stack.attention_kernel == "te" else gpu.attention.fa2
+    share = gpu.attention.fa2
+    if x.stack.attention_kernel == "te":
+        share = gpu.attention.te * min(1.0, (x.qk_dim + x.v_dim) / 256) ** NARROW_HEADS
     precision = "fp16" if x.workload.precision == "fp16" else "bf16"
     return gpu.peak_flops_per_s(precision) * share * x.stack.attention
 

@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from functools import lru_cache
+from typing import NamedTuple
 
 import numpy as np
 
@@ -17,7 +18,7 @@ from planner.errors import InfeasibleError
 from planner.estimate.inputs import FloatArray, Inputs
 from planner.estimate.memory import budget_bytes, stage_bytes
 from planner.estimate.stages import Prices, prices
-from planner.estimate.step import Ran, once_s, step_s
+from planner.estimate.step import Ran, once_s, pressure_slowdown, step_s
 from planner.layouts.rules import Context
 from planner.layouts.split import StageKinds, chunks_of, cut_stages, cuts_freely, in_order
 from planner.layouts.table import SCHEDULE, IntArray, Layouts
@@ -100,9 +101,9 @@ def judge(context: Context, layouts: Layouts, *, recut: bool = True) -> list[Jud
     x = Inputs(*context, layouts)
     found = [Judged(table, float(s)) for table, s in zip(usual, step_s(x), strict=True)]
     priced = prices(x)
-    once = once_s(x)
+    rest = _beside(x)
     for row in rows:
-        found[row] = _run(layouts, row, priced, found[row], float(once[row]))
+        found[row] = _run(layouts, row, priced, found[row], rest[row])
     if not (recut and cuts_freely(context.workload.stack)):
         return found
     others = {row: table for row in rows if (table := _balanced(x, row, priced, None)) is not None}
@@ -132,13 +133,13 @@ def _better(
         return []
     kinds = cut_stages(context.model, [others[row] for row in rows])
     x = Inputs(*context, layouts.take(rows), kinds=kinds)
-    once, over = once_s(x), []
-    tried = {}
-    for row, s in zip(rows, once, strict=True):
-        ran = _run(layouts, row, priced, Judged(others[row], np.inf), float(s))
+    tried: dict[int, Judged] = {}
+    over = []
+    for row, rest in zip(rows, _beside(x), strict=True):
+        ran = _run(layouts, row, priced, Judged(others[row], np.inf), rest)
         if ran.step_s < found[row].step_s * (1 - GAIN):
             tried[row] = ran
-    peaks = stage_bytes(x).max(axis=1) if tried else once
+    peaks = stage_bytes(x).max(axis=1) if tried else np.zeros(len(rows))
     for row, peak in zip(rows, peaks, strict=True):
         if row in tried and peak <= budget_bytes(x):
             found[row] = replace(tried[row], peak_bytes=float(peak))
@@ -147,7 +148,19 @@ def _better(
     return over
 
 
-def _run(layouts: Layouts, row: int, priced: Prices, one: Judged, once: float) -> Judged:
+class _Rest(NamedTuple):
+    """What a step has beside its pipeline: seconds once, and how much memory pressure stretches."""
+
+    once_s: float
+    slowdown: float
+
+
+def _beside(x: Inputs) -> list[_Rest]:
+    pairs = zip(once_s(x).tolist(), pressure_slowdown(x).tolist(), strict=True)
+    return [_Rest(once, slowdown) for once, slowdown in pairs]
+
+
+def _run(layouts: Layouts, row: int, priced: Prices, one: Judged, rest: _Rest) -> Judged:
     """Return a layout with its pipeline run, or as it was where its schedule cannot run so."""
     shape = shape_of(layouts, row)
     graph = graph_named(SCHEDULE[int(layouts.schedule[row])], shape)
@@ -160,7 +173,7 @@ def _run(layouts: Layouts, row: int, priced: Prices, one: Judged, once: float) -
     at = int(busy.argmax())
     return Judged(
         one.table,
-        line.makespan_s + once,
+        (line.makespan_s + rest.once_s) * rest.slowdown,
         line.makespan_s,
         at,
         float(line.blocked_s[at]),

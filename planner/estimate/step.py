@@ -47,6 +47,7 @@ from planner.estimate.compute import (
 )
 from planner.estimate.inputs import FloatArray, Inputs, term
 from planner.estimate.kernels import hbm_s, softmax_falls_back, uses_fp8
+from planner.estimate.memory import limit_bytes, peak_bytes
 from planner.estimate.optimizer import host_traffic_s, optimizer_s
 from planner.estimate.params import dense_layer_parameters, expert_parameters, moe_layer_parameters
 from planner.layouts.table import IntArray
@@ -55,19 +56,21 @@ from planner.sources import CALIBRATION, FSDP_2023, MEGATRON_2021
 LAYER = tuple(
     dict.fromkeys((*EXPERT_SHARD, *EXPERT_DATA, "vpp", "recompute", "zero", "num_microbatches"))
 )
-HOST_FORWARD = 0.36
+HOST_FORWARD = 0.373
 """Share of a layer's host time that belongs to forward (fit)."""
-GRACE_HOST = 1.4
+GRACE_HOST = 1.37
 """Host time on Grace over x86 (fit, GB200 and GB300 runs)."""
 GRAPHED_HOST_S = 5e-4
 """Host time per layer when one CUDA graph holds the whole iteration (fit)."""
-PARTLY_GRAPHED = 0.74
+PARTLY_GRAPHED = 0.756
 """Host time of a layer with experts, graphs over attention and router, over none (fit)."""
 CAST_HOST = 1.10
 """Host time with low-precision casts to launch over without (fit)."""
 PIPELINE_TP_POWER = 0.73
-DP_FLOOR = 0.05
+DP_FLOOR = 0.09
 """Share of the gradient traffic that no overlap hides (fit)."""
+PRESSED_FROM, PRESSED_AT = 0.82, 0.92
+"""Shares of the memory from which, and at which in full, an allocator's retries slow a step."""
 
 
 @term(
@@ -236,7 +239,7 @@ def bubble_s(x: Inputs) -> FloatArray:
 
 @term(
     unit="s",
-    formula="max(5%, traffic*exposed share - phi*one micro-batch's backward/forward)",
+    formula=f"max({DP_FLOOR:.0%}, traffic*exposed share - phi*one micro-batch's backward/forward)",
     source=CALIBRATION,
     on=(),
 )
@@ -271,6 +274,14 @@ def offloaded_s(x: Inputs) -> FloatArray:
     return exposed
 
 
+def pressure_slowdown(x: Inputs) -> FloatArray:
+    """Return how much longer a step takes for want of memory: 1 + pressure, near the limit."""
+    if not x.stack.pressure:
+        return np.ones(len(x.layouts))
+    full = (peak_bytes(x) / limit_bytes(x) - PRESSED_FROM) / (PRESSED_AT - PRESSED_FROM)
+    return 1.0 + x.stack.pressure * np.clip(full, 0.0, 1.0)
+
+
 class Ran(NamedTuple):
     """What a simulated pipeline says of each layout, shape (layouts,); NaN where none was run."""
 
@@ -302,6 +313,8 @@ def time_parts(x: Inputs, ran: Ran | None = None) -> dict[str, FloatArray]:
     parts["bubble"] = bubble_s(x) if ran is None else ran.idle_s
     parts["optimizer"] = optimizer_s(x) + offloaded_s(x)
     parts["overhead"] = m * x.stack.microbatch_s + x.stack.step_s
+    whole = np.sum(list(parts.values()), axis=0)
+    parts["overhead"] = parts["overhead"] + (pressure_slowdown(x) - 1.0) * whole
     return parts
 
 
@@ -319,4 +332,4 @@ def pipeline_s(x: Inputs) -> FloatArray:
 
 def step_s(x: Inputs) -> FloatArray:
     """Return the time of one training step: m * slowest stage + bubble + what is exposed once."""
-    return pipeline_s(x) + once_s(x)
+    return (pipeline_s(x) + once_s(x)) * pressure_slowdown(x)

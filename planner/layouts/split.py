@@ -77,9 +77,9 @@ def fits(layers: int, pp: int, vpp: int) -> bool:
 def layers_by_cost(model: ModelSpec, pp: int) -> list[int]:
     """Return the layers of each stage when stages are filled up to equal shares of the multiplies.
 
-    The output head has a cost, the embedding has none; the layer that crosses a share stays on the
-    stage that it fills (nanotron's PipelineBlock placement). A small model's last stage may hold
-    the head alone.
+    The output head has a cost, the embedding has none; the layer that fills or crosses a share
+    stays on the stage that it fills (nanotron's PipelineBlock placement; its 1B runs on four stages
+    are as fast as 5, 5, 5 and 1 layers). A small model's last stage may hold the head alone.
     """
     attention = 4 * model.heads * model.head_dim * model.hidden
     widths = [model.ffn] * model.layers
@@ -92,7 +92,7 @@ def layers_by_cost(model: ModelSpec, pp: int) -> list[int]:
     for cost in costs:
         held[stage] += 1
         done += cost
-        if done * pp > total * (stage + 1) and stage < pp - 1:
+        if done * pp >= total * (stage + 1) and stage < pp - 1:
             stage += 1
     return held
 

@@ -56,6 +56,8 @@ class Stack:
     microbatch_s: float = 6.3e-4
     accumulate: float = 1.0
     optimizer: float = 0.85
+    bucket_bytes: float = 1.6e8
+    """Gradients (and updated parameters) that one collective of data parallelism moves."""
     fsdp_contention: float = 0.4
     """Share of the hidden ZeRO-3 traffic that still slows the kernels that hide it."""
     overlap: float = 1.0
@@ -66,6 +68,20 @@ class Stack:
     """CUDA graphs over nothing, over attention and router, or over the whole iteration."""
     moe_traffic: float = 1.0
     """Memory traffic of layers with experts over that of unfused kernels."""
+    fusion: float = 1.0
+    """Memory traffic of dense kernels, on top of `memory_traffic`: what a run's compiler leaves."""
+    fp8_rate: float = 1.0
+    """Rate of FP8 multiplies over that of scales per tensor: the price of finer scales."""
+    fp8_cast: float = 1.0
+    """Bytes moved to cast to FP8 over those of delayed scales per tensor."""
+    recompute_attention: bool = False
+    """Selective recompute runs the attention core again."""
+    recompute_mlp: bool = False
+    """Selective recompute runs the feed-forward of a model without experts again."""
+    recompute_moe: bool = False
+    """Selective recompute runs the experts again."""
+    pressure: float = 0.0
+    """How much slower a step is whose memory is all but full: an allocator that retries."""
     split: Literal["even", "by-cost"] = "even"
     """How layers are dealt to pipeline stages: even in number, or in multiplies with the head."""
     fragmentation: float = 0.05

@@ -17,10 +17,22 @@ from planner.specs.profiles import STACKS
 
 __all__ = ["FLAGS", "STACKS", "Stack", "stack_named"]
 
-EP_OVERLAP = 0.15
+EP_OVERLAP = 0.118
 """Share of the all-to-all that stays exposed when it overlaps computation (fit; 5 to 30 %)."""
-FUSED_MOE = 0.64
+FUSED_MOE = 0.587
 """Memory traffic of fused layers with experts over unfused (fit; Megatron-Bridge 0.5)."""
+DROPPED_HOST_S = 3.4e-3
+"""Host time of a layer with experts of static shapes, x 0.74 under partial graphs (fit)."""
+ASYNC_TP = 0.66
+"""Share of the tensor-parallel traffic that torch's asynchronous form leaves exposed (fit)."""
+EAGER = 1.68
+"""Memory traffic of PyTorch without a compiler over with one (fit; torchtitan)."""
+ROWWISE_RATE = 0.878
+"""Rate of FP8 multiplies with a scale per row over one per tensor (fit; torchao's CUTLASS)."""
+ROWWISE_CAST = 5.21
+CURRENT_CAST = 1.26
+MXFP8_CAST = 1.55
+"""Bytes of FP8 casts over delayed scaling: a scale per row; current scaling; MXFP8 (fits)."""
 
 # flag -> (what it changes, in words, the fields)
 FLAGS: dict[str, tuple[str, dict[str, Any]]] = {
@@ -60,6 +72,22 @@ FLAGS: dict[str, tuple[str, dict[str, Any]]] = {
         {"master_bytes": 2.0, "low_precision_states": True, "moment_bytes": 1.0},
     ),
     "no-dp-overlap": ("gradient traffic exposed", {"overlap": 0.0}),
+    "async-tp": ("tensor-parallel traffic behind multiplies", {"tp_exposed": ASYNC_TP}),
+    "eager": ("kernels not fused by a compiler", {"fusion": EAGER}),
+    "fp8-rowwise": (
+        "FP8 with a scale per row",
+        {"fp8_rate": ROWWISE_RATE, "fp8_cast": ROWWISE_CAST},
+    ),
+    "fp8-current": ("FP8 with scales of the current tensor", {"fp8_cast": CURRENT_CAST}),
+    "mxfp8": ("FP8 with a scale per 32 values", {"fp8_cast": MXFP8_CAST}),
+    "cudnn": ("fused attention of the cuDNN class", {"attention_kernel": "te"}),
+    "recompute-attention": ("attention recomputed", {"recompute_attention": True}),
+    "recompute-mlp": ("feed-forward recomputed", {"recompute_mlp": True}),
+    "recompute-moe": ("experts recomputed", {"recompute_moe": True}),
+    "token-drop": (
+        "a fixed number of tokens an expert: graphs cover it",
+        {"host_moe_s": DROPPED_HOST_S, "host_expert_s": 0.0},
+    ),
     "flash": ("fused attention", {"attention_kernel": "fa2", "host_fallback": 1.0}),
     "unfused": ("unfused attention", {"attention_kernel": "unfused", "host_fallback": 1.46}),
 }

@@ -10,6 +10,7 @@ from __future__ import annotations
 import csv
 import io
 import json
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -31,6 +32,7 @@ PUBLISHED = Path(__file__).parent / "published.csv"
 """A few dozen published runs, one of each kind, that ship with the package."""
 NEEDED = ("id", "source", "framework", "hardware", "gpus", "arch_json", "seq", "global_batch")
 _LIMIT = 200_000_000
+_SHARDS = re.compile(r"ZeRO(?: stage |-)1 .{0,12}?(\d+)-(?:GPU|rank) group")
 
 
 @dataclass(frozen=True)
@@ -241,10 +243,12 @@ def _layout(row: Mapping[str, str], c: Context, assumed: dict[str, str]) -> dict
 
 
 def _replicas(row: Mapping[str, str], c: Context, dp: int) -> int:
-    """Return the copies of hybrid sharding: shards stay within a node."""
-    if row.get("fsdp") != "hybrid" or dp % c.cluster.node.gpus:
+    """Return the copies of hybrid sharding: shards stay within a node, or a group that is named."""
+    named = _SHARDS.search(row.get("note", ""))
+    shards = int(named[1]) if named else c.cluster.node.gpus
+    if (row.get("fsdp") != "hybrid" and not named) or not shards or dp % shards:
         return 1
-    return dp // c.cluster.node.gpus
+    return dp // shards
 
 
 def _expert_tensor_ways(row: Mapping[str, str], tp: int, assumed: dict[str, str]) -> int:

@@ -7,9 +7,17 @@ from collections.abc import Mapping
 
 from planner.specs.stack import stack_named
 from planner.validate.fields import whole
-from planner.validate.vocabulary import FRAMEWORKS, OVERLAP, RELEASES, longest_prefix
+from planner.validate.vocabulary import (
+    FRAMEWORKS,
+    LOW_PRECISION,
+    OVERLAP,
+    RECOMPUTED,
+    RELEASES,
+    longest_prefix,
+)
 
 _UNFUSED = "unfused"
+_TITAN = re.compile(r"torchtitan (\d{4}-\d\d)")
 _RELEASE = re.compile(r"(?:container |\b20)(\d\d)[.-](\d\d)")
 
 
@@ -23,7 +31,7 @@ def stack_of(row: Mapping[str, str], assumed: dict[str, str], *, experts: bool) 
         profile = "megatron-deepspeed-2021"
     if profile is None:
         profile = assumed["framework"] = "any"
-    flags = _attention(row, profile) + _overlap(row)
+    flags = [*_attention(row, profile), *_overlap(row), *_built(row, profile)]
     if framework.startswith("NeMo") and profile == "megatron":
         # NeMo's and DGX Cloud's benchmark recipes set grad_reduce_in_fp32=False
         flags.append("bf16-gradients")
@@ -53,6 +61,26 @@ def _overlap(row: Mapping[str, str]) -> list[str]:
     return flags
 
 
+def _built(row: Mapping[str, str], profile: str) -> list[str]:
+    """Return the flags of a run's precision, recompute list and compiler."""
+    flags = list(longest_prefix(row.get("dtype", ""), LOW_PRECISION) or ())
+    kernel, text = stack_named(profile).attention_kernel, row.get("recompute", "")
+    if kernel == "te" and text.startswith("selective"):
+        flags += [f for word, f in RECOMPUTED.items() if re.search(rf"\b{word}\b", text)]
+    if profile == "torchtitan":
+        flags += _compiled(row)
+    return flags
+
+
+def _compiled(row: Mapping[str, str]) -> list[str]:
+    """Return what torch's compiler and release bring: fusion, and cuDNN attention from 2025-08."""
+    told = f"{row.get('framework_version', '')};{row.get('note', '')}".lower()
+    flags = ["eager"] if re.search(r"(^|[;(] ?)eager\b", told) else []
+    release = _TITAN.search(told)
+    recent = row["framework"] != "torchtitan" or (release and release[1] >= "2025-08")
+    return [*flags, "cudnn"] if recent and row["hardware"].startswith("H") else flags
+
+
 def _usual_expert_flags(row: Mapping[str, str], profile: str) -> list[str]:
     """Return what Megatron-Bridge's recipes switch on by release, machine and precision."""
     if profile != "megatron-bridge":
@@ -62,9 +90,12 @@ def _usual_expert_flags(row: Mapping[str, str], profile: str) -> list[str]:
     release = f"{found[1]}.{found[2]}" if found else "26.02"
     if release < "25.11":
         deepseek = row.get("model", "").lower().startswith("deepseek")
-        return ["no-graphs", "alltoall" if grace_or_blackwell or not deepseek else "deepep"]
+        static = ["token-drop"] if "cuda_graph" in row.get("overlap", "") else []
+        kind = "alltoall" if grace_or_blackwell or not deepseek else "deepep"
+        return ["no-graphs", kind, *static]
     if not grace_or_blackwell:
-        return ["no-graphs"]
+        recent = release >= "26.07" and not row.get("overlap")
+        return ["hybridep", "ep-overlap", "partial-graphs"] if recent else ["no-graphs"]
     if release >= "26.06" and row.get("dtype", "") == "mxfp8":
         return ["hybridep", "ep-overlap", "full-graphs", "fused-moe"]
     return ["hybridep", "partial-graphs"]

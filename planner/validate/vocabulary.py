@@ -31,6 +31,8 @@ HARDWARE: dict[str, Machine] = {
     "GB300": Machine("gb300-nvl72"),
     "H100": Machine("dgx-h100"),
     "H100-SXM-80GB (GCP A3)": Machine("gcp-a3-high"),
+    "H100-SXM-94GB": Machine("meta-h100-500w"),
+    "H100-SXM-96GB": Machine("meta-h100-500w"),
     "H20": Machine("h20-8x"),
     "H200": Machine("dgx-h200"),
     "H800": Machine("deepseek-h800"),
@@ -123,6 +125,7 @@ RELEASES: dict[str, dict[str, str]] = {
 
 OVERLAP: dict[str, tuple[str, ...]] = {
     "none": ("no-dp-overlap",),
+    "async TP": ("async-tp",),
     "dispatcher=alltoall": ("alltoall",),
     "dispatcher=deepep": ("deepep",),
     "dispatcher=hybridep": ("hybridep",),
@@ -148,6 +151,18 @@ RECOMPUTE: dict[str, str] = {
     "minimal": "selective",
     "moe+layernorm": "selective",
 }
+RECOMPUTED: dict[str, str] = {
+    "core_attn": "recompute-attention",
+    "mlp": "recompute-mlp",
+    "moe": "recompute-moe",
+}
+"""Word of a selective recompute's list -> flag; what is not here is what every list recomputes."""
+LOW_PRECISION: dict[str, tuple[str, ...]] = {
+    "fp8-rowwise": ("fp8-rowwise",),
+    "fp8_cs": ("fp8-current",),
+    "mxfp8": ("mxfp8",),
+}
+"""Prefix of the dtype column -> flags; delayed and tensorwise scaling are what FP8 is without."""
 PRECISION: dict[str, str] = {
     "bf16": "bf16",
     "te-bf16": "bf16",

@@ -10,7 +10,7 @@ import numpy as np
 from planner.errors import InfeasibleError, SpecError
 from planner.estimate.inputs import Inputs
 from planner.estimate.stages import Prices, prices
-from planner.estimate.step import bubble_s, once_s, pipeline_s, step_s
+from planner.estimate.step import bubble_s, once_s, pipeline_s, pressure_slowdown, step_s
 from planner.layouts.rules import Context
 from planner.layouts.split import StageKinds, Table, chunk_layers, cut_stages, fits, in_order
 from planner.layouts.table import Layouts
@@ -85,7 +85,9 @@ def simulate(request: SimulationRequest) -> Simulated:
     pipeline = _pipeline(request, chosen, x, kinds)
     line = run(pipeline.order, pipeline.times, pipeline.links)
     closed = _closed_form(x)
-    once = float(once_s(x)[0])
+    # memory pressure stretches all of a step, and is told with what a step has once
+    slowdown = float(pressure_slowdown(x)[0])
+    once = float(once_s(x)[0]) * slowdown + (slowdown - 1.0) * line.makespan_s
     record = Simulation(
         schema=SIMULATION_SCHEMA,
         plan_rank=chosen.rank,

@@ -106,10 +106,19 @@ def test_a_kind_is_known_by_its_first_stage_which_holds_the_most_micro_batches()
 def test_stages_filled_by_cost_leave_the_last_one_to_a_large_head():
     """16 layers of 1 unit and a head of 6 are 22 units: stages fill up at 5.5, 11 and 16.5.
 
-    Six layers cross 5.5; eleven reach 11 without crossing it, so the twelfth stays too.
+    Six layers cross 5.5, eleven fill 11, and the five left do not fill 16.5.
     """
     small = model(16)
     unit = 4 * small.heads * small.head_dim * small.hidden + 3 * small.ffn * small.hidden
     wide = small.model_copy(update={"vocab": 6 * unit // small.hidden})
-    assert layers_by_cost(wide, 4) == [6, 6, 4, 0]
+    assert layers_by_cost(wide, 4) == [6, 5, 5, 0]
     assert layers_by_cost(small.model_copy(update={"vocab": 1}), 4) == [5, 4, 4, 3]
+
+
+def test_a_head_of_four_layers_takes_four_of_the_last_stage_in_nanotrons_1b_runs():
+    """16 layers and a head worth 4: published PP 4 runs take 5 layers' time a stage, not 6."""
+    small = model(16)
+    unit = 4 * small.heads * small.head_dim * small.hidden + 3 * small.ffn * small.hidden
+    assert unit % small.hidden == 0
+    tied = small.model_copy(update={"vocab": 4 * unit // small.hidden})
+    assert layers_by_cost(tied, 4) == [5, 5, 5, 1]

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from planner.errors import SpecError
-from planner.specs.stack import stack_named
+from planner.specs.stack import EP_OVERLAP, stack_named
 from planner.validate import PUBLISHED, predicted, read_runs
 from planner.validate.machines import cluster_of
 from planner.validate.predict import measured_step_s
@@ -141,7 +141,7 @@ def test_the_overlap_column_sets_flags():
         "overlap": "grad_reduce;moe_a2a_overlap;dispatcher=deepep;cuda_graph=full_iteration:[]",
     }
     stack = stack_named(stack_of(row, {}, experts=True))
-    assert (stack.dispatcher, stack.graphs, stack.ep_exposed) == ("deepep", "full", 0.15)
+    assert (stack.dispatcher, stack.graphs, stack.ep_exposed) == ("deepep", "full", EP_OVERLAP)
 
 
 @pytest.mark.parametrize(
@@ -159,6 +159,50 @@ def test_a_release_chooses_the_flags_of_megatron_bridge(version, hardware, graph
     row = {"framework": "Megatron-Bridge", "framework_version": version, "hardware": hardware}
     stack = stack_named(stack_of(row | {"dtype": "mxfp8"}, {}, experts=True))
     assert stack.graphs == graphs
+
+
+@pytest.mark.parametrize(
+    ("row", "flags"),
+    [
+        ({"dtype": "fp8-rowwise_gw_hp"}, ["fp8-rowwise"]),
+        ({"overlap": "async TP"}, ["async-tp"]),
+        ({"overlap": "vanilla TP"}, []),
+        ({"note": "eager; peak reserved"}, ["eager"]),
+        ({"note": "compile; source says 33 % for 8B eager"}, []),
+        ({"framework_version": "torchtitan 2024-03 (eager)"}, ["eager"]),
+        ({"framework_version": "torchtitan 2025-02"}, []),
+        ({"framework_version": "torchtitan 2025-11"}, ["cudnn"]),
+    ],
+)
+def test_a_torchtitan_row_says_its_compiler_scales_and_kernels(row, flags):
+    base = {"framework": "torchtitan", "hardware": "H100-SXM-96GB"}
+    assert stack_of(base | row, {}, experts=False).split("+")[1:] == flags
+
+
+def test_a_recompute_list_names_what_runs_again():
+    def flags(text: str) -> list[str]:
+        row = {"framework": "Megatron-Bridge", "hardware": "H100", "recompute": text}
+        return stack_of(row, {}, experts=False).split("+")[1:]
+
+    assert flags("selective (mlp+core_attn)") == ["recompute-attention", "recompute-mlp"]
+    assert flags("selective:moe_act+layernorm") == []
+    assert flags("selective:moe+layernorm") == ["recompute-moe"]
+    assert flags("full") == []
+
+
+@pytest.mark.parametrize(
+    ("note", "replicas"),
+    [
+        ("ZeRO stage 1 (8-GPU group); micro_num=4", 2),
+        ("ZeRO-1 within 8-GPU group, packed", 2),
+        ("ZeRO stage 1 (4-rank group)", 4),
+        ("ZeRO stage 1 (all DP)", 1),
+    ],
+)
+def test_a_named_shard_group_makes_replicas(tmp_path, note, replicas):
+    row = ROW | {"gpus": "16", "tp": "1", "dp": "16", "note": note}
+    run = read_runs(table(tmp_path / "runs.csv", row))[0]
+    assert run.layout["dp_replicate"] == replicas
 
 
 def test_node_and_network_of_the_row_replace_the_shipped_ones():
