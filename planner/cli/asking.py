@@ -42,6 +42,8 @@ class Asked:
     max_memory: float | None = None
     risk_memory: float | None = None
     expert_load: Path | None = None
+    recompute_modules: str | None = None
+    recompute_layers: str | None = None
     fix: str = ""
     top: int = 10
     unhealthy: str | None = None
@@ -122,6 +124,7 @@ def workload_of(asked: Asked, model: ModelSpec, gpus: int) -> Workload:
         "risk_memory": asked.risk_memory,
         "expert_load": load,
     }
+    given |= options.recompute_of(asked.recompute_modules, asked.recompute_layers)
     given = {name: value for name, value in given.items() if value is not None}
     try:
         workload = Workload(seq_tokens=seq, global_batch=batch, **given)

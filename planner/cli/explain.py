@@ -33,6 +33,8 @@ def explain(
     max_memory: o.MaxMemory = None,
     risk_memory: o.RiskMemory = None,
     expert_load: o.ExpertLoad = None,
+    recompute_modules: o.RecomputeModules = None,
+    recompute_layers: o.RecomputeLayers = None,
     as_json: o.Json = False,
 ) -> None:
     """Show every term of one layout: value, formula, source; memory by stage and part.
@@ -56,6 +58,8 @@ def explain(
             max_memory=max_memory,
             risk_memory=risk_memory,
             expert_load=expert_load,
+            recompute_modules=recompute_modules,
+            recompute_layers=recompute_layers,
             gpus=gpus,
         )
     )

@@ -103,6 +103,24 @@ CapacityFactor = Annotated[
         help="An expert takes at most this many times its share. Default: dropless.",
     ),
 ]
+RecomputeModules = Annotated[
+    str | None,
+    typer.Option(
+        "--recompute-modules",
+        metavar="NAMES",
+        help="What recompute=selective runs again: core_attn, mlp, moe, moe_act, layernorm, "
+        "mla_up_proj, shared_experts, comma-separated. Default: the stack's.",
+    ),
+]
+RecomputeLayers = Annotated[
+    str | None,
+    typer.Option(
+        "--recompute-layers",
+        metavar="N|block:N",
+        help="What recompute=full keeps: the input of every N layers (N), or of the first N "
+        "layers of each chunk and the others whole (block:N). Default: 1.",
+    ),
+]
 MaxMemory = Annotated[
     float | None,
     typer.Option(
@@ -202,6 +220,25 @@ def fields_of(text: str, *, option: str) -> dict[str, str]:
             )
         out[field] = value
     return out
+
+
+def recompute_of(modules: str | None, layers: str | None) -> dict[str, object]:
+    """Return the workload's fields of --recompute-modules and --recompute-layers.
+
+    Raises SpecError for a number of layers that is none; module names are the workload's to check.
+    """
+    found: dict[str, object] = {}
+    if modules is not None:
+        found["recompute_modules"] = words_of(modules, option="--recompute-modules")
+    if layers is None:
+        return found
+    method, _, number = layers.strip().rpartition(":")
+    if method not in ("", "uniform", "block") or not (number.isascii() and number.isdigit()):
+        raise SpecError(
+            f"--recompute-layers: {layers[:80]!r} is not a number of layers",
+            hint="write 4 (every 4 layers) or block:4 (4 layers of each chunk)",
+        )
+    return found | {"recompute_method": method or "uniform", "recompute_layers": number[:9]}
 
 
 def rule_of(text: str) -> Rule:

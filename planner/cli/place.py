@@ -51,6 +51,8 @@ def place(
     capacity_factor: o.CapacityFactor = None,
     max_memory: o.MaxMemory = None,
     expert_load: o.ExpertLoad = None,
+    recompute_modules: o.RecomputeModules = None,
+    recompute_layers: o.RecomputeLayers = None,
     as_json: o.Json = False,
 ) -> None:
     """Map every rank of a layout to a host and a GPU.
@@ -72,6 +74,8 @@ def place(
             capacity_factor=capacity_factor,
             max_memory=max_memory,
             expert_load=expert_load,
+            recompute_modules=recompute_modules,
+            recompute_layers=recompute_layers,
             unhealthy=unhealthy,
             gpus=gpus,
             nodes_file=nodes_file,

@@ -52,6 +52,8 @@ def plan(
     max_memory: o.MaxMemory = None,
     risk_memory: o.RiskMemory = None,
     expert_load: o.ExpertLoad = None,
+    recompute_modules: o.RecomputeModules = None,
+    recompute_layers: o.RecomputeLayers = None,
     output: Annotated[
         Path | None,
         typer.Option("--output", "-o", metavar="DIR", help="Write plan.json and bundles here."),
@@ -86,6 +88,8 @@ def plan(
             max_memory=max_memory,
             risk_memory=risk_memory,
             expert_load=expert_load,
+            recompute_modules=recompute_modules,
+            recompute_layers=recompute_layers,
             fix=fix,
             top=top,
             unhealthy=unhealthy,

@@ -113,6 +113,7 @@ def _report(records: list[dict[str, Any]], scores: Mapping[str, Any]) -> list[Re
         )
     if memory["n"]:
         parts += [Text(), title("Peak memory"), indented(f"{memory['n']:,} runs: {_words(memory)}")]
+        parts.append(_table(memory["by_source"]))
     parts.append(
         indented(
             f"out of memory predicted for {memory['failed_and_oom_predicted']:,} of "

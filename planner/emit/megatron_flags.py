@@ -21,7 +21,7 @@ def flags(plan: Plan) -> list[tuple[str, list[Flag]]]:
         ("experts", expert_flags(model, work)),
         ("parallelism", parallel_flags(plan)),
         ("data parallelism", data_parallel_flags(lay)),
-        ("recomputation", recompute_flags(model, lay)),
+        ("recomputation", recompute_flags(model, work, lay)),
         ("precision", precision_flags(work)),
         ("batch", batch_flags(work, lay)),
         ("states", state_flags(plan)),
@@ -210,16 +210,17 @@ def overlap_flags(*, gather: bool) -> list[Flag]:
     return [*out, _flag("--overlap-param-gather")] if gather else out
 
 
-def recompute_flags(model: ModelSpec, lay: Layout) -> list[Flag]:
+def recompute_flags(model: ModelSpec, work: Workload, lay: Layout) -> list[Flag]:
     """Return what is recomputed in the backward pass.
 
-    'selective' leaves attention alone: fused attention keeps no score matrix to save.
+    'selective' leaves attention alone where nobody asks for it: fused attention keeps no score
+    matrix to save.
     """
     if lay.recompute == "full":
         return [
             _flag("--recompute-granularity", "full"),
-            _flag("--recompute-method", "uniform"),
-            _flag("--recompute-num-layers", 1),
+            _flag("--recompute-method", work.recompute_method),
+            _flag("--recompute-num-layers", work.recompute_layers),
         ]
     if lay.recompute == "none":
         return []
@@ -228,7 +229,7 @@ def recompute_flags(model: ModelSpec, lay: Layout) -> list[Flag]:
     modules += ["mla_up_proj"] if model.mla else []
     return [
         _flag("--recompute-granularity", "selective"),
-        _flag("--recompute-modules", *modules),
+        _flag("--recompute-modules", *(work.recompute_modules or modules)),
     ]
 
 

@@ -152,6 +152,7 @@ def kept(plan: Plan) -> Iterator[str]:
         optimizers=(Optimizer.ADAMW, Optimizer.SGD, Optimizer.MUON),
         offloads=("none", "optimizer"),
         formats=("precision-aware", "bf16-moments", "fp8-moments"),
+        recompute_lists=True,
     )
     if work.optimizer is Optimizer.MUON and lay.zero >= 2:
         yield f"Megatron-FSDP (zero={lay.zero}) does not run Muon."

@@ -47,12 +47,17 @@ def state_problems(
     optimizers: Collection[Optimizer] = ADAMW_ONLY,
     offloads: Collection[str] = ("none",),
     formats: Collection[str] = (),
+    recompute_lists: bool = False,
 ) -> Iterator[str]:
     """Yield a sentence for an optimizer, an offload or a format that `target` does not write."""
     work, lay = plan.request.workload, plan.best.layout
     if work.optimizer not in optimizers:
         names = ", ".join(o.value for o in optimizers)
         yield f"{target} has {names} here, not optimizer={work.optimizer.value}."
+    listed = work.recompute_modules is not None and lay.recompute == "selective"
+    units = (work.recompute_method, work.recompute_layers) != ("uniform", 1)
+    if not recompute_lists and (listed or (units and lay.recompute == "full")):
+        yield f"{target} has no list of modules or layers to recompute; Megatron-LM has."
     if lay.offload not in offloads:
         yield f"{target} keeps states on the GPUs as planned here, not offload={lay.offload}."
     if strange := sorted(formats_of(plan) - set(formats)):

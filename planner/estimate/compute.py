@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import numpy as np
 
 from planner.estimate.experts import received_tokens, routed_tokens
@@ -19,6 +21,7 @@ from planner.estimate.kernels import (
     unfused_attention_s,
     uses_fp8,
 )
+from planner.estimate.modules import recomputed_modules
 from planner.sources import CALIBRATION, DEEPSEEK_V2, FLASH_ATTENTION_2, MEGATRON_2019, SWITCH_2021
 from planner.specs.parameters import padded_vocab
 
@@ -323,21 +326,56 @@ def selective_recompute_s(x: Inputs) -> FloatArray:
         mlp = mlp_forward_s(x) if not all(m.moe_layers) else experts_forward_s(x)
         again = 0.5 * (attention_gemm_forward_s(x) + mlp)
         return np.where(lay.recompute == 1, again, 0.0)
-    if x.stack.attention_kernel == "unfused":  # the scores are what is worth recomputing
-        return np.where(lay.recompute == 1, attention_core_forward_s(x), 0.0)
-    again = hbm_s(x, 8.0 * x.rank_tokens * m.hidden / x.sp_ways)
-    if x.stack.recompute_attention:
-        again = again + attention_core_forward_s(x)
-    if x.stack.recompute_mlp and not m.experts:
-        again = again + mlp_forward_s(x)
-    if m.experts:
-        again = again + (experts_forward_s(x) if x.stack.recompute_moe else 0.0)
-        biased = BIASED_EXPERTS if m.experts.expert_bias else 1.0
-        again = again + hbm_s(x, 6.0 * biased * received_tokens(x) * m.experts.ffn / lay.etp)
-    if m.mla:
-        up = m.heads * (m.mla.qk_nope_head_dim + m.mla.v_head_dim) / lay.tp
-        again = again + gemm_s(x, x.rank_tokens, up, m.mla.kv_lora_rank)
-        if m.mla.q_lora_rank:
-            query = m.heads * x.qk_dim / lay.tp
-            again = again + gemm_s(x, x.rank_tokens, query, m.mla.q_lora_rank)
-    return np.where(lay.recompute == 1, again, 0.0)
+    modules = recomputed_modules(x) & _AGAIN.keys()
+    parts = [_AGAIN[name](x) for name in sorted(modules)]
+    return np.where(lay.recompute == 1, np.sum(parts, axis=0) if parts else 0.0, 0.0)
+
+
+def _norms_again_s(x: Inputs) -> FloatArray:
+    return hbm_s(x, 8.0 * x.rank_tokens * x.model.hidden / x.sp_ways)
+
+
+def _mlp_again_s(x: Inputs) -> FloatArray:
+    return np.zeros(len(x.layouts)) if x.model.experts else mlp_forward_s(x)
+
+
+def _activation_again_s(x: Inputs) -> FloatArray:
+    if (experts := x.model.experts) is None:
+        return np.zeros(len(x.layouts))
+    biased = BIASED_EXPERTS if experts.expert_bias else 1.0
+    return hbm_s(x, 6.0 * biased * received_tokens(x) * experts.ffn / x.layouts.etp)
+
+
+def _experts_again_s(x: Inputs) -> FloatArray:
+    if x.model.experts is None:
+        return np.zeros(len(x.layouts))
+    return experts_forward_s(x) + _activation_again_s(x)
+
+
+def _up_projections_again_s(x: Inputs) -> FloatArray:
+    m, tp = x.model, x.layouts.tp
+    if m.mla is None:
+        return np.zeros(len(x.layouts))
+    up = m.heads * (m.mla.qk_nope_head_dim + m.mla.v_head_dim) / tp
+    again = gemm_s(x, x.rank_tokens, up, m.mla.kv_lora_rank)
+    if m.mla.q_lora_rank:
+        again = again + gemm_s(x, x.rank_tokens, m.heads * x.qk_dim / tp, m.mla.q_lora_rank)
+    return again
+
+
+def _shared_again_s(x: Inputs) -> FloatArray:
+    if not (width := _shared_width(x)):
+        return np.zeros(len(x.layouts))
+    return _forward(x, _mlp_multiplies(x, width))
+
+
+_AGAIN: dict[str, Callable[[Inputs], FloatArray]] = {
+    "core_attn": attention_core_forward_s,
+    "layernorm": _norms_again_s,
+    "mla_up_proj": _up_projections_again_s,
+    "mlp": _mlp_again_s,
+    "moe": _experts_again_s,
+    "moe_act": _activation_again_s,
+    "shared_experts": _shared_again_s,
+}
+"""Seconds of a module's forward, run once more in a layer's backward."""

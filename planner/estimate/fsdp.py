@@ -18,13 +18,14 @@ from planner.estimate.communication import expert_shard_ways, shard_ways
 from planner.estimate.experts import received_tokens
 from planner.estimate.in_flight import microbatches_in_flight
 from planner.estimate.inputs import FloatArray, Inputs, term
+from planner.estimate.modules import FULL
 from planner.estimate.params import (
     embedding_parameters,
     head_parameters,
     stage_dense_parameters,
     stage_expert_parameters,
 )
-from planner.estimate.recompute import FULL, kept_layer_bytes, whole_layer_bytes
+from planner.estimate.recompute import kept_layer_bytes, whole_layer_bytes
 from planner.estimate.schemes import scheme
 from planner.estimate.states import PARAMETERS, gradients_bytes, held, weights_bytes
 from planner.sources import TORCH

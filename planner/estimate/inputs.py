@@ -120,7 +120,7 @@ class Inputs:
     def of(self, t: Term) -> FloatArray:
         """Return a term's values; computed on the distinct arguments only."""
         if t.name not in self._values:
-            reduced = self._reduce(t.on) if t.on else None
+            reduced = self._reduce(self._columns(t.on)) if t.on else None
             if reduced is None:
                 value = t.function(self)
             else:
@@ -128,6 +128,12 @@ class Inputs:
                 value = inner.of(t)[inverse]
             self._values[t.name] = value
         return self._values[t.name]
+
+    def _columns(self, on: tuple[str, ...]) -> tuple[str, ...]:
+        """Return what a term depends on; blocks of recompute are counted chunk by chunk."""
+        if "recompute" in on and self.workload.recompute_method == "block":
+            return tuple(dict.fromkeys((*on, "pp", "vpp")))
+        return on
 
     def _reduce(self, on: tuple[str, ...]) -> tuple[Inputs, IntArray] | None:
         """Return inputs with the distinct rows of `on`, or None where that gains nothing."""

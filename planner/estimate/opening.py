@@ -18,6 +18,7 @@ from planner.estimate.in_flight import (
 )
 from planner.estimate.inputs import FloatArray, Inputs, Term, term
 from planner.estimate.recompute import kept_layer_bytes
+from planner.estimate.running import judge, own_kinds
 from planner.layouts.rules import Context
 from planner.layouts.table import Layouts
 from planner.sources import GPIPE_2019, KORTHIKANTI_2022, MEGATRON_CORE
@@ -86,7 +87,7 @@ class _Traced(Inputs):
     """Inputs of one layout, every stage apart, that note which term calls which."""
 
     def __init__(self, context: Context, layouts: Layouts) -> None:
-        super().__init__(*context, layouts, every_stage=True)
+        super().__init__(*context, layouts, kinds=own_kinds(context, judge(context, layouts)[0]))
         self.calls: dict[str, dict[str, Term]] = {}
         self._open: list[str] = []
 
@@ -138,7 +139,7 @@ def opened_memory(context: Context, layouts: Layouts, row: int) -> list[dict[str
 
 def peak_points(context: Context, layouts: Layouts, row: int) -> list[str]:
     """Return the point of a step at which each stage peaks under FSDP2; nothing elsewhere."""
-    x = Inputs(*context, layouts.take([row]), every_stage=True)
+    x = _Traced(context, layouts.take([row]))
     if x.stack.states != "fsdp2":
         return []
     return [fsdp.peak_point(x, stage) for stage in range(int(x.layouts.pp[0]))]

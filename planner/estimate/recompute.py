@@ -22,21 +22,10 @@ from planner.estimate.activations import (
 )
 from planner.estimate.experts import received_tokens
 from planner.estimate.inputs import FloatArray, Inputs
+from planner.estimate.modules import FULL, recomputed_modules
 
-SELECTIVE, FULL = 1, 2
-"""Codes of `recompute`."""
-
-
-def modules_of(x: Inputs) -> tuple[str, ...]:
-    """Return what selective recompute runs again: what the workload says, or the stack's usual.
-
-    Scores, where attention has any: with fused attention nothing of it is worth recomputing.
-    """
-    if x.workload.recompute_modules is not None:
-        return x.workload.recompute_modules
-    if x.stack.attention_kernel == "unfused":
-        return ("core_attn",)
-    return ("layernorm", "mla_up_proj", "moe_act")
+SELECTIVE = 1
+"""Code of recompute=selective."""
 
 
 def _shared(x: Inputs) -> FloatArray:
@@ -63,9 +52,7 @@ WITH_EXPERTS: dict[str, Callable[[Inputs], FloatArray]] = {
 
 def dropped_bytes(x: Inputs, *, moe: bool) -> FloatArray:
     """Return what selective recompute drops of one layer; `moe` covers what is inside it."""
-    modules = set(modules_of(x))
-    if "moe" in modules:
-        modules -= {"moe_act", "shared_experts"}
+    modules = recomputed_modules(x)
     saved = WITH_EXPERTS if moe else DENSE
     parts = [saved[name](x) for name in sorted(modules & saved.keys())]
     return np.sum(parts, axis=0) if parts else np.zeros(len(x.layouts))

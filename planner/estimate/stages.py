@@ -27,6 +27,7 @@ from planner.estimate.compute import (
     selective_recompute_s,
 )
 from planner.estimate.inputs import FloatArray, Inputs
+from planner.estimate.modules import fully_recomputed_share
 from planner.estimate.step import (
     LAYER_PARTS,
     dense_compute_backward_s,
@@ -169,7 +170,7 @@ def _weight_s(x: Inputs, *, moe: bool) -> FloatArray:
             dense_compute_forward_s,
         )
     once = multiplies + attention_core_backward_s(x) + rest(x) + selective_recompute_s(x)
-    once = once + np.where(x.layouts.recompute == 2, again(x), 0.0)
+    once = once + fully_recomputed_share(x) * again(x)
     added = np.maximum(whole(x) - once, 0.0)
     out: FloatArray = 0.5 * multiplies + added
     return out

@@ -48,6 +48,7 @@ from planner.estimate.compute import (
 from planner.estimate.inputs import FloatArray, Inputs, term
 from planner.estimate.kernels import hbm_s, softmax_falls_back, uses_fp8
 from planner.estimate.memory import limit_bytes, peak_bytes
+from planner.estimate.modules import fully_recomputed_share
 from planner.estimate.optimizer import host_traffic_s, optimizer_s
 from planner.estimate.params import dense_layer_parameters, expert_parameters, moe_layer_parameters
 from planner.layouts.table import IntArray
@@ -95,7 +96,7 @@ def dense_compute_backward_s(x: Inputs) -> FloatArray:
     """Kernels of one dense layer, backward, with recomputation and gradient accumulation."""
     once = attention_gemm_backward_s(x) + attention_core_backward_s(x)
     once = once + mlp_backward_s(x) + dense_elementwise_backward_s(x) + selective_recompute_s(x)
-    full = np.where(x.layouts.recompute == 2, dense_compute_forward_s(x), 0.0)
+    full = fully_recomputed_share(x) * dense_compute_forward_s(x)
     return once + full + _accumulate_s(x, dense_layer_parameters(x))
 
 
@@ -125,7 +126,7 @@ def moe_compute_backward_s(x: Inputs) -> FloatArray:
         return np.zeros(len(x.layouts))
     once = attention_gemm_backward_s(x) + attention_core_backward_s(x)
     once = once + experts_backward_s(x) + moe_elementwise_backward_s(x) + selective_recompute_s(x)
-    full = np.where(x.layouts.recompute == 2, moe_compute_forward_s(x), 0.0)
+    full = fully_recomputed_share(x) * moe_compute_forward_s(x)
     return once + full + _accumulate_s(x, moe_layer_parameters(x) + expert_parameters(x))
 
 
@@ -161,7 +162,7 @@ def _layer_parts(x: Inputs, *, moe: bool) -> FloatArray:
     """
     forward = moe_compute_forward_s(x) if moe else dense_compute_forward_s(x)
     backward = moe_compute_backward_s(x) if moe else dense_compute_backward_s(x)
-    again = (x.layouts.recompute == 2).astype(np.float64)
+    again = fully_recomputed_share(x)
     tp_f, tp_b = tp_forward_s(x), tp_backward_s(x) + again * tp_forward_s(x)
     cp_f, cp_b = cp_forward_s(x), (2 + again) * cp_forward_s(x)
     ep_f = ep_forward_s(x) if moe else np.zeros(len(x.layouts))

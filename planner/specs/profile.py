@@ -74,12 +74,6 @@ class Stack:
     """Rate of FP8 multiplies over that of scales per tensor: the price of finer scales."""
     fp8_cast: float = 1.0
     """Bytes moved to cast to FP8 over those of delayed scales per tensor."""
-    recompute_attention: bool = False
-    """Selective recompute runs the attention core again."""
-    recompute_mlp: bool = False
-    """Selective recompute runs the feed-forward of a model without experts again."""
-    recompute_moe: bool = False
-    """Selective recompute runs the experts again."""
     pressure: float = 0.0
     """How much slower a step is whose memory is all but full: an allocator that retries."""
     split: Literal["even", "by-cost"] = "even"

@@ -81,9 +81,6 @@ FLAGS: dict[str, tuple[str, dict[str, Any]]] = {
     "fp8-current": ("FP8 with scales of the current tensor", {"fp8_cast": CURRENT_CAST}),
     "mxfp8": ("FP8 with a scale per 32 values", {"fp8_cast": MXFP8_CAST}),
     "cudnn": ("fused attention of the cuDNN class", {"attention_kernel": "te"}),
-    "recompute-attention": ("attention recomputed", {"recompute_attention": True}),
-    "recompute-mlp": ("feed-forward recomputed", {"recompute_mlp": True}),
-    "recompute-moe": ("experts recomputed", {"recompute_moe": True}),
     "token-drop": (
         "a fixed number of tokens an expert: graphs cover it",
         {"host_moe_s": DROPPED_HOST_S, "host_expert_s": 0.0},

@@ -56,6 +56,8 @@ def accuracy_page(records: Records, scores: Mapping[str, Any], rows_from: str) -
         _family_words(family),
         "## Memory",
         _memory_words(memory),
+        _peak_table(memory["by_source"], "source"),
+        _peak_table(memory["by_kind"], "measured"),
         "## Intervals",
         "Measured over predicted time, 10th to 90th percentile, in-sample. Estimates carry the"
         " interval of their stack and GPU generation where ten runs or more stand behind it; theirs"
@@ -122,11 +124,26 @@ def _family_words(family: Mapping[str, Any]) -> str:
     )
 
 
+def _peak_table(groups: Mapping[str, Mapping[str, Any]], what: str) -> str:
+    rows = [
+        (
+            name,
+            f"{g['n']}",
+            *(_percent(g, k) for k in ("median_abs_error", "p90_abs_error", "bias")),
+            _percent(g, "share_under_5_percent"),
+        )
+        for name, g in groups.items()
+    ]
+    return _table((what, "peaks", "median", "90th percentile", "bias", "over 5 % too low"), rows)
+
+
 def _memory_words(memory: Mapping[str, Any]) -> str:
     return (
         f"Peak memory of {memory['n']:,} runs: median error {_percent(memory, 'median_abs_error')},"
         f" 90th percentile {_percent(memory, 'p90_abs_error')}, bias {_percent(memory, 'bias')}. Of"
         f" {memory['failed']:,} runs that ran out of memory,"
         f" {memory['failed_and_oom_predicted']:,} are predicted to; of {memory['ran']:,} that ran,"
-        f" {memory['ran_but_oom_predicted']:,} are predicted to fail."
+        f" {memory['ran_but_oom_predicted']:,} are predicted to fail. A peak is compared with what"
+        " its source measures: tensors allocated, memory that the allocator reserved, or all that"
+        " nvidia-smi shows, context and communicators included."
     )

@@ -22,7 +22,8 @@ from planner.errors import PlannerError, SpecError
 from planner.layouts.rules import Context
 from planner.layouts.split import fits
 from planner.specs.model import Experts, LatentAttention, ModelSpec
-from planner.specs.workload import Workload
+from planner.specs.stack import stack_named
+from planner.specs.workload import RECOMPUTABLE, Workload
 from planner.validate import stacks
 from planner.validate.fields import NotStatedError, whole
 from planner.validate.machines import cluster_of
@@ -32,6 +33,7 @@ PUBLISHED = Path(__file__).parent / "published.csv"
 """A few dozen published runs, one of each kind, that ship with the package."""
 NEEDED = ("id", "source", "framework", "hardware", "gpus", "arch_json", "seq", "global_batch")
 _LIMIT = 200_000_000
+_BLOCK = re.compile(r"full:block ([1-9]\d{0,3})\b")
 _SHARDS = re.compile(r"ZeRO(?: stage |-)1 .{0,12}?(\d+)-(?:GPU|rank) group")
 
 
@@ -111,10 +113,28 @@ def _context(row: Mapping[str, str], assumed: dict[str, str]) -> Context:
             "precision": precision,
             "stack": stack,
             "expert_imbalance": 1.0,
+            "recompute_modules": _modules(row, stack),
+            **_block(row),
         }
     )
     gpus = whole(row, "gpus")
     return Context(model, cluster_of(row, gpus, assumed), workload)
+
+
+def _modules(row: Mapping[str, str], stack: str) -> list[str] | None:
+    """Return the modules that a row's selective recompute lists; None where it lists none."""
+    text = row.get("recompute", "")
+    if not text.startswith(("selective", "moe+")) or stack_named(stack).attention_kernel != "te":
+        return None
+    return [
+        word for word in RECOMPUTABLE if re.search(rf"(?<![a-z_]){word}(?![a-z_])", text)
+    ] or None
+
+
+def _block(row: Mapping[str, str]) -> dict[str, Any]:
+    """Return the layers that full recompute in blocks runs again, where a row says so."""
+    named = _BLOCK.match(row.get("recompute", ""))
+    return {"recompute_method": "block", "recompute_layers": int(named[1])} if named else {}
 
 
 def model_of(row: Mapping[str, str]) -> ModelSpec:

@@ -11,7 +11,6 @@ from planner.validate.vocabulary import (
     FRAMEWORKS,
     LOW_PRECISION,
     OVERLAP,
-    RECOMPUTED,
     RELEASES,
     longest_prefix,
 )
@@ -64,9 +63,6 @@ def _overlap(row: Mapping[str, str]) -> list[str]:
 def _built(row: Mapping[str, str], profile: str) -> list[str]:
     """Return the flags of a run's precision, recompute list and compiler."""
     flags = list(longest_prefix(row.get("dtype", ""), LOW_PRECISION) or ())
-    kernel, text = stack_named(profile).attention_kernel, row.get("recompute", "")
-    if kernel == "te" and text.startswith("selective"):
-        flags += [f for word, f in RECOMPUTED.items() if re.search(rf"\b{word}\b", text)]
     if profile == "torchtitan":
         flags += _compiled(row)
     return flags

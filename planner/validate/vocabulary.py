@@ -144,19 +144,12 @@ OVERLAP: dict[str, tuple[str, ...]] = {
 RECOMPUTE: dict[str, str] = {
     "none": "none",
     "full": "full",
-    "full:block": "none",
     "selective": "selective",
     "selective granularity, 0 layers": "none",
     "default SAC": "selective",
     "minimal": "selective",
     "moe+layernorm": "selective",
 }
-RECOMPUTED: dict[str, str] = {
-    "core_attn": "recompute-attention",
-    "mlp": "recompute-mlp",
-    "moe": "recompute-moe",
-}
-"""Word of a selective recompute's list -> flag; what is not here is what every list recomputes."""
 LOW_PRECISION: dict[str, tuple[str, ...]] = {
     "fp8-rowwise": ("fp8-rowwise",),
     "fp8_cs": ("fp8-current",),

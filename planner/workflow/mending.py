@@ -16,8 +16,7 @@ from typing import NamedTuple
 import numpy as np
 
 from planner.errors import PlannerError
-from planner.estimate.inputs import Inputs
-from planner.estimate.step import step_s
+from planner.estimate.running import judge
 from planner.explanation import Mend
 from planner.layouts.grid import Tally, legal_layouts
 from planner.layouts.ranges import FIXABLE, Choice, Fix
@@ -115,7 +114,7 @@ def _given(request: PlanRequest, found: Completed) -> _Given:
     names = tuple(n for n in FIXABLE if n in asked and n != "dp")
     took = None
     if found.legal:
-        took = float(step_s(Inputs(*request.context, found.layouts))[0])
+        took = judge(request.context, found.layouts)[0].step_s
     return _Given(request, row, names, found.gpus, took)
 
 
@@ -246,7 +245,8 @@ def _mend(given: _Given, ranking: Ranking, row: int, changed: Sequence[str]) -> 
     differ = [n for n in told if other[n] != given.row[n]]
     ideas = [_idea(n, given.row[n], other[n]) for n in changed]
     more = ranking.gpus > given.gpus
-    took, peak = float(ranking.step_s[row]), float(ranking.peak_bytes[row])
+    ran = ranking.leaders.judged.get(row) or judge(given.request.context, lay.take([row]))[0]
+    took, peak = ran.step_s, ran.peak_bytes or float(ranking.peak_bytes[row])
     per_node = given.request.cluster.node.gpus
     return Mend(
         idea=" and ".join(ideas) or ("more GPUs" if more else ""),

@@ -64,7 +64,7 @@ def test_formulas_stand_in_the_table_where_there_is_room_and_below_it_elsewhere(
     assert re.search(r"^GiB of a GPU on stage .*formula \[source\]$", wide, re.MULTILINE)
     narrow = told(OVER, capsys, monkeypatch, 80)
     assert not re.search(r"^GiB of a GPU on stage .*formula", narrow, re.MULTILINE)
-    assert re.search(r"^  optimizer = 12 P", narrow, re.MULTILINE)
+    assert re.search(r"^  optimizer = \(master", narrow, re.MULTILINE)
 
 
 def test_stages_left_out_are_counted(capsys, monkeypatch):

@@ -49,6 +49,14 @@ def _too_many_chunks(x: Layouts, c: Context) -> Mask:
     return x.pp * x.vpp > room
 
 
+def _listed(x: Layouts, c: Context) -> Mask:
+    """Return where recompute is to follow a list of modules, units or blocks of layers."""
+    units = (c.workload.recompute_method, c.workload.recompute_layers) != ("uniform", 1)
+    modules = c.workload.recompute_modules is not None
+    listed: Mask = ((x.recompute == 1) & modules) | ((x.recompute == 2) & units)
+    return listed
+
+
 def _schedule_disagrees(x: Layouts) -> Mask:
     single = (x.pp == 1) & (x.schedule == 0)
     flat = (x.pp > 1) & (x.vpp == 1) & ((x.schedule == 1) | (x.schedule == 2))
@@ -283,5 +291,12 @@ COMMON: tuple[Rule, ...] = (
         ("dp_sync",),
         lambda x, c: x.dp_sync == 1,
         stacks=("megatron", "deepspeed"),
+    ),
+    Rule(
+        "deepspeed, torchtitan: no lists of recompute",
+        "{stack} cannot be told which modules (or how many layers) to recompute; Megatron-LM can",
+        ("recompute",),
+        _listed,
+        stacks=("deepspeed", "torchtitan"),
     ),
 )

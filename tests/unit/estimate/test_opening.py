@@ -9,6 +9,7 @@ from planner.estimate import memory
 from planner.estimate.inputs import Inputs, term
 from planner.estimate.opening import opened_memory, peak_points
 from planner.estimate.record import TERMS, estimate_record
+from planner.estimate.running import judge, own_kinds
 from planner.layouts.rules import Context
 from planner.layouts.table import Layouts
 from planner.sources import TORCH
@@ -70,7 +71,7 @@ def test_the_table_shows_what_the_estimate_summed(case):
 def test_what_stands_for_a_part_has_its_very_values(case):
     context, layouts = case
     terms = {t.name: t for t in TERMS}
-    x = Inputs(*context, layouts, every_stage=True)
+    x = Inputs(*context, layouts, kinds=own_kinds(context, judge(context, layouts)[0]))
     for row in opened_memory(context, layouts, 0)[:-1]:
         assert row["formula"] == terms[row["terms"][-1]].formula
         for name in row["terms"]:

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from estimate_cases import inputs, spec
 
-from planner.estimate import in_flight, recompute
+from planner.estimate import in_flight, recompute, step
 from planner.specs.model import Experts, LatentAttention
 
 MLA = LatentAttention(
@@ -98,3 +98,25 @@ def test_longer_units_trade_kept_inputs_for_live_layers():
         peaks.append(float(in_flight.activations_bytes(x)[0, 0]))
     assert np.argmin(peaks) == 1
     assert peaks[2] > peaks[0]
+
+
+def took(layers=None, recompute="full", **workload):
+    row = {"pp": 2, "schedule": "1f1b", "recompute": recompute, "num_microbatches": 8}
+    rows = [row, {**row, "pp": 4}]  # told apart although they share their kernels
+    more = {"recompute_method": "block", "recompute_layers": layers} if layers else {}
+    model = spec(layers=16, hidden=4096, ffn=16384, heads=32, kv_heads=32, head_dim=128)
+    x = inputs(model, *rows, stack="megatron+full-graphs", seq_tokens=4096, **more, **workload)
+    return step.stage_microbatch_s(x).max(axis=1)
+
+
+def test_blocks_take_the_time_of_the_layers_that_run_again():
+    none, whole, some = took(recompute="none"), took(), took(layers=2)
+    assert some - none == pytest.approx((whole - none) * [2 / 8, 2 / 4], rel=1e-6)
+
+
+@pytest.mark.parametrize("module", ["core_attn", "mlp", "layernorm"])
+def test_every_module_costs_time_and_less_than_the_whole_layer(module):
+    none, whole = took(recompute="none"), took()
+    some = took(recompute="selective", recompute_modules=(module,))
+    assert (none < some).all()
+    assert (some < whole).all()

@@ -179,15 +179,26 @@ def test_a_torchtitan_row_says_its_compiler_scales_and_kernels(row, flags):
     assert stack_of(base | row, {}, experts=False).split("+")[1:] == flags
 
 
-def test_a_recompute_list_names_what_runs_again():
-    def flags(text: str) -> list[str]:
-        row = {"framework": "Megatron-Bridge", "hardware": "H100", "recompute": text}
-        return stack_of(row, {}, experts=False).split("+")[1:]
+def run_of(tmp_path: Path, **changes: str):
+    return read_runs(table(tmp_path / "runs.csv", ROW | changes))[0]
 
-    assert flags("selective (mlp+core_attn)") == ["recompute-attention", "recompute-mlp"]
-    assert flags("selective:moe_act+layernorm") == []
-    assert flags("selective:moe+layernorm") == ["recompute-moe"]
-    assert flags("full") == []
+
+def test_a_recompute_list_names_what_runs_again(tmp_path):
+    def modules(text: str) -> tuple[str, ...] | None:
+        return run_of(tmp_path, recompute=text).context.workload.recompute_modules
+
+    assert modules("selective (mlp+core_attn)") == ("core_attn", "mlp")
+    assert modules("selective:moe_act+layernorm") == ("moe_act", "layernorm")
+    assert modules("moe+layernorm") == ("layernorm", "moe")
+    assert modules("selective") is None
+    assert modules("full") is None
+
+
+def test_full_recompute_in_blocks_keeps_the_other_layers(tmp_path):
+    run = run_of(tmp_path, recompute="full:block 5 layers")
+    work = run.context.workload
+    assert (work.recompute_method, work.recompute_layers) == ("block", 5)
+    assert run.layout["recompute"] == "full"
 
 
 @pytest.mark.parametrize(
