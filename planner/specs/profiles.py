@@ -379,8 +379,8 @@ _PROFILES = (
         gradient_bytes=6.0,
         logit_bytes=8.0,  # fp32 logits and their exponentials
         gathered_bytes=4.0,
-        gathered_ahead_bytes=70.0,
-        layers_ahead=2.0,
+        gathered_ahead_bytes=80.0,
+        layers_ahead=2.5,
         gemm=0.984,
         memory_traffic=2.8,
         host_s=3.181e-3,
@@ -410,6 +410,7 @@ _PROFILES = (
         attention=1.32,
         host_s=0.00308,
         bucket_bytes=6.01e07,
+        reserve=0.30,  # the allocator of that time, as BLOOM shows it
     ),
     replace(
         _NANO,
