@@ -5,7 +5,8 @@ from __future__ import annotations
 from typing import Any
 
 from planner.plan import Layout, Plan
-from planner.specs.workload import Optimizer, Precision
+from planner.specs.stack import stack_named
+from planner.specs.workload import Optimizer, Precision, Workload
 
 BUCKET_ELEMENTS = 500_000_000
 """Elements in one reduction or gather: DeepSpeed 0.19.8's default, runtime/zero/config.py."""
@@ -18,7 +19,7 @@ def config(plan: Plan) -> dict[str, Any]:
         "train_batch_size": work.global_batch,
         "train_micro_batch_size_per_gpu": lay.micro_batch,
         "gradient_accumulation_steps": lay.num_microbatches,
-        **precision(work.precision, lay),
+        **precision(work, lay),
         "zero_optimization": zero(lay) | offload(lay),
         "optimizer": optimizer(work.optimizer, lay),
         "gradient_clipping": 1.0,
@@ -34,9 +35,14 @@ def config(plan: Plan) -> dict[str, Any]:
     return out
 
 
-def precision(kind: Precision, lay: Layout) -> dict[str, Any]:
-    """Return the number format. Gradients add up in FP32, which DeepSpeed can only under ZeRO."""
-    sums = {"data_types": {"grad_accum_dtype": "fp32"}} if lay.zero else {}
+def precision(work: Workload, lay: Layout) -> dict[str, Any]:
+    """Return the number format. Gradients add up in FP32, which DeepSpeed can only under ZeRO.
+
+    In 16 bit, DeepSpeed's own default, where the stack is asked for with bf16-gradients.
+    """
+    kind = work.precision
+    in_fp32 = lay.zero and stack_named(work.stack).gradient_bytes is None
+    sums = {"data_types": {"grad_accum_dtype": "fp32"}} if in_fp32 else {}
     if kind is Precision.FP16:  # a loss scale of 0 is a dynamic one
         return {"fp16": {"enabled": True, "loss_scale": 0, "initial_scale_power": 16}} | sums
     return {"bf16": {"enabled": True}} | sums

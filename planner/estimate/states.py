@@ -84,7 +84,8 @@ def gradients_bytes(x: Inputs) -> FloatArray:
     if x.stack.states != "deepspeed":
         return kept * _without(x, PARAMETERS)
     here = _without(x, OPTIMIZER)
-    sums = np.where(x.layouts.zero == 1, 4.0, 0.0)[:, None] * here
+    each = FP32 if x.stack.gradient_bytes is None else 0.0  # summed in 16 bit, where asked for
+    sums = np.where(x.layouts.zero == 1, each, 0.0)[:, None] * here
     shards = x.layouts.zero[:, None] >= 2
     kept = np.where(shards, kept * here, kept)
     return kept + sums * (stage_dense_parameters(x) + stage_expert_parameters(x))

@@ -27,7 +27,13 @@ from planner.specs.workload import RECOMPUTABLE, Workload
 from planner.validate import stacks
 from planner.validate.fields import NotStatedError, whole
 from planner.validate.machines import cluster_of
-from planner.validate.vocabulary import BIASED_EXPERTS, PRECISION, RECOMPUTE, longest_prefix
+from planner.validate.vocabulary import (
+    BIASED_EXPERTS,
+    OFFLOADED,
+    PRECISION,
+    RECOMPUTE,
+    longest_prefix,
+)
 
 PUBLISHED = Path(__file__).parent / "published.csv"
 """A few dozen published runs, one of each kind, that ship with the package."""
@@ -223,7 +229,8 @@ def _latent(arch: Mapping[str, Any]) -> LatentAttention | None:
 
 def _layout(row: Mapping[str, str], c: Context, assumed: dict[str, str]) -> dict[str, Any]:
     """Return the layout's columns; raises NotStatedError when sizes disagree."""
-    if row.get("offload", "") not in ("", "none"):
+    offload = longest_prefix(row.get("offload", "") or "none", OFFLOADED)
+    if offload is None:
         raise NotStatedError(f"offload: {row['offload'][:40]!r} is not modelled")
     tp, pp, cp, ep = (max(1, whole(row, name, 1)) for name in ("tp", "pp", "cp", "ep"))
     gpus = whole(row, "gpus")
@@ -257,7 +264,7 @@ def _layout(row: Mapping[str, str], c: Context, assumed: dict[str, str]) -> dict
         "num_microbatches": batch // (dp * micro_batch),
         "recompute": _recompute(row, c.workload.stack, assumed),
         "schedule": "none" if pp == 1 else "interleaved" if vpp > 1 else "1f1b",
-        "offload": "none",
+        "offload": offload,
         "dp_sync": "all-reduce",
     }
 

@@ -31,8 +31,9 @@ def stack_of(row: Mapping[str, str], assumed: dict[str, str], *, experts: bool) 
     if profile is None:
         profile = assumed["framework"] = "any"
     flags = [*_attention(row, profile), *_overlap(row), *_built(row, profile)]
-    if framework.startswith("NeMo") and profile == "megatron":
-        # NeMo's and DGX Cloud's benchmark recipes set grad_reduce_in_fp32=False
+    if (framework.startswith("NeMo") and profile == "megatron") or profile == "deepspeed":
+        # NeMo's and DGX Cloud's benchmark recipes set grad_reduce_in_fp32=False, and DeepSpeed's
+        # grad_accum_dtype is the model's where nobody sets it
         flags.append("bf16-gradients")
     if experts:
         usual = _usual_expert_flags(row, profile)

@@ -150,6 +150,11 @@ RECOMPUTE: dict[str, str] = {
     "minimal": "selective",
     "moe+layernorm": "selective",
 }
+OFFLOADED: dict[str, str] = {
+    "none": "none",
+    "optimizer to CPU": "optimizer",
+}
+"""Prefix of the offload column -> what is in host memory; activations there are not modelled."""
 LOW_PRECISION: dict[str, tuple[str, ...]] = {
     "fp8-rowwise": ("fp8-rowwise",),
     "fp8_cs": ("fp8-current",),

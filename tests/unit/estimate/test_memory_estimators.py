@@ -80,6 +80,16 @@ def test_16_bit_gradients_are_upcast_at_the_step(dp):
     assert held[:, 0] / count_parameters(spec()).total == pytest.approx([20, 4 + 16 / dp])
 
 
+def test_deepspeed_adds_gradients_up_in_the_models_format_where_asked_to():
+    """grad_accum_dtype is the model's by default (deepspeed/runtime/config.py)."""
+    row = {"dp": 8, "zero": 1}
+    wide, own = (
+        memory.gradients_bytes(inputs(spec(), row, stack=stack))[0, 0]
+        for stack in ("deepspeed", "deepspeed+bf16-gradients")
+    )
+    assert [wide, own] == [n * count_parameters(spec()).total for n in (6, 2)]
+
+
 def test_the_steps_gradients_count_where_they_are_more_than_the_activations_were():
     model, row = spec(layers=64, hidden=1024, ffn=4096), {"recompute": "full"}
     stack = "megatron+bf16-gradients"

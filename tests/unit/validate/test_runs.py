@@ -71,7 +71,7 @@ def test_rows_scored_together_equal_rows_scored_alone(tmp_path):
         ({"gpus": "1e300"}, "gpus"),
         ({"dp": "5"}, "dp"),
         ({"pp": "64", "gpus": "512"}, "vpp"),
-        ({"offload": "optimizer to CPU"}, "offload"),
+        ({"offload": "activations 10 layers to CPU"}, "offload"),
         ({"recompute": "sometimes"}, "recompute"),
         ({"zero_stage": "one"}, "zero_stage"),
         ({"model": "Llama2-70B-LoRA"}, "model"),
@@ -185,7 +185,8 @@ def run_of(tmp_path: Path, **changes: str):
 
 def test_a_recompute_list_names_what_runs_again(tmp_path):
     def modules(text: str) -> tuple[str, ...] | None:
-        return run_of(tmp_path, recompute=text).context.workload.recompute_modules
+        run = run_of(tmp_path, framework="Megatron-Bridge", recompute=text)
+        return run.context.workload.recompute_modules
 
     assert modules("selective (mlp+core_attn)") == ("core_attn", "mlp")
     assert modules("selective:moe_act+layernorm") == ("moe_act", "layernorm")
@@ -229,3 +230,8 @@ def test_the_longest_prefix_wins():
     table = {"H100": 1, "H100-SXM": 2}
     assert longest_prefix("H100-SXM-80GB", table) == 2
     assert longest_prefix("B200", table) is None
+
+
+def test_an_optimizer_on_the_host_is_read_as_offload(tmp_path):
+    run = run_of(tmp_path, offload="optimizer to CPU 100%")
+    assert run.layout["offload"] == "optimizer"
