@@ -93,7 +93,7 @@ def gradients_bytes(x: Inputs) -> FloatArray:
 
 @term(
     unit="bytes",
-    formula="(master + moments) P: Adam 12 (DeepSpeed and 16-bit gradients + 4, FSDP2 - 4), SGD 8, "
+    formula="(master + moments) P: Adam 12 (DeepSpeed + 4 of gradients, FSDP2 - 4), SGD 8, "
     "8-bit Adam 6, Muon 8 of matrices; / shards from zero 1 on",
     source=ZERO_2020,
     on=STATES,
