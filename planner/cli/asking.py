@@ -131,6 +131,7 @@ def workload_of(asked: Asked, model: ModelSpec, gpus: int) -> Workload:
     except ValidationError as error:
         raise _refused(error) from error
     _refuse_expert_options(asked, model)
+    _refuse_modules(workload, model)
     if chosen:
         say(f"defaults taken: {', '.join(chosen)}")
     return workload
@@ -146,6 +147,24 @@ def _refuse_expert_options(asked: Asked, model: ModelSpec) -> None:
     given = [name for name, value in about.items() if value is not None]
     if given and model.experts is None:
         raise SpecError(f"{given[0]}: {model.name} has no experts", hint="leave the option out")
+
+
+def _refuse_modules(workload: Workload, model: ModelSpec) -> None:
+    """Raise SpecError where a module is to be recomputed that the model does not have."""
+    experts = model.experts
+    has = {
+        "mlp": not all(model.moe_layers),
+        "moe": experts is not None,
+        "moe_act": experts is not None,
+        "shared_experts": bool(experts and experts.shared_ffn),
+        "mla_up_proj": model.mla is not None,
+    }
+    strange = [m for m in workload.recompute_modules or () if not has.get(m, True)]
+    if strange:
+        raise SpecError(
+            f"--recompute-modules: {model.name} has no {', '.join(strange)}",
+            hint="core_attn and layernorm are in every model",
+        )
 
 
 def default_batch(seq_tokens: int, gpus: int) -> int:

@@ -29,7 +29,7 @@ def explain_report(answer: Explanation) -> RenderableType:
     parts += mended(answer)
     taken = [f"{field}={_word(value)}" for field, value in answer.assumed.items()]
     parts += section(
-        "Left out, so the best legal value was taken", [", ".join(taken)] if taken else []
+        f"Left out, so {_best(answer)} legal value was taken", [", ".join(taken)] if taken else []
     )
     parts += section("Compared with the best layout", answer.compared)
     if answer.estimate:
@@ -72,6 +72,11 @@ def _told_once(answer: Explanation) -> list[TermValue]:
     shown = {name for row in answer.memory_terms for name in row.terms}
     shown |= {part.name for row in answer.memory_terms for part in row.parts}
     return [term for term in answer.terms if term.name not in shown]
+
+
+def _best(answer: Explanation) -> str:
+    """Return what the fields left out were filled in for: where nothing fits, to need least."""
+    return "the least memory-hungry" if answer.legal and not answer.feasible else "the best"
 
 
 def _word(value: object) -> str:

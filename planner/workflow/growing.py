@@ -19,8 +19,10 @@ LEAST = {"recompute": RECOMPUTE.index("full"), "micro_batch": 1}
 """What every layout that needs little memory has: enough to see whether anything fits."""
 
 
-def on_more_gpus(request: PlanRequest, gpus: int, fix: Fix, *, far: bool) -> Ranking | None:
-    """Return the layouts that fit on the first larger number of GPUs on which any does."""
+def on_more_gpus(
+    request: PlanRequest, gpus: int, fix: Fix, *, far: bool
+) -> tuple[Context, Ranking] | None:
+    """Return the first larger machine on which any layout fits, and those that do."""
     for halves in FAR_HALVES if far else HALVES:
         more = gpus * halves // 2
         cluster = _grown(request.cluster, more) if gpus * halves % 2 == 0 else None
@@ -31,7 +33,7 @@ def on_more_gpus(request: PlanRequest, gpus: int, fix: Fix, *, far: bool) -> Ran
             continue
         ranking = rank(context, more, fix)
         if ranking.feasible:
-            return ranking
+            return context, ranking
     return None
 
 

@@ -20,7 +20,7 @@ from planner.estimate.running import judge
 from planner.explanation import Mend
 from planner.layouts.grid import Tally, legal_layouts
 from planner.layouts.ranges import FIXABLE, Choice, Fix
-from planner.layouts.rules import Mask
+from planner.layouts.rules import Context, Mask
 from planner.layouts.table import NAMES, OFFLOAD, IntArray, Layouts
 from planner.rank import Ranking, nearest, rank
 from planner.units import gib, many, seconds
@@ -229,13 +229,21 @@ def _on_more(given: _Given, *, any_layout: bool) -> list[Mend]:
     With `any_layout` any layout will do, on as many nodes as it takes.
     """
     fix = Fix() if any_layout else _all_but(given, ())
-    ranking = on_more_gpus(given.request, given.gpus, fix, far=any_layout)
-    return [_mend(given, ranking, 0, ())] if ranking else []
+    found = on_more_gpus(given.request, given.gpus, fix, far=any_layout)
+    return [_mend(given, found[1], 0, (), context=found[0])] if found else []
 
 
-def _mend(given: _Given, ranking: Ranking, row: int, changed: Sequence[str]) -> Mend:
+def _mend(
+    given: _Given,
+    ranking: Ranking,
+    row: int,
+    changed: Sequence[str],
+    *,
+    context: Context | None = None,
+) -> Mend:
     """Return one row of a ranking as a mend of the given layout; changed fields come first.
 
+    `context` is that of the ranking where it is a larger machine than was asked about.
     A schedule that nobody asked for goes with pp and vpp, so its change is not told.
     """
     lay, limit = ranking.layouts, ranking.limit_bytes
@@ -245,7 +253,8 @@ def _mend(given: _Given, ranking: Ranking, row: int, changed: Sequence[str]) -> 
     differ = [n for n in told if other[n] != given.row[n]]
     ideas = [_idea(n, given.row[n], other[n]) for n in changed]
     more = ranking.gpus > given.gpus
-    ran = ranking.leaders.judged.get(row) or judge(given.request.context, lay.take([row]))[0]
+    around = context or given.request.context
+    ran = ranking.leaders.judged.get(row) or judge(around, lay.take([row]))[0]
     took, peak = ran.step_s, ran.peak_bytes or float(ranking.peak_bytes[row])
     per_node = given.request.cluster.node.gpus
     return Mend(

@@ -233,3 +233,14 @@ def test_a_share_of_memory_asked_for_is_kept_by_every_mend():
     shares = np.array([m.peak_bytes / m.limit_bytes for m in told.mend_layouts])
     assert (shares <= 0.6).all()
     assert [m.at_risk for m in told.mend_layouts] == list(shares > 0.5)
+
+
+def test_more_nodes_are_timed_on_their_own_network():
+    asked = request("llama-3.1-70b", "dgx-h100:1", batch=512, optimizer="muon")
+    told = explain(asked, {"tp": "8", "pp": "1"})
+    grown = [mend for mend in told.mend_layouts if mend.more_gpus]
+    assert grown
+    for mend in grown:
+        cluster = load_cluster(f"{asked.cluster.name}:{mend.nodes}")
+        again = explain(PlanRequest(asked.model, cluster, asked.workload), as_given(mend.layout))
+        assert again.estimate.step_time_s == pytest.approx(mend.step_time_s, rel=1e-9)
