@@ -86,7 +86,7 @@ def mends(request: PlanRequest, found: Completed) -> tuple[list[Mend], list[str]
 
 def _by_change(given: _Given) -> list[Mend]:
     """Return the mends that change one field, or two, cheapest first."""
-    fields = [*given.names, *(["offload"] if _may_offload(given) else [])]
+    fields = list(dict.fromkeys([*given.names, "offload"]))
     single = _changed(given, combinations(fields, 1))[:SINGLES]
     if not single:
         return _changed(given, combinations(fields, 2))[:DOUBLES]
@@ -131,10 +131,6 @@ def _changed(given: _Given, sets: Iterable[Sequence[str]]) -> list[Mend]:
 
 def _fastest(ranking: Ranking, rows: IntArray) -> tuple[Ranking, int]:
     return ranking, int(rows[np.argmin(ranking.step_s[rows])])
-
-
-def _may_offload(given: _Given) -> bool:
-    return len(OFFLOAD) > 1 and "offload" not in given.names
 
 
 def _changing(given: _Given, changed: Sequence[str]) -> Iterator[tuple[Ranking, IntArray]]:
