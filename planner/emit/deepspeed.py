@@ -14,6 +14,7 @@ from planner.emit.base import Artifact, hosts_are_placeholders, placed
 from planner.emit.deepspeed_config import config
 from planner.emit.shared import example, shared_artifacts
 from planner.emit.states import state_problems
+from planner.layouts.table import NAMES
 from planner.plan import Plan
 from planner.specs.workload import Optimizer, Precision
 
@@ -79,7 +80,7 @@ def kept_problems(plan: Plan) -> Iterator[str]:
     if kind is Optimizer.ADAMW_8BIT:
         yield "DeepSpeed has no 8-bit AdamW of its own; give its engine one from your script."
     optimizers = (Optimizer.ADAMW, Optimizer.SGD, Optimizer.MUON, Optimizer.ADAMW_8BIT)
-    offloads = ("none", "optimizer", "optimizer+params")
+    offloads = NAMES["offload"]
     yield from state_problems(plan, "DeepSpeed", optimizers=optimizers, offloads=offloads)
     if kind is Optimizer.MUON and (lay.zero == 0 or lay.pp > 1):
         yield f"DeepSpeed's Muon needs zero >= 1 and no pipeline, not zero={lay.zero}, pp={lay.pp}."
@@ -87,8 +88,8 @@ def kept_problems(plan: Plan) -> Iterator[str]:
         return
     if lay.zero == 0 or lay.pp > 1:
         yield f"offload={lay.offload} needs zero >= 1 and no pipeline under DeepSpeed."
-    if lay.offload == "optimizer+params" and lay.zero != 3:
-        yield f"DeepSpeed offloads parameters under zero=3, not zero={lay.zero}."
+    if lay.offload not in ("none", "optimizer") and lay.zero != 3:
+        yield f"DeepSpeed needs zero=3 for offload={lay.offload}, not zero={lay.zero}."
     if kind is not Optimizer.ADAMW:
         yield f"DeepSpeed steps on the host with its CPU Adam, not {kind.value}."
 

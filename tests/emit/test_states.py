@@ -141,7 +141,7 @@ def test_torchtitan_reads_offload_and_16_bit_states(tmp_path):
 @pytest.mark.frameworks
 @pytest.mark.parametrize(
     ("optimizer", "theirs"),
-    [("adamw", "adamw_torch"), ("adamw-8bit", "adamw_torch_8bit"), ("sgd", "sgd")],
+    [("adamw", "adamw_torch_fused"), ("adamw-8bit", "adamw_torch_8bit"), ("sgd", "sgd")],
 )
 def test_the_trainer_knows_the_optimizer(optimizer, theirs, tmp_path):
     args = pytest.importorskip("transformers.training_args")
