@@ -73,6 +73,10 @@ class Layouts:
         """Return the layouts at `rows` (an index array, a mask or a slice)."""
         return type(self)(**{f.name: getattr(self, f.name)[rows] for f in fields(self)})
 
+    def only(self, rows: Any) -> Self:
+        """Return the layouts at `rows` in the form in which they are kept."""
+        return self.take(rows)
+
     def row(self, index: int) -> dict[str, int | str | bool]:
         """Return one layout as plain values, codes turned into names and sp into a bool."""
         out: dict[str, int | str | bool] = {}
