@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from planner.emit.base import Artifact, placed
 from planner.emit.megatron_flags import flags
-from planner.emit.megatron_rules import problems
+from planner.emit.megatron_rules import CAN, problems
 from planner.emit.nodes import node_text
 from planner.emit.shared import shared_artifacts
 from planner.emit.states import threads
@@ -22,6 +22,7 @@ class Megatron:
     name = "megatron"
     stack = "megatron"
     tested_with = "megatron-core 0.19.2"
+    can = CAN
 
     def unsupported(self, plan: Plan) -> list[str]:
         """Return one sentence for each thing that Megatron-LM cannot express."""

@@ -10,9 +10,11 @@ from __future__ import annotations
 import re
 
 from planner.emit.base import Artifact, hosts_are_placeholders, one_line, placed, shell_line
+from planner.emit.capabilities import ALL, refusals, usual
 from planner.emit.shared import example, shared_artifacts
-from planner.emit.states import state_problems
 from planner.plan import Layout, Plan
+
+CAN = usual("train.py", dp_sync=ALL, capacity_factor=ALL)
 
 
 class Torchrun:
@@ -21,6 +23,7 @@ class Torchrun:
     name = "torchrun"
     stack = "torchtitan"
     tested_with = "PyTorch 2.13.0"
+    can = CAN
 
     def unsupported(self, plan: Plan) -> list[str]:
         """Return one sentence for each part of the layout that `train.py` cannot apply."""
@@ -29,7 +32,7 @@ class Torchrun:
             *_not_in_the_example(lay),
             *_split_unevenly(plan),
             *_no_such_schedule(lay),
-            *state_problems(plan, "train.py"),
+            *refusals(plan, CAN),
         ]
 
     def emit(self, plan: Plan) -> list[Artifact]:
