@@ -14,6 +14,7 @@ from typing import Any
 from planner.emit.base import Artifact, hosts_are_placeholders, placed
 from planner.emit.capabilities import only, refusals, usual
 from planner.emit.deepspeed_config import config as deepspeed_config
+from planner.emit.fabric import fabric_text
 from planner.emit.nodes import node_text
 from planner.emit.shared import example, shared_artifacts
 from planner.emit.states import threads
@@ -228,10 +229,7 @@ HERE="$(cd "$(dirname "${{BASH_SOURCE[0]}}")" && pwd)"
 {node_text(plan)}
 {threads(plan)}# Segments that grow keep the memory in one piece.
 export PYTORCH_ALLOC_CONF="${{PYTORCH_ALLOC_CONF:-expandable_segments:True}}"
-# NCCL finds the fast network by itself on most clusters. Where it does not, name it:
-# export NCCL_SOCKET_IFNAME=eth0   # the interface of MASTER_ADDR, for the first contact
-# export NCCL_IB_HCA=mlx5          # the adapters that carry training traffic
-export MESHWRIGHT_BUNDLE="$HERE"
+{fabric_text(plan)}export MESHWRIGHT_BUNDLE="$HERE"
 export PYTHONPATH="${{PYTHONPATH:+$PYTHONPATH:}}$HERE"  # for scripts that import preflight
 
 start() {{ # a port, a script and its options; --machine_rank keeps the node ranks given

@@ -13,6 +13,7 @@ from collections.abc import Iterator
 from planner.emit.base import Artifact, hosts_are_placeholders, placed
 from planner.emit.capabilities import only, refusals, usual
 from planner.emit.deepspeed_config import config
+from planner.emit.fabric import fabric_variables, settings
 from planner.emit.shared import example, shared_artifacts
 from planner.plan import Plan
 from planner.specs.workload import Optimizer
@@ -129,7 +130,18 @@ PYTORCH_CUDA_ALLOC_CONF=expandable_segments:True
 def environment(plan: Plan) -> str:
     """Return `.deepspeed_env`: one thread a rank, unless the host steps the optimizer."""
     one_thread = "OMP_NUM_THREADS=1\n" if plan.best.layout.offload == "none" else ""
-    return one_thread + ENVIRONMENT
+    network = "".join(f"{name}={value}\n" for name, value in fabric_variables(plan))
+    return one_thread + ENVIRONMENT + network
+
+
+def fabric_note(plan: Plan) -> str:
+    """Return comments on `.deepspeed_env`, which can hold none itself."""
+    rows = [s for s in settings(plan) if not s.suggested]
+    more = [s for s in settings(plan) if s.suggested]
+    out = "# .deepspeed_env holds the environment of every node; it knows no comments:\n"
+    out += "".join(f"#   {s.name}={s.value}: {s.why}\n" for s in rows)
+    out += "# Yours to add there, where it is needed:\n" if more else ""
+    return out + "".join(f"#   {s.name}={s.value}: {s.why}\n" for s in more)
 
 
 def run_text(plan: Plan) -> str:
@@ -160,7 +172,7 @@ cd "$(dirname "${{BASH_SOURCE[0]}}")"  # the launcher looks for .deepspeed_env h
 TRAIN=("${{TRAIN_SCRIPT:-train_deepspeed.py}}" --deepspeed_config ds_config.json)
 MASTER_PORT="${{MASTER_PORT:-29500}}"
 
-set -a
+{fabric_note(plan)}set -a
 source .deepspeed_env
 set +a
 {launch}

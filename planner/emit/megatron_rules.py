@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from planner.emit.capabilities import ALL, only, refusals, usual
+from planner.emit.capabilities import ALL, Capabilities, only, refusals, usual
 from planner.emit.megatron_flags import biases
 from planner.emit.megatron_pipeline import chunks_in_order
 from planner.emit.states import formats_of
@@ -36,8 +36,8 @@ CAN = usual(
 )
 
 
-def problems(plan: Plan) -> list[str]:
-    """Return one sentence for each reason why Megatron-LM cannot run the best plan."""
+def problems(plan: Plan, can: Capabilities = CAN) -> list[str]:
+    """Return one sentence for each reason why Megatron-LM, or a target built on it, cannot run."""
     model, work, lay = plan.request.model, plan.request.workload, plan.best.layout
     return [
         *architecture(model, work),
@@ -48,7 +48,7 @@ def problems(plan: Plan) -> list[str]:
         *sharding(lay),
         *eight_bit(model, work, lay),
         *kept(plan),
-        *refusals(plan, CAN),
+        *refusals(plan, can),
     ]
 
 
@@ -174,3 +174,19 @@ def eight_bit(model: ModelSpec, work: Workload, lay: Layout) -> Iterator[str]:
     for name, width in widths.items():
         if width % 16:
             yield f"FP8 needs widths in multiples of 16, but {name} is {width}."
+
+
+def queue_text(lay: Layout) -> str:
+    """Return the shell lines for the hardware queues, which belong to the layout."""
+    if lay.zero >= 2:
+        return """\
+# Megatron-FSDP gathers weights while it computes, which one hardware queue would forbid.
+unset CUDA_DEVICE_MAX_CONNECTIONS"""
+    if lay.tp > 1 or lay.cp > 1:
+        return """\
+# One hardware queue: communication of tp and cp starts in the order in which it was asked for.
+# Megatron-LM requires it before Blackwell, where it does no harm.
+export CUDA_DEVICE_MAX_CONNECTIONS=1"""
+    return """\
+# No tp, no cp: several hardware queues let gradients travel while the backward pass computes.
+export CUDA_DEVICE_MAX_CONNECTIONS=8"""

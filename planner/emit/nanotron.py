@@ -10,6 +10,7 @@ from typing import Any
 
 from planner.emit.base import Artifact, hosts_are_placeholders, placed
 from planner.emit.capabilities import ALL, only, refusals, usual
+from planner.emit.fabric import fabric_text
 from planner.emit.nodes import node_text
 from planner.emit.shared import shared_artifacts
 from planner.emit.yaml_text import yaml_text
@@ -200,10 +201,7 @@ fi
 # One hardware queue: tensor parallelism's communication starts in the order it was asked for.
 export CUDA_DEVICE_MAX_CONNECTIONS=1
 export OMP_NUM_THREADS="${{OMP_NUM_THREADS:-1}}"
-# NCCL finds the fast network by itself on most clusters. Where it does not, name it:
-# export NCCL_SOCKET_IFNAME=eth0   # the interface of MASTER_ADDR, for the first contact
-# export NCCL_IB_HCA=mlx5          # the adapters that carry training traffic
-export MESHWRIGHT_BUNDLE="$HERE"
+{fabric_text(plan)}export MESHWRIGHT_BUNDLE="$HERE"
 start() {{ # a port, a script and its options; static rendezvous keeps the node ranks given
   local port="$1"
   shift

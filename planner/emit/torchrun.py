@@ -11,6 +11,7 @@ import re
 
 from planner.emit.base import Artifact, hosts_are_placeholders, one_line, placed, shell_line
 from planner.emit.capabilities import ALL, refusals, usual
+from planner.emit.fabric import fabric_text
 from planner.emit.shared import example, shared_artifacts
 from planner.plan import Layout, Plan
 
@@ -45,7 +46,7 @@ class Torchrun:
                 start=_start(plan),
             ),
             Artifact("run.sh", _run(plan), executable=True),
-            Artifact("env.sh", ENVIRONMENT),
+            Artifact("env.sh", ENVIRONMENT + fabric_text(plan)),
             Artifact("commands.txt", _commands(plan)),
             Artifact("train.py", example("train_tiny.py"), executable=True),
             Artifact("tiny_model.py", example("tiny_model.py")),
@@ -234,8 +235,4 @@ export PYTORCH_ALLOC_CONF="${PYTORCH_ALLOC_CONF:-expandable_segments:True}"
 # CUDA_DEVICE_MAX_CONNECTIONS stays unset: FSDP needs several hardware queues to overlap its
 # gathers with compute (Megatron-LM's tensor parallelism, which wants 1, is not used here)
 
-# Only where NCCL picks the wrong network by itself; names are those of `ip link` and `ibstat`.
-# export NCCL_SOCKET_IFNAME=eth0  # the interface of the rendezvous and of socket traffic
-# export NCCL_IB_HCA=mlx5         # the adapters that carry collectives
-# export NCCL_DEBUG=INFO          # says which were picked, once a rank
 """

@@ -11,6 +11,7 @@ from collections.abc import Iterator
 
 from planner.emit.base import Artifact, hosts_are_placeholders, placed
 from planner.emit.capabilities import only, refusals, usual
+from planner.emit.fabric import fabric_text
 from planner.emit.nodes import node_text
 from planner.emit.shared import example, shared_artifacts
 from planner.emit.states import formats_of, threads
@@ -50,7 +51,7 @@ class Torchtitan:
             *shared,
             Artifact("torchtitan.args", args_text(plan, self.tested_with)),
             Artifact("titan_plan.py", example("titan_plan.py")),
-            Artifact("env.sh", ENVIRONMENT.replace("THREADS\n", threads(plan))),
+            Artifact("env.sh", env_text(plan)),
             Artifact("run.sh", run_text(plan), executable=True),
         ]
 
@@ -208,10 +209,13 @@ export PYTORCH_ALLOC_CONF="${PYTORCH_ALLOC_CONF:-expandable_segments:True}"
 
 THREADS
 
-# NCCL finds the fast network by itself on most clusters. Where it does not, name it:
-# export NCCL_SOCKET_IFNAME=eth0   # the interface of MASTER_ADDR, for the first contact
-# export NCCL_IB_HCA=mlx5          # the adapters that carry training traffic
+FABRIC
 """
+
+
+def env_text(plan: Plan) -> str:
+    """Return `env.sh`, sourced by `run.sh`."""
+    return ENVIRONMENT.replace("THREADS\n", threads(plan)).replace("FABRIC\n", fabric_text(plan))
 
 
 def run_text(plan: Plan) -> str:
