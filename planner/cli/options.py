@@ -25,7 +25,8 @@ LAYOUT_FIELDS = (
 """As `planner.layouts.ranges.FIXABLE`, which is not imported: it loads numpy."""
 
 TARGETS = (
-    "torchrun, deepspeed, megatron, accelerate, torchtitan, nanotron, dataparallel, slurm, k8s"
+    "torchrun, deepspeed, megatron, megatron-bridge, accelerate, torchtitan, nanotron, "
+    "dataparallel, slurm, k8s"
 )
 """As `planner.emit.EMITTER_NAMES`, for help texts."""
 
