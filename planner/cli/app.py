@@ -18,6 +18,7 @@ from planner.cli import (
     emit,
     explain,
     gradient_sync,
+    importing,
     place,
     plan,
     report,
@@ -48,6 +49,11 @@ app.command(
 )(plan.plan)
 app.command("explain", epilog=explain.EXAMPLES)(explain.explain)
 app.command("place", epilog=place.EXAMPLES)(place.place)
+app.command(
+    "import",
+    short_help="Read an existing job; compare it with the best.",
+    epilog=importing.EXAMPLES,
+)(importing.import_job)
 app.command("emit", epilog=emit.EXAMPLES)(emit.emit)
 app.command("sweep", short_help="Plan a grid of points, one row each.", epilog=sweep.EXAMPLES)(
     sweep.sweep

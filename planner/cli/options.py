@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import math
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated, Literal
 
@@ -219,6 +220,17 @@ def fields_of(text: str, *, option: str) -> dict[str, str]:
                 hint="several values are written 4|8, a range 4..16",
             )
         out[field] = value
+    return out
+
+
+def variables_of(pairs: Sequence[str]) -> dict[str, str]:
+    """Return ['TP=8'] as {'TP': '8'}; SpecError for what is no such pair."""
+    out: dict[str, str] = {}
+    for pair in pairs:
+        name, equals, value = pair.partition("=")
+        if not equals or not name.isidentifier():
+            raise SpecError(f"--set: {pair[:80]!r} is not NAME=VALUE", hint="such as --set TP=8")
+        out[name] = value
     return out
 
 
