@@ -179,7 +179,9 @@ def _request(
             "recompute_layers": job.recompute_layers,
         }
     )
-    fields = dict(job.layout) | ({} if spec.experts else {"ep": "1", "etp": "1"})
+    fields = {"dp_sync": "all-reduce", **job.layout} | (
+        {} if spec.experts else {"ep": "1", "etp": "1"}
+    )
     return PlanRequest(model=spec, cluster=machines, workload=work, fix=fields, gpus=job.gpus)
 
 

@@ -45,7 +45,6 @@ PER_NODE = (
     *("nproc_per_node", "gpus_per_node", "num_gpus", "ntasks_per_node", "num_accelerators"),
     *("trainer.devices", "num_gpus_per_node"),
 )
-PLAIN = {"megatron-bridge": ("model", "ddp", "train", "optimizer", "trainer")}
 
 
 @dataclass(frozen=True)
@@ -237,6 +236,8 @@ def _world(options: Mapping[str, Any], variables: Mapping[str, str]) -> int | No
         next((n for name in names if (n := _number(options.get(name, named.get(name))))), None)
         for names in (NODES, PER_NODE)
     )
+    if nodes is None and "nproc_per_node" in options and not set(NODES) & set(options):
+        nodes = 1  # torchrun's default
     return nodes * each if nodes and each else whole
 
 
@@ -261,7 +262,13 @@ def _job(parts: Parts, gpus: int | None) -> Job:
     elif part := found.get("deepspeed"):
         job = deepspeed_job(part.facts, gpus, trainer)
     elif "trainer" in found:
-        job = accelerate_job(Facts({"distributed_type": "MULTI_GPU"}, ""), gpus, trainer, None)
+        kind = "FSDP" if trainer.sharding else "MULTI_GPU"
+        values = {
+            "distributed_type": kind,
+            "fsdp_config.fsdp_sharding_strategy": trainer.sharding or None,
+        }
+        origin = found["trainer"].facts.origin
+        job = accelerate_job(Facts(values, origin), gpus, trainer, None)
         job = replace(job, framework="Hugging Face Trainer")
     elif parts.plan:
         job = Job(framework="meshwright", stack="any")

@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from planner.importing.facts import Facts
 
 TELLING = "per_device_train_batch_size"
+FSDP = ("full_shard", "shard_grad_op", "no_shard", "hybrid_shard", "hybrid_shard_zero2")
 RECOMPUTE = ("gradient_checkpointing", "activation_checkpointing")
 
 
@@ -21,7 +22,8 @@ class Trainer:
     precision: str | None = None
     optimizer: str = "adamw"
     recompute: Mapping[str, str] = field(default_factory=dict)
-    model_path: str | None = None
+    sharding: str = ""
+    """FSDP's strategy, as in `--fsdp full_shard`."""
 
 
 def trainer_of(facts: Facts) -> Trainer:
@@ -41,5 +43,5 @@ def trainer_of(facts: Facts) -> Trainer:
         precision="fp16" if fp16 else "bf16" if bf16 else None,
         optimizer=kind,
         recompute={"recompute": "full" if on else "none"} if given else {},
-        model_path=facts.text("model_name_or_path") or None,
+        sharding=next((w for w in facts.words("fsdp") if w.lower() in FSDP), "").lower(),
     )

@@ -20,6 +20,7 @@ ASSIGNMENT = re.compile(r"(?:export\s+|local\s+)?([A-Za-z_][A-Za-z0-9_]*)\+?=(.*
 DEFAULTED = re.compile(r"\$\{([A-Za-z_][A-Za-z0-9_]*|[0-9]):?[-=]([^{}]*)\}")
 REFERENCE = re.compile(r"\$(?:\{([A-Za-z_][A-Za-z0-9_]*)\}|([A-Za-z_][A-Za-z0-9_]*))")
 ARITHMETIC = re.compile(r"\$\(\(([^()$]{1,80})\)\)|\$\[([^\]$]{1,80})\]")
+SPACED = re.compile(r"\$\(\([^()\n]{1,80}\)\)")
 OVERRIDE = re.compile(
     r"\+{0,2}([A-Za-z_][A-Za-z0-9_]*(?:\.[A-Za-z_][A-Za-z0-9_]*)+)=(.*)", re.DOTALL
 )
@@ -65,7 +66,8 @@ def settings_of(text: str, given: Mapping[str, str]) -> tuple[dict[str, Any], di
 
 def _words(text: str, variables: dict[str, str], given: Mapping[str, str]) -> Iterator[str]:
     """Yield the words line by line, variables put in; '#SBATCH' lines are options too."""
-    for line in re.sub(r"\\\r?\n", " ", text).splitlines():
+    joined = SPACED.sub(lambda m: re.sub(r"\s", "", m[0]), re.sub(r"\\\r?\n", " ", text))
+    for line in joined.splitlines():
         bare = line.strip()
         bare = bare.removeprefix("#SBATCH") if bare.startswith("#SBATCH") else bare
         if bare.startswith("#"):

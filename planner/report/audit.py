@@ -22,6 +22,9 @@ if TYPE_CHECKING:
     from planner.workflow import Audit
 
 NAMES_SHOWN = 12
+TOLD = ("tp", "pp", "dp", "zero", "micro_batch")
+PLAIN = ("1", "0", "none", "all-reduce")
+"""Values of a layout that are told only of the fields in `TOLD`."""
 
 
 def job_report(found: Mapping[str, Any]) -> RenderableType:
@@ -29,7 +32,7 @@ def job_report(found: Mapping[str, Any]) -> RenderableType:
     on = f" on {found['gpus']:,} GPUs" if found["gpus"] else ""
     model, work = found["model"], found["workload"]
     head = f"{found['framework']} job{on}" + (f", {model['name']}" if model else "")
-    given = ",".join(f"{name}={value}" for name, value in found["given"].items())
+    given = ",".join(f"{n}={v}" for n, v in found["given"].items() if _tells(n, v))
     parts: list[RenderableType] = [title(head), indented(given), indented(_work(work))]
     parts += section("Assumed", found["assumed"])
     if names := found["ignored"]:
@@ -37,6 +40,10 @@ def job_report(found: Mapping[str, Any]) -> RenderableType:
         tail = f", and {more:,} more (--json has them all)" if more > 0 else ""
         parts += section("Settings left aside", [", ".join(names[:NAMES_SHOWN]) + tail])
     return Group(*parts)
+
+
+def _tells(name: str, value: str) -> bool:
+    return name in TOLD or value not in PLAIN or (name, value) == ("sp", "1")
 
 
 def _work(work: Mapping[str, Any]) -> str:
@@ -70,7 +77,7 @@ def audit_report(found: Audit) -> RenderableType:
         f"{s.advice}: {seconds(s.step_time_s)} a step ({s.slower:+.1%})" for s in found.switches
     ]
     parts += section("Beside the layout", switched)
-    return Group(*parts, *notes(answer.notes))
+    return Group(*parts, *notes(n for n in answer.notes if not n.startswith("2 TB ")))
 
 
 def _sentence(answer: Explanation) -> str:

@@ -28,6 +28,7 @@ MORE = [
     {"dp": 4, "zero": 3, "offload": "optimizer+params"},
     {"tp": 4, "sp": False, "dp": 2},
     {"cp": 4, "dp": 1, "zero": 1},
+    {"dp": 4, "zero": 0, "dp_sync": "parameter-server"},
 ]
 EXPERTS = [
     {"ep": 4, "dp": 8},
@@ -114,6 +115,7 @@ def test_a_bundle_s_folder_gives_back_the_whole_layout_and_the_model(target, tmp
             said["etp"] = wanted["etp"]
         assert said == wanted, made.best.layout.short()
         assert job.model == made.request.model
+        assert job.layout["dp_sync"] == made.best.layout.dp_sync
         assert job.cluster == made.request.cluster
         assert job.seq_tokens == made.request.workload.seq_tokens
 
