@@ -7,16 +7,18 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from planner.cli import completing
 from planner.cli import options as o
 from planner.cli.asking import Asked, workload_of
 from planner.cli.talk import answer_json, progress, say, show
 from planner.errors import SpecError
 
 if TYPE_CHECKING:
+    from planner.explanation import Audit
     from planner.importing import Job
     from planner.specs.cluster import ClusterSpec
     from planner.specs.model import ModelSpec
-    from planner.workflow import Audit, PlanRequest
+    from planner.workflow import PlanRequest
 
 EXAMPLES = """\
 \b
@@ -42,7 +44,12 @@ def import_job(
     *,
     model: Annotated[
         str | None,
-        typer.Option("--model", metavar="MODEL", help="Where the files do not hold its shapes."),
+        typer.Option(
+            "--model",
+            metavar="MODEL",
+            help="Where the files do not hold its shapes.",
+            autocompletion=completing.models,
+        ),
     ] = None,
     cluster: Annotated[
         str | None,
@@ -50,6 +57,7 @@ def import_job(
             "--cluster",
             metavar="CLUSTER",
             help="What it runs on; as many nodes as the job has GPUs, unless ':N' says it.",
+            autocompletion=completing.clusters,
         ),
     ] = None,
     gpus: Annotated[
@@ -58,7 +66,12 @@ def import_job(
     seq: o.Seq = None,
     global_batch: o.GlobalBatch = None,
     stack: Annotated[
-        str | None, typer.Option(metavar="NAME", help="Default: that of the files' framework.")
+        str | None,
+        typer.Option(
+            metavar="NAME",
+            help="Default: that of the files' framework.",
+            autocompletion=completing.stacks,
+        ),
     ] = None,
     variables: Annotated[
         list[str] | None,
@@ -210,7 +223,7 @@ def _document(
         "slower": answer.slower if answer else None,
         "best": opened["best"] if opened else None,
         "better": [m.model_dump(mode="json") for m in found.better] if found else [],
-        "switches": [vars(s) for s in found.switches] if found else [],
+        "switches": [s.model_dump(mode="json") for s in found.switches] if found else [],
         "explanation": opened,
     }
 

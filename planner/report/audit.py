@@ -17,9 +17,8 @@ from planner.report.text import printable
 from planner.units import seconds
 
 if TYPE_CHECKING:
-    from planner.explanation import Explanation
+    from planner.explanation import Audit, Explanation
     from planner.plan import Layout
-    from planner.workflow import Audit
 
 NAMES_SHOWN = 12
 TOLD = ("tp", "pp", "dp", "zero", "micro_batch")

@@ -1,6 +1,6 @@
 """The whole road, from a request to a placed plan or an explanation: what the commands call."""
 
-from planner.workflow.auditing import Audit, audit
+from planner.workflow.auditing import audit
 from planner.workflow.checking import check
 from planner.workflow.explaining import explain
 from planner.workflow.placing import place
@@ -8,7 +8,6 @@ from planner.workflow.planning import PlanRequest, plan, plan_for_target
 from planner.workflow.simulating import SimulationRequest, simulate
 
 __all__ = [
-    "Audit",
     "PlanRequest",
     "SimulationRequest",
     "audit",

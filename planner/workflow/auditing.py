@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import replace
 
 from planner.errors import InfeasibleError
-from planner.explanation import Explanation, Mend
+from planner.explanation import Audit, Explanation, Switch
 from planner.specs.stack import FLAGS, stack_named
 from planner.workflow.completing import completed
 from planner.workflow.explaining import explain
@@ -20,26 +20,6 @@ SWITCHES = {
 """Flags of a stack that a job has by leaving something out -> what to do about it."""
 
 
-@dataclass(frozen=True)
-class Switch:
-    """What a setting outside the layout costs: the same layout without the flag of its stack."""
-
-    flag: str
-    advice: str
-    step_time_s: float
-    slower: float
-    """Share of step time against the job as it is: below zero, it gains."""
-
-
-@dataclass(frozen=True)
-class Audit:
-    """The answer about one job's layout; nothing is `better` where it does not fit."""
-
-    explanation: Explanation
-    better: list[Mend]
-    switches: list[Switch]
-
-
 def audit(request: PlanRequest, layout: Mapping[str, str]) -> Audit:
     """Return the layout of a job explained, with single changes that would make it faster.
 
@@ -47,9 +27,10 @@ def audit(request: PlanRequest, layout: Mapping[str, str]) -> Audit:
     """
     answer = explain(request, layout)
     if not answer.feasible:
-        return Audit(answer, [], [])
+        return Audit(explanation=answer)
     found = completed(request, layout)
-    return Audit(answer, better(request, found), _switches(request, answer))
+    switches = _switches(request, answer)
+    return Audit(explanation=answer, better=better(request, found), switches=switches)
 
 
 def _switches(request: PlanRequest, answer: Explanation) -> list[Switch]:
@@ -68,7 +49,8 @@ def _switches(request: PlanRequest, answer: Explanation) -> list[Switch]:
             continue
         took = ranked(other, there, 0, 1).estimate.step_time_s
         slower = took / answer.estimate.step_time_s - 1
-        out.append(Switch(f"{flag} ({FLAGS[flag][0]})", advice, took, slower))
+        name = f"{flag} ({FLAGS[flag][0]})"
+        out.append(Switch(flag=name, advice=advice, step_time_s=took, slower=slower))
     return [s for s in out if s.slower < 0]
 
 
