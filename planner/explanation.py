@@ -7,7 +7,7 @@ from typing import Any, Final, Literal
 
 from pydantic import ConfigDict, Field
 
-from planner.plan import Estimate, Layout, PlanRecord
+from planner.plan import Estimate, Layout, PlanRecord, RankedPlan
 
 EXPLAIN_SCHEMA: Final = "meshwright.explain/1"
 
@@ -102,6 +102,12 @@ class Explanation(PlanRecord):
         default_factory=list, description="FSDP2: the point of a step at which each stage peaks."
     )
     compared: list[str] = Field(default_factory=list)
+    best: RankedPlan | None = Field(
+        None, description="The fastest that fits on as many GPUs, with the layout asked for legal."
+    )
+    slower: float | None = Field(
+        None, description="Share of step time over the best, where the layout asked for fits."
+    )
     gradient_sync: list[SyncRow] = Field(default_factory=list)
     notes: list[str] = Field(default_factory=list)
 
@@ -113,3 +119,20 @@ class Explanation(PlanRecord):
         """Return the document that `explain --json` prints."""
         data: dict[str, Any] = self.model_dump(mode="json", by_alias=True)
         return json.dumps(data, allow_nan=False, separators=(",", ":")) + "\n"
+
+
+class Switch(PlanRecord):
+    """What a setting outside the layout costs: the same layout without the flag of its stack."""
+
+    flag: str
+    advice: str
+    step_time_s: float
+    slower: float = Field(description="Share of the job's step time; below zero, it gains.")
+
+
+class Audit(PlanRecord):
+    """The answer about a job that exists; nothing is `better` where its layout does not fit."""
+
+    explanation: Explanation
+    better: list[Mend] = Field(default_factory=list)
+    switches: list[Switch] = Field(default_factory=list)

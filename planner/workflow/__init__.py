@@ -1,5 +1,6 @@
 """The whole road, from a request to a placed plan or an explanation: what the commands call."""
 
+from planner.workflow.auditing import audit
 from planner.workflow.checking import check
 from planner.workflow.explaining import explain
 from planner.workflow.placing import place
@@ -9,6 +10,7 @@ from planner.workflow.simulating import SimulationRequest, simulate
 __all__ = [
     "PlanRequest",
     "SimulationRequest",
+    "audit",
     "check",
     "explain",
     "place",

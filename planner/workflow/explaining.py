@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from typing import NamedTuple
 
 from planner.errors import InfeasibleError
 from planner.estimate.inputs import Inputs
@@ -47,6 +48,7 @@ def explain(request: PlanRequest, layout: Mapping[str, str]) -> Explanation:
             notes=found.notes,
         )
     opened = ranked(request, found.layouts, 0, 1)
+    compared = _compared(request, opened, found.gpus)
     terms = [TermValue.model_validate(t) for t in term_values(request.context, found.layouts, 0)]
     memory = opened_memory(request.context, found.layouts, 0)
     parameters = count_parameters(request.model).total
@@ -63,7 +65,9 @@ def explain(request: PlanRequest, layout: Mapping[str, str]) -> Explanation:
         terms=terms,
         memory_terms=[MemoryTerm.model_validate(t) for t in memory],
         peak_points=peak_points(request.context, found.layouts, 0),
-        compared=_compared(request, opened, found.gpus),
+        compared=list(compared.lines),
+        best=compared.best,
+        slower=compared.slower,
         gradient_sync=sync,
         notes=[*found.notes, two_terabytes(parameters, 2.0)],
     )
@@ -84,17 +88,26 @@ def _gradient_sync(request: PlanRequest, layouts: Layouts) -> list[SyncRow]:
     return [SyncRow.model_validate({**r._asdict(), "source": str(r.source)}) for r in rows]
 
 
-def _compared(request: PlanRequest, opened: RankedPlan, gpus: int) -> list[str]:
+class _Compared(NamedTuple):
+    """How a layout compares with the fastest of as many GPUs: by how much, and in lines."""
+
+    best: RankedPlan | None = None
+    slower: float | None = None
+    lines: Sequence[str] = ()
+
+
+def _compared(request: PlanRequest, opened: RankedPlan, gpus: int) -> _Compared:
     """Return how the layout compares with the fastest of the same number of GPUs, by part."""
     ranking = rank(request.context, gpus, Fix())
     if not ranking.feasible:
-        return []
+        return _Compared()
     best = ranked(request, ranking.layouts, 0, 1)
     mine, theirs = opened.estimate, best.estimate
     slower = mine.step_time_s / theirs.step_time_s - 1
     place = int((ranking.step_s < mine.step_time_s * (1 - 1e-12)).sum()) + 1
     if opened.feasible and slower <= 1e-9:
-        return [f"this is the fastest of {count(ranking.feasible)} layouts that fit"]
+        line = f"this is the fastest of {count(ranking.feasible)} layouts that fit"
+        return _Compared(best, max(0.0, slower), [line])
     lines = [
         f"{slower:.1%} slower than the best that fits ({best.layout.short()}: "
         f"{seconds(theirs.step_time_s)} a step); {place:,} of {ranking.feasible:,}"
@@ -105,4 +118,4 @@ def _compared(request: PlanRequest, opened: RankedPlan, gpus: int) -> list[str]:
     for name, lost in sorted(parts.items(), key=lambda item: -abs(item[1])):
         if abs(lost) > 0.002 * theirs.step_time_s:
             lines.append(f"{name}: {'+' if lost > 0 else '-'}{seconds(abs(lost))}")
-    return lines
+    return _Compared(best, slower if opened.feasible else None, lines)

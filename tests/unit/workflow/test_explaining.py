@@ -42,7 +42,8 @@ def test_json_keeps_its_keys_and_opens_memory_by_stage():
     told = json.loads(explain(request("llama-3.1-70b"), {"tp": "8", "pp": "2"}).to_json())
     contract = {"schema", "legal", "feasible", "reasons", "layout", "estimate", "terms"}
     before = {"mends", "assumed", "stage_layers", "compared", "gradient_sync", "notes"}
-    assert contract | before | {"memory_terms", "mend_layouts", "peak_points"} == {*told}
+    later = {"memory_terms", "mend_layouts", "peak_points", "best", "slower"}
+    assert contract | before | later == {*told}
     assert all(isinstance(mend, str) for mend in told["mends"])
     stages = told["estimate"]["memory"]["stages"]
     rows = told["memory_terms"]
@@ -53,6 +54,18 @@ def test_json_keeps_its_keys_and_opens_memory_by_stage():
         assert row["stages"] == [stage[row["name"]] for stage in stages]
     known = {term["name"] for term in told["terms"]}
     assert all(known.issuperset(row["terms"]) for row in rows)
+
+
+def test_the_best_is_told_in_figures_that_agree_with_the_lines():
+    told = explain(request(), {"tp": "2", "pp": "2"})
+    took = told.best.estimate.step_time_s
+    assert told.slower == pytest.approx(told.estimate.step_time_s / took - 1)
+    assert told.compared[0].startswith(f"{told.slower:.1%} slower")
+    fields = told.best.layout.model_dump(mode="json", exclude={"num_microbatches"})
+    words = {n: str(int(v) if isinstance(v, bool) else v) for n, v in fields.items()}
+    best = explain(request(), words)
+    assert best.slower == 0
+    assert best.estimate == told.best.estimate
 
 
 @pytest.mark.parametrize("risk", [0.2, 0.96])
