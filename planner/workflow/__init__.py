@@ -3,8 +3,10 @@
 from planner.workflow.checking import check
 from planner.workflow.explaining import explain
 from planner.workflow.placing import place
-from planner.workflow.planning import PlanRequest, plan, plan_for_target
+from planner.workflow.planning import plan
+from planner.workflow.request import PlanRequest
 from planner.workflow.simulating import SimulationRequest, simulate
+from planner.workflow.targets import plan_for_target
 
 __all__ = [
     "PlanRequest",

@@ -19,7 +19,8 @@ from planner.specs.parameters import count_parameters
 from planner.units import count, seconds
 from planner.workflow.completing import completed
 from planner.workflow.mending import mends, sentences
-from planner.workflow.planning import PlanRequest, ranked
+from planner.workflow.request import PlanRequest
+from planner.workflow.rows import ranked
 
 
 def explain(request: PlanRequest, layout: Mapping[str, str]) -> Explanation:

@@ -7,7 +7,7 @@ from planner.layouts.rules import Context
 from planner.layouts.table import RECOMPUTE
 from planner.rank import Ranking, rank
 from planner.specs.cluster import ClusterSpec, FabricKind
-from planner.workflow.planning import PlanRequest
+from planner.workflow.request import PlanRequest
 
 HALVES = (3, 4, 6, 8, 12, 16)
 """Times half the GPUs there are, for fields that are kept."""
