@@ -3,17 +3,21 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+import re
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from planner.cli import options
+from planner.cli.aiming import Wanted, aim_of
+from planner.cli.amounts import counts
 from planner.cli.machines import real_cluster
 from planner.cli.talk import say
 from planner.errors import SpecError
-from planner.units import count
+from planner.units import count, many
 
 if TYPE_CHECKING:
+    from planner.specs.cluster import ClusterSpec
     from planner.specs.model import ModelSpec
     from planner.specs.workload import Workload
     from planner.workflow import PlanRequest
@@ -52,6 +56,11 @@ class Asked:
     slurm_topology: Path | None = None
     node_state: Path | None = None
     pipelines: str = "under-leaf"
+    wanted: Wanted | None = None
+    nodes: str | None = None
+    batches: str | None = None
+    """`--global-batch` where it may be several; `global_batch` is None then."""
+    sensitivity: bool = False
 
 
 def request_of(asked: Asked) -> PlanRequest:
@@ -77,7 +86,14 @@ def request_of(asked: Asked) -> PlanRequest:
             f"--gpus: {asked.gpus} is not between 1 and the {cluster.gpus} GPUs of {cluster.name}",
             hint="a cluster grows with ':N' behind its name",
         )
-    workload = workload_of(asked, model, asked.gpus or cluster.gpus)
+    nodes = _nodes(asked, cluster)
+    cluster = _with_nodes(asked, cluster, max(nodes, default=0))
+    batches: tuple[int, ...] = ()
+    if asked.batches is not None:
+        batches = counts(asked.batches, option="--global-batch", doubling=True)
+        asked = replace(asked, global_batch=batches[-1])
+    most = max(nodes, default=cluster.nodes) * cluster.node.gpus
+    workload = workload_of(asked, model, asked.gpus or most)
     from planner.workflow import PlanRequest
 
     return PlanRequest(
@@ -91,7 +107,37 @@ def request_of(asked: Asked) -> PlanRequest:
         busy=real.busy,
         pipelines=options.rule_of(asked.pipelines),
         notes=real.notes,
+        aim=aim_of(asked.wanted or Wanted(), cluster.accelerator),
+        nodes=nodes,
+        batches=batches if len(batches) > 1 else (),
+        sensitivity=asked.sensitivity,
     )
+
+
+def _nodes(asked: Asked, cluster: ClusterSpec) -> tuple[int, ...]:
+    """Return the node counts to choose from; SpecError where the cluster has not as many."""
+    if asked.nodes is None:
+        return ()
+    if asked.gpus is not None:
+        raise SpecError("--nodes: does not go with --gpus", hint="leave one of them out")
+    nodes = counts(asked.nodes, option="--nodes")
+    given = cluster.names_hosts or re.search(r":\d+$", asked.cluster)
+    if given and nodes[-1] > cluster.nodes:
+        raise SpecError(
+            f"--nodes: {nodes[-1]} is more than the {many(cluster.nodes, 'node')} of "
+            f"{asked.cluster}",
+            hint="" if cluster.names_hosts else "leave ':N' out: --nodes says how many",
+        )
+    return nodes
+
+
+def _with_nodes(asked: Asked, cluster: ClusterSpec, nodes: int) -> ClusterSpec:
+    """Return the cluster with as many nodes as --nodes names at most, where it is not given."""
+    if nodes <= cluster.nodes or not nodes:
+        return cluster
+    from planner.workflow.sizing import resized
+
+    return resized(cluster, nodes)
 
 
 def workload_of(asked: Asked, model: ModelSpec, gpus: int) -> Workload:

@@ -25,7 +25,7 @@ def on_more_gpus(
     """Return the first larger machine on which any layout fits, and those that do."""
     for halves in FAR_HALVES if far else HALVES:
         more = gpus * halves // 2
-        cluster = _grown(request.cluster, more) if gpus * halves % 2 == 0 else None
+        cluster = grown(request.cluster, more) if gpus * halves % 2 == 0 else None
         if cluster is None:
             continue
         context = Context(request.model, cluster, request.workload)
@@ -42,7 +42,7 @@ def _lightest(fix: Fix) -> Fix:
     return Fix({**light, **fix.choices})
 
 
-def _grown(cluster: ClusterSpec, gpus: int) -> ClusterSpec | None:
+def grown(cluster: ClusterSpec, gpus: int) -> ClusterSpec | None:
     """Return the cluster with nodes for so many GPUs, hosts unnamed; None if it cannot have them.
 
     GPUs beyond one node come in whole nodes.

@@ -6,6 +6,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 
 from planner.layouts.rules import Context
+from planner.objectives import Aim
 from planner.place import Rule
 from planner.specs.cluster import ClusterSpec
 from planner.specs.model import ModelSpec
@@ -30,6 +31,14 @@ class PlanRequest:
     pipelines: Rule = "under-leaf"
     notes: tuple[str, ...] = ()
     """What was found out about the cluster while it was read."""
+
+    aim: Aim = field(default_factory=Aim)
+    nodes: tuple[int, ...] = ()
+    """Node counts to choose from; empty: what the cluster has."""
+    batches: tuple[int, ...] = ()
+    """Global batches to choose from; empty: the workload's."""
+    sensitivity: bool = False
+    """Plan again with every hardware figure halved and doubled."""
 
     @property
     def context(self) -> Context:
