@@ -36,22 +36,22 @@ class Figure(NamedTuple):
 
 
 FIGURES = (
-    Figure("matmul_peak", "peak of matrix multiplies", ("accelerator.peak_tflops",)),
-    Figure("hbm_bandwidth", "GPU memory bandwidth", ("accelerator.hbm_gb_per_s",)),
+    Figure("matmul_peak", "matmul peak", ("accelerator.peak_tflops",)),
+    Figure("hbm_bandwidth", "HBM bandwidth", ("accelerator.hbm_gb_per_s",)),
     Figure(
         "hbm_size",
-        "GPU memory size",
+        "HBM size",
         ("accelerator.memory_gib", "accelerator.usable_memory_gib"),
     ),
     Figure(
         "scale_up_bandwidth",
-        "NVLink (scale-up) bandwidth",
+        "NVLink bandwidth",
         ("scale_up.gb_per_s", "scale_up.collectives.gb_per_s"),
     ),
     Figure("nic_bandwidth", "NIC bandwidth", ("node.nic_gbit_per_s",)),
     Figure(
         "latency",
-        "latency of all links",
+        "link latency",
         (
             "fabric.latency_us",
             "fabric.step_latency_us",
