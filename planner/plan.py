@@ -7,14 +7,18 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import Any, Final, Literal, Self
+from typing import TYPE_CHECKING, Any, Final, Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from planner.errors import SpecError
+from planner.frames import frame
 from planner.specs.cluster import ClusterSpec
 from planner.specs.model import ModelSpec
 from planner.specs.workload import Workload
+
+if TYPE_CHECKING:
+    from polars import DataFrame
 
 PLAN_SCHEMA: Final = "meshwright.plan/1"
 
@@ -92,6 +96,7 @@ class Memory(PlanRecord):
 
     peak_bytes: float
     limit_bytes: float
+    budget_bytes: float | None = Field(None, description="What --max-memory leaves of the limit.")
     at_risk: bool = Field(False, description="Fits, but so close that allocators thrash.")
     host_bytes: float = Field(0.0, description="Kept in a node's own memory with offload.")
     host_limit_bytes: float | None = Field(None, description="Memory of a node; None: not known.")
@@ -225,6 +230,10 @@ class Placement(PlanRecord):
         if not found.ranks:
             raise SpecError(f"{path}: holds a placement without ranks", hint=hint)
         return found
+
+    def to_frame(self) -> DataFrame:
+        """Return a polars frame, one row a rank."""
+        return frame([rank.model_dump(mode="json") for rank in self.ranks])
 
     @property
     def hosts(self) -> list[str]:
@@ -365,6 +374,18 @@ class Plan(PlanRecord):
             return self.request
         own = work.model_copy(update={"global_batch": row.global_batch})
         return self.request.model_copy(update={"workload": own})
+
+    def to_frame(self) -> DataFrame:
+        """Return a polars frame, one row a ranked plan: layout, figures, `time_s.*`, `memory.*`."""
+        rows = [row.model_dump(mode="json") for row in self.plans]
+        kept = ("rank", "nodes", "global_batch", "feasible", "tie", "note")
+        money = ("usd_per_trillion_tokens", "mwh_per_trillion_tokens")
+        return frame(
+            [
+                {n: r[n] for n in kept} | r["layout"] | r["estimate"] | {n: r[n] for n in money}
+                for r in rows
+            ]
+        )
 
     def to_json(self) -> str:
         """Return the document that `plan --json` prints."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import re
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -34,8 +35,9 @@ FIELD_OPTIONS = {"seq_tokens": "--seq", "global_batch": "--global-batch"}
 class Asked:
     """What was typed, word for word."""
 
-    model: str
-    cluster: str
+    model: str | ModelSpec
+    """A spec as it is where a program asks, not a person."""
+    cluster: str | ClusterSpec
     seq: int | None = None
     global_batch: int | None = None
     precision: str = "bf16"
@@ -63,8 +65,8 @@ class Asked:
     sensitivity: bool = False
 
 
-def request_of(asked: Asked) -> PlanRequest:
-    """Return the request: specs loaded, defaults filled in and said on stderr.
+def request_of(asked: Asked, tell: Callable[[str], None] = say) -> PlanRequest:
+    """Return the request: specs loaded, defaults filled in and told (a person: on stderr).
 
     Raises SpecError for anything that cannot be read or contradicts itself.
     """
@@ -72,10 +74,12 @@ def request_of(asked: Asked) -> PlanRequest:
     unhealthy = options.words_of(asked.unhealthy, option="--unhealthy")
     from planner.specs.catalog import load_cluster, load_model
 
-    model, cluster = load_model(asked.model), load_cluster(asked.cluster)
+    model = load_model(asked.model) if isinstance(asked.model, str) else asked.model
+    typed = asked.cluster if isinstance(asked.cluster, str) else ""
+    cluster = load_cluster(typed) if isinstance(asked.cluster, str) else asked.cluster
     real = real_cluster(
         cluster,
-        asked.cluster,
+        typed,
         nodes_file=asked.nodes_file,
         slurm_topology=asked.slurm_topology,
         node_state=asked.node_state,
@@ -93,7 +97,7 @@ def request_of(asked: Asked) -> PlanRequest:
         batches = counts(asked.batches, option="--global-batch", doubling=True)
         asked = replace(asked, global_batch=batches[-1])
     most = max(nodes, default=cluster.nodes) * cluster.node.gpus
-    workload = workload_of(asked, model, asked.gpus or most)
+    workload = workload_of(asked, model, asked.gpus or most, tell)
     from planner.workflow import PlanRequest
 
     return PlanRequest(
@@ -121,11 +125,12 @@ def _nodes(asked: Asked, cluster: ClusterSpec) -> tuple[int, ...]:
     if asked.gpus is not None:
         raise SpecError("--nodes: does not go with --gpus", hint="leave one of them out")
     nodes = counts(asked.nodes, option="--nodes")
-    given = cluster.names_hosts or re.search(r":\d+$", asked.cluster)
+    typed = asked.cluster if isinstance(asked.cluster, str) else ""
+    given = cluster.names_hosts or not typed or re.search(r":\d+$", typed)
     if given and nodes[-1] > cluster.nodes:
         raise SpecError(
             f"--nodes: {nodes[-1]} is more than the {many(cluster.nodes, 'node')} of "
-            f"{asked.cluster}",
+            f"{typed or cluster.name}",
             hint="" if cluster.names_hosts else "leave ':N' out: --nodes says how many",
         )
     return nodes
@@ -140,8 +145,10 @@ def _with_nodes(asked: Asked, cluster: ClusterSpec, nodes: int) -> ClusterSpec:
     return resized(cluster, nodes)
 
 
-def workload_of(asked: Asked, model: ModelSpec, gpus: int) -> Workload:
-    """Return the workload; a sequence length or batch left out is chosen and said.
+def workload_of(
+    asked: Asked, model: ModelSpec, gpus: int, tell: Callable[[str], None] = say
+) -> Workload:
+    """Return the workload; a sequence length or batch left out is chosen and told.
 
     Raises SpecError naming the option whose value is refused.
     """
@@ -178,8 +185,9 @@ def workload_of(asked: Asked, model: ModelSpec, gpus: int) -> Workload:
         raise _refused(error) from error
     _refuse_expert_options(asked, model)
     _refuse_modules(workload, model)
+    _refuse_layers(workload, model)
     if chosen:
-        say(f"defaults taken: {', '.join(chosen)}")
+        tell(f"defaults taken: {', '.join(chosen)}")
     return workload
 
 
@@ -210,6 +218,15 @@ def _refuse_modules(workload: Workload, model: ModelSpec) -> None:
         raise SpecError(
             f"--recompute-modules: {model.name} has no {', '.join(strange)}",
             hint="core_attn and layernorm are in every model",
+        )
+
+
+def _refuse_layers(workload: Workload, model: ModelSpec) -> None:
+    """Raise SpecError where more layers are to be recomputed than the model has."""
+    if workload.recompute_layers > model.layers:
+        raise SpecError(
+            f"--recompute-layers: {workload.recompute_layers} is more than the {model.layers} "
+            f"layers of {model.name}"
         )
 
 

@@ -137,7 +137,7 @@ def _found(
 
     def other(target: str) -> Plan:
         tell(f"planning for {target}")
-        instead = workflow.plan_for_target(request, target)
+        instead = workflow.plan_for_target(workflow.narrowed(request, found), target)
         best = instead.best
         swaps.append(
             f"the {target} bundle has the best layout that {target} can run, by its own stack's "

@@ -6,13 +6,14 @@ from planner.workflow.placing import place
 from planner.workflow.planning import plan
 from planner.workflow.request import PlanRequest
 from planner.workflow.simulating import SimulationRequest, simulate
-from planner.workflow.targets import plan_for_target
+from planner.workflow.targets import narrowed, plan_for_target
 
 __all__ = [
     "PlanRequest",
     "SimulationRequest",
     "check",
     "explain",
+    "narrowed",
     "place",
     "plan",
     "plan_for_target",

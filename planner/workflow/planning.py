@@ -19,6 +19,7 @@ from planner.workflow.searching import search, usable_gpus
 from planner.workflow.sensitivity import sensitivity
 from planner.workflow.sizing import looked_at, sizes_told
 from planner.workflow.spots import placed_layout
+from planner.workflow.unused import unused
 
 __all__ = [
     "NEAR_TIE",
@@ -70,6 +71,7 @@ def plan(request: PlanRequest, *, progress: Progress = quiet) -> Plan:
             *best.notes,
             *remarks(best, plans, jobs),
             *on_real_stacks(won, first),
+            *unused(won.workload, plans[0].layout, plans[0].stage_layers),
         ],
         timing={
             "search_s": searched - started,

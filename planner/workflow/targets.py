@@ -8,8 +8,12 @@ import numpy as np
 
 from planner.emit import emitter_named
 from planner.errors import InfeasibleError
+from planner.objectives import Job
 from planner.plan import Plan, Request
 from planner.rank import Ranking
+from planner.units import seconds
+from planner.workflow.choosing import aimed
+from planner.workflow.pricing import priced
 from planner.workflow.request import PlanRequest, quiet
 from planner.workflow.rows import search_record, shown
 from planner.workflow.searching import nothing_fits, search, with_offload
@@ -25,23 +29,44 @@ def plan_for_target(request: PlanRequest, target: str) -> Plan:
     emitter = emitter_named(target)
     workload = request.workload.model_copy(update={"stack": emitter.stack})
     own = replace(request, workload=workload)
-    ranking, notes = with_offload(own, *search(own, quiet))
+    whole, notes = with_offload(own, *search(own, quiet))
+    ranking = aimed(whole, own.aim, Job(whole.gpus, workload.tokens))
     why: list[str] = []
     for row in _varied(ranking):
         first = shown(own, ranking, row, 1)
         draft = Plan(
             request=Request(model=own.model, cluster=own.cluster, workload=workload),
-            search=search_record(ranking),
-            plans=[first],
+            search=search_record(whole),
+            plans=[priced(first, own)],
             notes=notes,
         )
         why = emitter.unsupported(draft)
         if not why:
             placement = placed_layout(own, first.layout)
             return draft.model_copy(update={"placement": placement})
+    if not whole.feasible:
+        raise nothing_fits(own, whole)
     if not ranking.feasible:
-        raise nothing_fits(own, ranking)
+        raise InfeasibleError(
+            f"no layout for {target} meets the limits; its fastest takes "
+            f"{seconds(float(whole.step_s[0]))} a step"
+        )
     raise InfeasibleError(f"{target} cannot express any layout that fits: {'; '.join(why)}")
+
+
+def narrowed(request: PlanRequest, found: Plan) -> PlanRequest:
+    """Return the request with nothing left open: the nodes and the batch that a plan has chosen."""
+    if not found.sizes:
+        return request
+    own = found.request
+    return replace(
+        request,
+        cluster=own.cluster,
+        workload=own.workload,
+        gpus=found.best.layout.gpus,
+        nodes=(),
+        batches=(),
+    )
 
 
 def _varied(ranking: Ranking) -> list[int]:
