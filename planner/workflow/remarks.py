@@ -75,7 +75,10 @@ def _aim(best: Looked) -> list[str]:
             "that energy follows GPU-seconds; without hosts, network and cooling"
         )
     if aim.limited and not best.request.nodes:
-        told.append(f"{best.within:,} of {best.search.feasible:,} layouts that fit meet the limits")
+        told.append(
+            f"{best.within:,} of {best.search.feasible:,} layouts that fit meet the limits; those "
+            "whose pipeline was not run are held to them by their closed form"
+        )
     return told
 
 
