@@ -13,6 +13,7 @@ import contextlib
 import io
 import os
 import re
+import runpy
 import shlex
 import sys
 from collections.abc import Callable, Iterable, Sequence
@@ -29,6 +30,7 @@ from planner.estimate import communication, compute, muon, optimizer, params, st
 from planner.estimate import experts as routing
 from planner.estimate.record import MEMORY_MODULES, TERMS
 from planner.layouts.rules import RULES
+from planner.objectives import FORMULAS
 from planner.specs.catalog import (
     accelerator_names,
     cluster_names,
@@ -42,7 +44,10 @@ from planner.specs.stack import STACKS
 from planner.units import count
 
 ROOT = Path(__file__).resolve().parents[1]
-PAGES = ("README.md", "docs/cli.md", "docs/model.md", "docs/specs.md", "docs/rules.md")
+PAGES = (
+    *("README.md", "docs/cli.md", "docs/model.md", "docs/specs.md", "docs/rules.md"),
+    *("docs/library.md", "docs/objectives.md"),
+)
 BLOCK = re.compile(r"(<!-- generated: (?P<name>[^>]+?) -->\n).*?(<!-- end -->)", re.DOTALL)
 SYMBOLS = {"<": "\\<", "|": "\\|", "*": "\\*", "_": "\\_"}
 
@@ -88,6 +93,24 @@ def printed(line: str) -> str:
 def console(line: str) -> str:
     """Return a command and its output as a fenced block."""
     return f"```console\n$ {line}\n{printed(line)}\n```"
+
+
+def script(name: str) -> str:
+    """Return a script of docs/examples and what it prints."""
+    path = ROOT / "docs/examples" / name
+    out = io.StringIO()
+    with contextlib.redirect_stdout(out):
+        runpy.run_path(str(path))
+    return f"```python\n{path.read_text(encoding='utf-8')}```\n\n```text\n{out.getvalue()}```"
+
+
+def objectives() -> str:
+    """Return what a plan may be chosen for, and how that is counted."""
+    rows = [
+        (code(name.value), plain(f.unit), code(f.text), plain(str(f.source or "")))
+        for name, f in FORMULAS.items()
+    ]
+    return table(("objective", "unit", "counted as", "source"), rows)
 
 
 def command_paths() -> list[str]:
@@ -203,6 +226,7 @@ def targets() -> str:
 
 BLOCKS: dict[str, Callable[[], str]] = {
     "help": helps,
+    "objectives": objectives,
     "rules": rules,
     "targets": targets,
     "stacks": stacks,
@@ -219,7 +243,9 @@ BLOCKS: dict[str, Callable[[], str]] = {
 
 
 def block(name: str) -> str:
-    """Return a block's text by its name: one of BLOCKS, or `output of COMMAND`."""
+    """Return a block's text by its name: one of BLOCKS, `output of COMMAND`, `script FILE`."""
+    if name.startswith("script "):
+        return script(name.removeprefix("script "))
     if name.startswith("output of "):
         return console(name.removeprefix("output of "))
     return BLOCKS[name]()
