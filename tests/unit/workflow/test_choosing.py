@@ -264,6 +264,13 @@ def test_where_no_size_has_a_layout_that_fits_the_largest_are_told():
         plan(request("llama-3.1-405b", nodes=(1, 2), fix={**SMALL, "offload": "none"}))
 
 
+def test_a_cluster_without_a_network_cannot_grow():
+    lone = load_cluster("dgx-h100:1")
+    node = lone.node.model_copy(update={"nics": 0})
+    with pytest.raises(SpecError, match="dgx-h100 cannot have 2 nodes"):
+        plan(replace(request(nodes=(1, 2)), cluster=lone.model_copy(update={"node": node})))
+
+
 def test_too_many_jobs_are_refused():
     with pytest.raises(SpecError, match="more than the 4,096 jobs"):
         plan(request(nodes=tuple(range(1, 101)), batches=tuple(range(64, 164))))
