@@ -41,6 +41,11 @@ class Looked:
     """Layouts that fit and meet the limits."""
 
     @property
+    def meets(self) -> int:
+        """Return how many of the rows that are kept meet the limits."""
+        return len(self.ranking.layouts)
+
+    @property
     def job(self) -> Job:
         """Return the GPUs and the tokens of a step."""
         return Job(self.ranking.gpus, self.request.workload.tokens)

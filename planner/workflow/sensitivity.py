@@ -106,7 +106,7 @@ def _case(
     )
     ranking = rank(other.context, gpus, parse_fix(request.fix))
     best = aimed(ranking, request.aim, Job(gpus, request.workload.tokens))
-    if not best.feasible:
+    if not len(best.layouts):
         return told
     first = layout_record(best.layouts, 0)
     return told.model_copy(

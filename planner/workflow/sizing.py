@@ -126,7 +126,7 @@ def sizes_told(jobs: Jobs, found: Sequence[Looked]) -> list[Size]:
 def _told(size: Size, one: Looked | None) -> Size:
     if one is None:
         return size
-    if not one.ranking.feasible:
+    if not one.meets:
         aim = one.request.aim
         most = seconds(allowed_step_s(aim, one.job))
         reason = f"over the limits: {seconds(one.fastest_s)} a step at best, {most} are allowed"
@@ -161,7 +161,7 @@ def _fewer_do(job: PlanRequest, found: list[Looked]) -> bool:
     """Return whether the fewest GPUs are asked for, and fewer than this job's will do."""
     if job.aim.objective is not Objective.GPUS:
         return False
-    return any(one.ranking.feasible and one.job.gpus < (job.gpus or 0) for one in found)
+    return any(one.meets and one.job.gpus < (job.gpus or 0) for one in found)
 
 
 def _one(job: PlanRequest, *, offload: bool, last: bool) -> tuple[Looked | None, Size]:
@@ -205,7 +205,7 @@ def _looked(request: PlanRequest, ranking: Ranking, notes: list[str]) -> Looked:
         fastest_s=float(ranking.step_s[0]),
         front=envelope(ranking),
         notes=tuple(notes),
-        within=best.feasible,
+        within=len(best.layouts) if request.aim.limited else ranking.feasible,
     )
 
 

@@ -46,7 +46,7 @@ def plan_for_target(request: PlanRequest, target: str) -> Plan:
             return draft.model_copy(update={"placement": placement})
     if not whole.feasible:
         raise nothing_fits(own, whole)
-    if not ranking.feasible:
+    if not len(ranking.layouts):
         raise InfeasibleError(
             f"no layout for {target} meets the limits; its fastest takes "
             f"{seconds(float(whole.step_s[0]))} a step"
