@@ -13,7 +13,9 @@ from planner.layouts.table import NAMES, Layouts
 from planner.plan import Layout
 from planner.rank import Ranking, rank
 from planner.units import gib
-from planner.workflow.planning import PlanRequest, layout_record, plain, search, usable_gpus
+from planner.workflow.request import PlanRequest
+from planner.workflow.rows import layout_record, plain
+from planner.workflow.searching import search, usable_gpus
 
 DEGREES = ("tp", "pp", "cp", "dp")
 
