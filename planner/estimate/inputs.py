@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -83,6 +84,10 @@ class Flows:
     rings: FloatArray
     sends: FloatArray
     experts: FloatArray
+
+    def take(self, rows: Any) -> Flows:
+        """Return the rows that an index, a slice or a mask picks."""
+        return Flows(self.rings[rows], self.sends[rows], self.experts[rows])
 
 
 class Inputs:

@@ -1,8 +1,8 @@
 """Fastest: every order of filling leafs, scored in seconds, against a bound that no map beats.
 
-The bound is the step without contention. Where an order meets it (most non-blocking fabrics, and
-2:1 ones with the right window) it is proved best; elsewhere the gap says how far that is from
-proved.
+The bound is the step with what the uplinks carry at the least (`planner.place.bound`). Where an
+order meets it (on most fabrics, also narrow ones) it is proved best; elsewhere the gap says how far
+that is from proved.
 """
 
 from __future__ import annotations
@@ -67,8 +67,7 @@ def scored(
     if cells:
         best = _best_windows(found, times[len(named) :])
         out += [
-            Scored(order.words(cells.grid.stages), _nodes(cells, order), lost, time)
-            for order, lost, time in best
+            Scored(order.words(), _nodes(cells, order), lost, time) for order, lost, time in best
         ]
     return out
 
@@ -125,11 +124,11 @@ def _best_windows(
     found: list[tuple[Order, Load, int]], times: list[float]
 ) -> list[tuple[Order, int, float]]:
     """Return the best order of each window, widest first."""
-    best: dict[int, tuple[Order, int, float]] = {}
+    best: dict[tuple[int, ...], tuple[Order, int, float]] = {}
     for (order, _, lost), time in zip(found, times, strict=True):
-        kept = best.get(order.window)
+        kept = best.get(order.widths)
         if kept is None or (time, lost) < (kept[2], kept[1]):
-            best[order.window] = (order, lost, time)
+            best[order.widths] = (order, lost, time)
     return list(best.values())
 
 

@@ -8,6 +8,7 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
+from planner.place.bound import least_loads
 from planner.place.cells import Grid, block_sizes, grid_of, ranks_per_node
 from planner.place.certificate import Choice, Rule, certificate
 from planner.place.check import check_placement
@@ -144,11 +145,19 @@ def _chosen(
         nodes=best.nodes,
         question="least-step-time" if pipelines == "fastest" else "fewest-splits",
         seconds=best.seconds,
-        bound_s=min(clock.bound(), best.seconds),
+        bound_s=min(_bound(job, clock), best.seconds),
         orders=order_times(all_scored),
         baseline={"step_time_s": all_scored[1].seconds},
         notes=remarks(clock, open_to, best),
     )
+
+
+def _bound(job: _Job, clock: Clock) -> float:
+    """Return a step time that no map on the usable nodes beats."""
+    if not clock.contended:
+        return clock.bound()
+    switches = (job.tree.leaf[job.usable], job.tree.pod[job.usable])
+    return clock.bound(least_loads(job.layout, job.ranks, switches))
 
 
 def _least_moved(
