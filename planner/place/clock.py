@@ -16,6 +16,12 @@ from planner.layouts.rules import Context
 from planner.layouts.table import Layouts
 from planner.place.traffic import TIERS, Load, flows_of
 from planner.plan import Layout
+from planner.specs.cluster import ClusterSpec
+
+
+def contended(cluster: ClusterSpec) -> bool:
+    """Return whether a map can matter: some uplink carries less than the NICs below it."""
+    return any(ways > 1 for _, ways in uplinks(cluster)[:TIERS])
 
 
 @dataclass(frozen=True)
@@ -34,8 +40,8 @@ class Clock:
 
     @property
     def contended(self) -> bool:
-        """Return whether a map can matter: some uplink carries less than the NICs below it."""
-        return any(ways > 1 for _, ways in uplinks(self.context.cluster)[:TIERS])
+        """Return whether a map can matter on its cluster."""
+        return contended(self.context.cluster)
 
     @property
     def near(self) -> int:

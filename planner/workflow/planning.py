@@ -25,6 +25,7 @@ from planner.specs.cluster import ClusterSpec
 from planner.specs.model import ModelSpec
 from planner.specs.workload import Workload
 from planner.units import gib, seconds
+from planner.workflow.on_fabric import on_fabric
 
 NEAR_TIE = 0.03
 """Step times this close are within the estimate's own error: reports call them a tie."""
@@ -72,6 +73,7 @@ def plan(request: PlanRequest, *, progress: Progress = _quiet) -> Plan:
     if not ranking.feasible:
         raise nothing_fits(request, ranking)
     ranking = settle(request.context, ranking, request.top)
+    ranking, placed_notes = on_fabric(request, ranking, request.top)
     searched = time.perf_counter()
     rows = ranking.best_of_each_shape(request.top)
     plans = [shown(request, ranking, int(row), i + 1) for i, row in enumerate(rows)]
@@ -87,6 +89,7 @@ def plan(request: PlanRequest, *, progress: Progress = _quiet) -> Plan:
         notes=[
             *request.notes,
             *notes,
+            *placed_notes,
             *_remarks(ranking, plans, request.workload),
             *_on_real_stacks(request, ranking.layouts.take([0])),
         ],
@@ -384,6 +387,7 @@ def plan_for_target(request: PlanRequest, target: str) -> Plan:
     workload = request.workload.model_copy(update={"stack": emitter.stack})
     own = replace(request, workload=workload)
     ranking, notes = with_offload(own, *search(own, _quiet))
+    ranking, _ = on_fabric(own, ranking, 1)
     why: list[str] = []
     for row in _varied(ranking):
         first = shown(own, ranking, row, 1)
