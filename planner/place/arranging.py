@@ -31,6 +31,8 @@ class Job:
     tree: Tree
     ranks: int
     usable: IntArray
+    thinned: bool = False
+    """Whether nodes run fewer ranks than they could if enough of them were whole."""
 
     @property
     def nodes(self) -> int:
@@ -65,14 +67,21 @@ def job_of(
     *,
     busy: Sequence[str] = (),
     tree: Tree | None = None,
+    ranks_before: int | None = None,
 ) -> Job:
-    """Return the job; raises InfeasibleError where too few nodes have enough healthy GPUs."""
-    ranks = ranks_per_node(cluster, layout)
-    usable = free.with_gpus(ranks)
-    needed = layout.gpus // ranks
-    if needed > len(usable):
-        raise too_few_nodes(cluster, layout, ranks, free, busy)
-    return Job(cluster, layout, free, tree or Tree.of(cluster), ranks, usable)
+    """Return the job; raises InfeasibleError where too few nodes have enough healthy GPUs.
+
+    Nodes run as many ranks as they can, or as they did before.
+    """
+    counts = ranks_per_node(cluster, layout)
+    tree = tree or Tree.of(cluster)
+    if ranks_before in counts:
+        counts = [ranks_before]
+    for ranks in counts:
+        usable = free.with_gpus(ranks)
+        if layout.gpus // ranks <= len(usable):
+            return Job(cluster, layout, free, tree, ranks, usable, ranks < counts[0])
+    raise too_few_nodes(cluster, layout, counts[0], free, busy)
 
 
 def arranged(job: Job, *, keep: bool) -> Map:
@@ -169,13 +178,24 @@ def _grid_notes(grid: Grid, rooms: dict[int, int], cuts: int) -> tuple[str, ...]
 def notes_of(job: Job) -> list[str]:
     """Return what to say of nodes that are not used, or not in full."""
     notes = []
-    if job.ranks < min(job.cluster.node.gpus, job.layout.gpus):
+    if job.thinned:
+        notes.append(_thinned(job))
+    elif job.ranks < min(job.cluster.node.gpus, job.layout.gpus):
         notes.append(uneven(job.cluster, job.layout, job.ranks))
     if left_out := job.cluster.nodes - len(job.usable):
         notes.append(f"{many(left_out, 'node')} with fewer than {job.ranks} healthy GPUs left out")
     if spare := len(job.usable) - job.nodes:
         notes.append(many(spare, "spare node"))
     return notes
+
+
+def _thinned(job: Job) -> str:
+    most = ranks_per_node(job.cluster, job.layout)[0]
+    whole, needed = len(job.free.with_gpus(most)), job.layout.gpus // most
+    return (
+        f"{whole:,} nodes have {most} healthy GPUs, {needed:,} would be needed: {job.ranks} ranks "
+        f"each on {many(job.nodes, 'node')}"
+    )
 
 
 def _loosened(job: Job, wished: int) -> str:

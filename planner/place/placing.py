@@ -64,11 +64,12 @@ def place(
 
     Raises SpecError for unknown hosts, and InfeasibleError when there are too few nodes.
     """
-    job = job_of(cluster, layout, free_nodes(cluster, unhealthy), busy=busy)
+    before = moved_from.gpus_per_node if moved_from else None
+    free = free_nodes(cluster, unhealthy)
+    job = job_of(cluster, layout, free, busy=busy, ranks_before=before)
     found = arranged(job, keep=keep_ep_in_domain)
     by_name = hostname_order(job)
     choice = _chosen(job, found, by_name, clock, pipelines)
-    free = job.free
     if moved_from is not None:
         choice, free = _least_moved(job, choice, moved_from, clock)
     spans, named = job.spans(choice.nodes), job.spans(by_name)

@@ -77,7 +77,7 @@ def _fits(cluster: ClusterSpec, layout: Layout, free: FreeNodes, tp: int) -> int
     other = layout.model_copy(update={"tp": tp, "etp": min(layout.etp, tp)})
     if tp * layout.cp * layout.dp % (other.ep * other.etp):
         return 0
-    ranks = ranks_per_node(cluster, other)
+    ranks = ranks_per_node(cluster, other)[0]
     needed = other.gpus // ranks
     return needed if needed <= len(free.with_gpus(ranks)) else 0
 

@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 from planner.errors import InfeasibleError
 from planner.estimate.bounds import least_step_s, whole_layers_s
 from planner.estimate.inputs import FloatArray, Inputs
-from planner.estimate.leading import EACH, MOST_TO_RUN
+from planner.estimate.leading import EACH
 from planner.estimate.running import Judged, actions_of, judge, loaded
 from planner.layouts.rules import Context
 from planner.layouts.table import IntArray, Layouts
@@ -32,6 +32,8 @@ if TYPE_CHECKING:
 
 MOST_SHAPES = 96
 """Shapes that are placed for one plan; what is left stays behind the best, and that is said."""
+MOST_TO_RUN = 1_500_000
+"""Actions run for them, one or two seconds."""
 AT_ONCE = 8
 """Layouts of a shape whose pipelines are run together, lowest bound first."""
 SAID = 0.0005
@@ -41,15 +43,29 @@ SAID = 0.0005
 def on_fabric(request: PlanRequest, ranking: Ranking, top: int) -> tuple[Ranking, list[str]]:
     """Return the ranking with the leading layouts placed by the request's rule, and what to say.
 
-    Where no uplink is narrower than the NICs below it, every map takes the estimated time and
-    nothing changes. Raises InfeasibleError where none of the leading layouts can be placed.
+    Where no uplink is narrower than the NICs below it, every map takes the estimated time: then
+    only layouts without room fall out. Raises InfeasibleError where nothing can be placed.
     """
-    if not ranking.feasible or not contended(request.cluster):
+    if not ranking.feasible:
         return ranking, []
+    if not contended(request.cluster):
+        return _with_room(request, ranking), []
     board = _Board.of(request, ranking)
     left = _find_best(board)
     order = _shown_too(board, top)
     return board.ranking_in(order), _remarks(board, int(order[0]), left)
+
+
+def _with_room(request: PlanRequest, ranking: Ranking) -> Ranking:
+    """Return the ranking without leading layouts whose tensor groups find no scale-up domain."""
+    if request.cluster.domain_nodes == 1:
+        return ranking
+    least, none = ranking.step_s, np.zeros(ranking.feasible, dtype=np.bool_)
+    board = _Board(request, ranking, request.context, least, least, none)
+    while not _loads(board, int(board.order()[0])):
+        if none.all():
+            raise board.refusal or InfeasibleError("no layout can be placed")
+    return board.ranking_in(board.order()) if none.any() else ranking
 
 
 @dataclass
@@ -163,21 +179,23 @@ def _place_like(board: _Board, row: int) -> None:
         return
     rows = np.flatnonzero(board.like(row))
     rows = rows[(board.least_s[rows] < board.best_s) & ~np.isfinite(board.placed_s[rows])]
-    each = len(loads)
-    x = Inputs(
-        *board.request.context,
-        board.layouts(np.repeat(rows, each)),
-        flows=flows_of(loads * len(rows)),
-    )
-    least = least_step_s(x).reshape(-1, each).min(axis=1)
-    board.least_s[rows] = np.maximum(board.least_s[rows], least)
-    rows = rows[np.argsort(board.least_s[rows], kind="stable")]
+    least = _least_s(board, rows, loads)
+    board.least_s[rows] = np.maximum(board.least_s[rows], least.min(axis=1))
+    order = np.argsort(board.least_s[rows], kind="stable")
     for start in range(0, len(rows), AT_ONCE):
-        some = rows[start : start + AT_ONCE]
-        some = some[board.least_s[some] < board.best_s]
+        some = order[start : start + AT_ONCE]
+        some = some[board.least_s[rows[some]] < board.best_s]
         if not len(some) or board.actions_left < 0:
             return
-        _run(board, some, loads)
+        _run(board, rows[some], loads, least[some])
+
+
+def _least_s(board: _Board, rows: IntArray, loads: Sequence[Load]) -> FloatArray:
+    """Return a lower bound for each of `rows` under each of `loads`."""
+    layouts = board.layouts(np.repeat(rows, len(loads)))
+    flows = flows_of([*loads] * len(rows))
+    bound: FloatArray = whole_layers_s(Inputs(*board.request.context, layouts, flows=flows))
+    return bound.reshape(len(rows), len(loads))
 
 
 def _loads(board: _Board, row: int) -> list[Load]:
@@ -196,20 +214,30 @@ def _loads(board: _Board, row: int) -> list[Load]:
     return board.loads[key]
 
 
-def _run(board: _Board, rows: IntArray, loads: Sequence[Load]) -> None:
-    """Run the pipelines of `rows` on each of their maps and keep the best."""
-    each, context = len(loads), board.request.context
+def _run(board: _Board, rows: IntArray, loads: Sequence[Load], least_s: FloatArray) -> None:
+    """Run the pipelines of `rows` on their maps and keep the best; `least_s` is [row, load].
+
+    The map with the least bound comes first; others whose bound is above what it took need not run.
+    """
     known = {row: board.ranking.leaders.judged.get(row) for row in rows.tolist()}
     unknown = [row for row, one in known.items() if one is None]
     if unknown:
-        known |= dict(zip(unknown, judge(context, board.layouts(unknown)), strict=True))
-    own = [one for one in known.values() if one is not None for _ in range(each)]
-    flows = flows_of([*loads] * len(rows))
-    timed = loaded(context, board.layouts(np.repeat(rows, each)), own, flows)
-    for n, row in enumerate(rows.tolist()):
-        best = min(timed[n * each : (n + 1) * each], key=lambda one: one.step_s)
-        board.judged[row], board.placed_s[row] = best, best.step_s
-    board.actions_left -= int((actions_of(board.layouts(rows)) + EACH).sum())
+        found = judge(board.request.context, board.layouts(unknown))
+        known |= dict(zip(unknown, found, strict=True))
+    first = least_s.argmin(axis=1)
+    pairs = list(zip(range(len(rows)), first.tolist(), strict=True))
+    while pairs:
+        picked = rows[[n for n, _ in pairs]]
+        own = [one for row in picked.tolist() if (one := known[row]) is not None]
+        flows = flows_of([loads[k] for _, k in pairs])
+        timed = loaded(board.request.context, board.layouts(picked), own, flows)
+        for row, one in zip(picked.tolist(), timed, strict=True):
+            if one.step_s < board.placed_s[row]:
+                board.judged[row], board.placed_s[row] = one, one.step_s
+        board.actions_left -= int((actions_of(board.layouts(picked)) + EACH).sum())
+        least_s[tuple(zip(*pairs, strict=True))] = np.inf
+        left = least_s < board.placed_s[rows][:, None]
+        pairs = [(n, int(least_s[n].argmin())) for n in np.flatnonzero(left.any(axis=1)).tolist()]
 
 
 def _shown_too(board: _Board, top: int) -> IntArray:
@@ -225,7 +253,8 @@ def _shown_too(board: _Board, top: int) -> IntArray:
         waiting = [row for row in shown if row not in board.judged]
         for row in waiting:
             if loads := _loads(board, row):
-                _run(board, np.array([row]), loads)
+                one = np.array([row])
+                _run(board, one, loads, _least_s(board, one, loads))
         if not waiting:
             break
     return board.order()
@@ -237,7 +266,8 @@ def _remarks(board: _Board, best: int, left: int) -> list[str]:
     fabric = f"this {Clock(request.context, _layout(board, best)).fabric()} fabric"
     said = f"{many(len(board.judged), 'layout')} placed on {fabric}"
     if left:
-        told = [f"{said}; {left:,} more might be faster, by their lower bounds"]
+        most = 1 - board.least_s[board.might_win()].min() / board.best_s
+        told = [f"{said}; {left:,} more might be up to {most:.1%} faster, by their lower bounds"]
     else:
         told = [f"{said}: no other can be faster there, by its lower bound"]
     took = board.placed_s[0]
