@@ -47,6 +47,7 @@ class Asked:
     fix: str = ""
     top: int = 10
     unhealthy: str | None = None
+    slow: str | None = None
     gpus: int | None = None
     nodes_file: Path | None = None
     slurm_topology: Path | None = None
@@ -61,6 +62,7 @@ def request_of(asked: Asked) -> PlanRequest:
     """
     fix = options.fields_of(asked.fix, option="--fix")
     unhealthy = options.words_of(asked.unhealthy, option="--unhealthy")
+    slow = options.words_of(asked.slow, option="--slow")
     from planner.specs.catalog import load_cluster, load_model
 
     model, cluster = load_model(asked.model), load_cluster(asked.cluster)
@@ -86,9 +88,10 @@ def request_of(asked: Asked) -> PlanRequest:
         workload=workload,
         fix=fix,
         top=asked.top,
-        unhealthy=(*unhealthy, *real.avoid),
+        unhealthy=(*unhealthy, *slow, *real.avoid),
         gpus=asked.gpus,
         busy=real.busy,
+        slow=tuple(slow),
         pipelines=options.rule_of(asked.pipelines),
         notes=real.notes,
     )

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
+from types import MappingProxyType
 
 import numpy as np
 
@@ -65,13 +66,14 @@ def job_of(
     layout: Layout,
     free: FreeNodes,
     *,
-    busy: Sequence[str] = (),
+    others: Mapping[str, str] = MappingProxyType({}),
     tree: Tree | None = None,
     ranks_before: int | None = None,
 ) -> Job:
     """Return the job; raises InfeasibleError where too few nodes have enough healthy GPUs.
 
-    Nodes run as many ranks as they can, or as they did before.
+    Nodes run as many ranks as they can, or as they did before. `others` says of nodes that are
+    avoided why, where they are not unhealthy.
     """
     counts = ranks_per_node(cluster, layout)
     tree = tree or Tree.of(cluster)
@@ -81,7 +83,7 @@ def job_of(
         usable = free.with_gpus(ranks)
         if layout.gpus // ranks <= len(usable):
             return Job(cluster, layout, free, tree, ranks, usable, ranks < counts[0])
-    raise too_few_nodes(cluster, layout, counts[0], free, busy)
+    raise too_few_nodes(cluster, layout, counts[0], free, others)
 
 
 def arranged(job: Job, *, keep: bool) -> Map:
@@ -193,8 +195,8 @@ def _thinned(job: Job) -> str:
     most = ranks_per_node(job.cluster, job.layout)[0]
     whole, needed = len(job.free.with_gpus(most)), job.layout.gpus // most
     return (
-        f"{whole:,} nodes have {most} healthy GPUs, {needed:,} would be needed: {job.ranks} ranks "
-        f"each on {many(job.nodes, 'node')}"
+        f"only {many(whole, 'node')} with {most} healthy GPUs, {needed:,} would be needed: "
+        f"{job.ranks} ranks each on {many(job.nodes, 'node')}"
     )
 
 

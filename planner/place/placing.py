@@ -31,7 +31,7 @@ from planner.place.moving import (
     on_old_gpus,
     with_spares,
 )
-from planner.place.relax import many
+from planner.place.relax import kinds_of, many
 from planner.place.traffic import Load
 from planner.place.tree import Tree
 from planner.plan import Layout, Placement
@@ -45,6 +45,7 @@ def place(
     unhealthy: Sequence[str] = (),
     keep_ep_in_domain: bool = True,
     busy: Sequence[str] = (),
+    slow: Sequence[str] = (),
     clock: Clock | None = None,
     pipelines: Rule = "under-leaf",
     moved_from: Placement | None = None,
@@ -59,14 +60,14 @@ def place(
     expresses the map. A tensor-parallel group stays inside a node, or a scale-up domain where that
     is larger; with `keep_ep_in_domain` context and expert groups that fit into such a domain stay
     inside one too, where there is room. The ranks that hold one stage of a pipeline share a leaf.
-    `unhealthy` is read as by `free_nodes`; `busy` says which of it other jobs hold, for the
-    advice when there are too few nodes.
+    `unhealthy` is read as by `free_nodes`; `busy` says which of it other jobs hold, and `slow` what
+    only is slow, for the advice when there are too few nodes.
 
     Raises SpecError for unknown hosts, and InfeasibleError when there are too few nodes.
     """
     before = moved_from.gpus_per_node if moved_from else None
     free = free_nodes(cluster, unhealthy)
-    job = job_of(cluster, layout, free, busy=busy, ranks_before=before)
+    job = job_of(cluster, layout, free, others=kinds_of(cluster, busy, slow), ranks_before=before)
     found = arranged(job, keep=keep_ep_in_domain)
     by_name = hostname_order(job)
     choice = _chosen(job, found, by_name, clock, pipelines)

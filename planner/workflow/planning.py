@@ -48,6 +48,8 @@ class PlanRequest:
     gpus: int | None = None
     busy: tuple[str, ...] = ()
     """Of `unhealthy`, the hosts that are only busy with other jobs."""
+    slow: tuple[str, ...] = ()
+    """Of `unhealthy`, what works but is slow."""
     pipelines: Rule = "under-leaf"
     notes: tuple[str, ...] = ()
     """What was found out about the cluster while it was read."""
@@ -110,6 +112,7 @@ def placed_layout(
         layout,
         unhealthy=request.unhealthy,
         busy=request.busy,
+        slow=request.slow,
         clock=Clock(request.context, layout),
         pipelines=request.pipelines,
         moved_from=moved_from,
