@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -75,6 +76,10 @@ class Flows:
     rings: FloatArray
     sends: FloatArray
     experts: FloatArray
+
+    def take(self, rows: Any) -> Flows:
+        """Return the rows that an index, a slice or a mask picks."""
+        return Flows(self.rings[rows], self.sends[rows], self.experts[rows])
 
 
 @dataclass(frozen=True)
