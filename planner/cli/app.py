@@ -15,6 +15,7 @@ import typer
 
 from planner import __version__
 from planner.cli import (
+    calibrate,
     emit,
     explain,
     gradient_sync,
@@ -61,6 +62,9 @@ app.command(
 app.command(
     "validate", short_help="Predict published runs; errors by source.", epilog=validate.EXAMPLES
 )(validate.validate)
+app.command(
+    "calibrate", short_help="Fit a cluster to your measurements.", epilog=calibrate.EXAMPLES
+)(calibrate.calibrate)
 app.command("gradient-sync", epilog=gradient_sync.EXAMPLES)(gradient_sync.gradient_sync)
 app.add_typer(
     specs.app,
