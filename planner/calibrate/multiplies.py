@@ -27,8 +27,9 @@ NUMBERS: dict[str, tuple[str, float, float]] = {
 }
 """Number -> unit, width of its prior, most."""
 LAUNCH_S, LAUNCHES = 15e-6, 2.5
-"""A table whose shortest time is longer than this was timed launch by launch: what is within so
-many times the shortest says how fast a host launches, and nothing of multiplies in training."""
+"""A table whose shortest time is longer than this, for a multiply that should take half of it at
+most, was timed launch by launch: what is within so many times the shortest says how fast a host
+launches, and nothing of multiplies in training."""
 SHOWN = 3
 
 
@@ -41,16 +42,17 @@ def fit_multiplies(
         mine = [row for row in rows if row.precision in kinds]
         if not mine:
             continue
-        mine, launched = _without_launches(mine)
+        if getattr(cluster.accelerator, field) is None:
+            name = cluster.accelerator.name
+            found.warnings.append(f"{file}: {name} has no {field} figures: fp8 rows left out")
+            continue
+        mine, launched = _without_launches(cluster, field, mine)
         if launched:
             found.facts.append(
                 f"{file}: {launched} multiplies as short as launching them takes are left out, "
                 "and t0_us stays"
             )
-        if getattr(cluster.accelerator, field) is None:
-            name = cluster.accelerator.name
-            found.warnings.append(f"{file}: {name} has no {field} figures: fp8 rows left out")
-        elif len(mine) < FEWEST:
+        if len(mine) < FEWEST:
             found.warnings.append(
                 f"{file}: {len(mine)} multiplies in {' or '.join(kinds)} where {FEWEST} are "
                 "needed: left out"
@@ -61,10 +63,13 @@ def fit_multiplies(
     return found, cluster
 
 
-def _without_launches(rows: Sequence[Multiply]) -> tuple[list[Multiply], int]:
+def _without_launches(
+    cluster: ClusterSpec, field: str, rows: Sequence[Multiply]
+) -> tuple[list[Multiply], int]:
     """Return the multiplies that take longer than launching them, and how many do not."""
-    least = min(row.seconds for row in rows)
-    if least <= LAUNCH_S:
+    shortest = min(rows, key=lambda row: row.seconds)
+    least = shortest.seconds
+    if least <= LAUNCH_S or multiplies_s(cluster, field, {}, [shortest])[0] > least / 2:
         return list(rows), 0
     longer = [row for row in rows if row.seconds > LAUNCHES * least]
     return longer, len(rows) - len(longer)

@@ -23,11 +23,13 @@ from planner.estimate.compute import attention_core_forward_s
 from planner.estimate.kernels import gemm_s
 from planner.specs.cluster import ClusterSpec
 from planner.specs.figures import StackFigures
-from planner.specs.stack import stack_with
+from planner.specs.stack import stack_named, stack_with
 
 FEWEST = 3
 """Distinct shapes below which a rate is not fitted."""
 SHOWN = 3
+HOT_S = 10.0
+"""Length of a profile from which its clocks are those of long training."""
 TYPES = {"c10::BFloat16": "bf16", "c10::Half": "fp16"}
 MULTIPLIES = ("aten::mm", "aten::addmm")
 FORWARDS = {
@@ -51,6 +53,17 @@ def fit_profiles(
 ) -> tuple[Found, ClusterSpec]:
     """Return what profiles say of a stack's kernels, and the cluster with it put in."""
     found = Found(facts=[activity.words() for activity in profiles])
+    names = (kernel.name for activity in profiles for kernel in activity.kernels)
+    if stack_named(stack).attention_kernel != "te" and any("cudnn" in n for n in names):
+        found.warnings.append(
+            f"{profiles[0].file}: attention runs in cuDNN kernels; {stack} has others: "
+            f"--stack {stack}+cudnn"
+        )
+    if found.facts and max(activity.window_s for activity in profiles) < HOT_S:
+        found.facts.append(
+            "kernels of a moment run at the clocks of a cool card; a rate held for hours is lower: "
+            "measured steps (--steps) outrank a profile"
+        )
     for name, shape_of, predict in (
         ("gemm", _multiply, _multiply_s),
         ("attention", _attention, _attention_s),

@@ -28,6 +28,7 @@ WIDTHS: dict[str, float] = {
     "memory_traffic": 0.35,
     "moe_traffic": 0.40,
     "host_s": 0.45,
+    "host_tp": 0.15,
     "host_moe_s": 0.45,
     "tp_exposed": 0.60,
     "dp_exposed": 0.70,

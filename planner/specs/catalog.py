@@ -65,7 +65,8 @@ def load_cluster(text: str) -> ClusterSpec:
     """Return the cluster that `text` names: a shipped name or a YAML path, `:N` for N nodes.
 
     A file may hold only what differs from a cluster that it `extends`. Without `:N` the file's own
-    `nodes` hold, else as many as it lists `hosts` (also under `leafs`), else one. Raises SpecError when there is no such cluster or it is wrong.
+    `nodes` hold, else as many as it lists `hosts` (also under `leafs`), else one. Raises SpecError
+    when there is no such cluster or it is wrong.
     """
     name, nodes = _split_nodes(text)
     path = _find("cluster", name)

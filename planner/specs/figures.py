@@ -24,6 +24,7 @@ class StackFigures(Record):
     memory_traffic: Factor | None = Field(None, description="Bytes moved over the least possible.")
     moe_traffic: Factor | None = Field(None, description="The same of layers with experts.")
     host_s: Seconds | None = Field(None, description="Host time per layer and micro-batch.")
+    host_tp: Factor | None = Field(None, description="Host time with tensor parallelism over it.")
     host_moe_s: Seconds | None = Field(None, description="The same of a layer with experts.")
     tp_exposed: Factor | None = Field(None, description="Exposed share of tensor-parallel traffic.")
     dp_exposed: Factor | None = Field(None, description="Exposed share of gradient traffic.")
