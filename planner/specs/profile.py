@@ -95,6 +95,8 @@ class Stack:
     """The step takes gradients as they are kept, without an fp32 copy."""
     logit_bytes: float | None = None
     """Bytes a logit at the loss; None: what its family of activations takes."""
+    loss_chunks: int = 1
+    """Pieces of the sequence whose logits and loss are made, and gone back through, one by one."""
     gathered_bytes: float = 2.0
     """Bytes per token and hidden channel of whole activations around the collectives of sequence
     parallelism: the gathered input of a multiply, 2, and its output before the scatter, 2 more."""
