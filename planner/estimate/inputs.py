@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 import numpy as np
 from numpy.typing import NDArray
 
-from planner.layouts.factored import Factored, all_of, codes_of, in_order
+from planner.layouts.factored import Factored, Index, all_of, codes_of, in_order
 from planner.layouts.split import StageKinds, all_stages, stage_kinds
 from planner.layouts.table import IntArray, Layouts
 from planner.sources import Source
@@ -112,7 +112,7 @@ class Inputs:
         self.layouts = layouts
         self.stack: Stack = stack_named(workload.stack)
         self._values: dict[Callable[[Inputs], FloatArray], FloatArray] = {}
-        self._reduced: dict[tuple[str, ...], tuple[Inputs, IntArray] | None] = {}
+        self._reduced: dict[tuple[str, ...], tuple[Inputs, Index] | None] = {}
         self.flows = flows
         self._kinds = kinds
         self._every_stage = every_stage
@@ -143,13 +143,13 @@ class Inputs:
             return tuple(dict.fromkeys((*on, "pp", "vpp")))
         return on
 
-    def _reduce(self, on: tuple[str, ...]) -> tuple[Inputs, IntArray] | None:
+    def _reduce(self, on: tuple[str, ...]) -> tuple[Inputs, Index] | None:
         """Return inputs with the distinct rows of `on`, or None where that gains nothing."""
         if on not in self._reduced:
             self._reduced[on] = None if self._alone else self._distinct(on)
         return self._reduced[on]
 
-    def _distinct(self, on: tuple[str, ...]) -> tuple[Inputs, IntArray] | None:
+    def _distinct(self, on: tuple[str, ...]) -> tuple[Inputs, Index] | None:
         """Return one row of each distinct combination of `on`, and each row's combination."""
         rows = self.layouts
         if not isinstance(rows, Factored):
