@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from typing import Any, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -23,6 +24,7 @@ from planner.specs.stack import Stack, stack_named
 from planner.specs.workload import Workload
 
 FloatArray = NDArray[np.float64]
+T = TypeVar("T")
 
 MOST_SHARED = 1 << 13
 """Combinations of columns whose terms are computed for a whole space, and kept for all parts."""
@@ -117,6 +119,7 @@ class Inputs:
         self._kinds = kinds
         self._every_stage = every_stage
         self._alone = every_stage or flows is not None or kinds is not None
+        self._made: dict[Callable[[Inputs], Any], Any] = {}
         self._shared = shared or Shared()
         self._own = own
         self._stages: StageKinds | None = None
@@ -136,6 +139,13 @@ class Inputs:
                 value = inner.by(on, function).take(inverse, axis=0)
             self._values[function] = value
         return self._values[function]
+
+    def once(self, function: Callable[[Inputs], T]) -> T:
+        """Return what a function makes of these inputs, made once however often it is asked for."""
+        if function not in self._made:
+            self._made[function] = function(self)
+        made: T = self._made[function]
+        return made
 
     def _columns(self, on: tuple[str, ...]) -> tuple[str, ...]:
         """Return what a term depends on; blocks of recompute are counted chunk by chunk."""

@@ -112,8 +112,8 @@ def grid_of(context: Context, gpus: int, fix: Fix, tally: Tally) -> Grid | None:
     turns = _turns(shapes, rules, context, fix, tally)
     if not len(turns["tp"]):
         return None
-    left = tuple(rule for rule in rules if not set(rule.on) <= {*TURN})
-    options, listed, first, count = _options(turns, fix)
+    alone = _bound_by(rules, OPTION)
+    options, listed, first, count = _options(turns, alone, context, fix, tally)
     ends = np.cumsum(count)
     edges = np.unique(np.searchsorted(ends, np.arange(0, ends[-1], CHUNK_ROWS), side="left"))
     return Grid(
@@ -123,7 +123,7 @@ def grid_of(context: Context, gpus: int, fix: Fix, tally: Tally) -> Grid | None:
         first=first,
         count=count,
         edges=np.append(edges, len(count)),
-        rules=left,
+        rules=tuple(r for r in rules if not ({*r.on} <= {*TURN} or {*r.on} <= {*OPTION})),
     )
 
 
@@ -142,7 +142,7 @@ def _blank(columns: Columns) -> Layouts:
 
 
 def _sieve(
-    columns: Columns, inner: IntArray, rules: list[Rule], context: Context, tally: Tally
+    columns: Columns, inner: IntArray, rules: Sequence[Rule], context: Context, tally: Tally
 ) -> tuple[Columns, IntArray]:
     """Drop the rows that break a rule; each counts `inner` layouts under the first it breaks."""
     layouts = _blank(columns)
@@ -264,15 +264,28 @@ def _state_count(columns: Columns, fix: Fix) -> IntArray:
     return np.array([len(_options_of(int(k), fix)) for k in keys], dtype=np.int64)[inverse]
 
 
-def _options(turns: Columns, fix: Fix) -> tuple[Columns, IntArray, IntArray, IntArray]:
-    """Return the distinct options, lists of them end to end, and each turn's (first, count)."""
+def _options(
+    turns: Columns, rules: Sequence[Rule], context: Context, fix: Fix, tally: Tally
+) -> tuple[Columns, IntArray, IntArray, IntArray]:
+    """Return the distinct options, lists of them end to end, and each turn's (first, count).
+
+    Options that `rules` refuse by themselves are in no list, and counted for every turn.
+    """
     keys, inverse = _kind_of_state(turns)
     lists = [_options_of(int(key), fix) for key in keys]
     number: dict[tuple[int, ...], int] = {}
     for option in (option for listed in lists for option in listed):
         number.setdefault(option, len(number))
-    listed = np.array([number[o] for options in lists for o in options], dtype=np.int64)
-    count = np.array([len(options) for options in lists], dtype=np.int64)
     table = np.array(list(number), dtype=np.int64).reshape(-1, len(OPTION))
     columns = {name: np.ascontiguousarray(table[:, c]) for c, name in enumerate(OPTION)}
-    return columns, listed, (np.cumsum(count) - count)[inverse], count[inverse]
+    turns_of = np.zeros(len(number), dtype=np.int64)
+    for often, listed in zip(np.bincount(inverse, minlength=len(keys)), lists, strict=True):
+        turns_of[[number[option] for option in listed]] += often
+    blank = {name: np.ones(len(number), dtype=np.int64) for name in TURN}
+    numbers = {"number": np.arange(len(number))}
+    kept, _ = _sieve({**blank, **columns, **numbers}, turns_of, rules, context, tally)
+    allowed = {*kept["number"].tolist()}
+    chosen = [[n for option in listed if (n := number[option]) in allowed] for listed in lists]
+    count = np.array([len(listed) for listed in chosen], dtype=np.int64)
+    flat = np.array([n for listed in chosen for n in listed], dtype=np.int64)
+    return columns, flat, (np.cumsum(count) - count)[inverse], count[inverse]
