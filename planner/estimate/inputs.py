@@ -20,7 +20,7 @@ from planner.layouts.table import IntArray, Layouts
 from planner.sources import Source
 from planner.specs.cluster import ClusterSpec
 from planner.specs.model import ModelSpec
-from planner.specs.stack import Stack, stack_named
+from planner.specs.stack import Stack, stack_named, stack_with
 from planner.specs.workload import Workload
 
 FloatArray = NDArray[np.float64]
@@ -78,6 +78,10 @@ class Flows:
     sends: FloatArray
     experts: FloatArray
 
+    def take(self, rows: Any) -> Flows:
+        """Return the rows that an index, a slice or a mask picks."""
+        return Flows(self.rings[rows], self.sends[rows], self.experts[rows])
+
 
 @dataclass(frozen=True)
 class Shared:
@@ -112,7 +116,9 @@ class Inputs:
         self.cluster = cluster
         self.workload = workload
         self.layouts = layouts
-        self.stack: Stack = stack_named(workload.stack)
+        measured = cluster.figures_of(workload.stack)
+        name = workload.stack
+        self.stack: Stack = stack_with(name, measured.numbers) if measured else stack_named(name)
         self._values: dict[Callable[[Inputs], FloatArray], FloatArray] = {}
         self._reduced: dict[tuple[str, ...], tuple[Inputs, Index] | None] = {}
         self.flows = flows

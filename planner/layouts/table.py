@@ -13,7 +13,14 @@ IntArray = NDArray[np.int64]
 
 RECOMPUTE = ("none", "selective", "full")
 SCHEDULE = ("none", "gpipe", "1f1b", "interleaved")
-OFFLOAD = ("none", "optimizer", "optimizer+params")
+OFFLOAD = (
+    "none",
+    "optimizer",
+    "optimizer+params",
+    "optimizer-nvme",
+    "optimizer+params-nvme",
+)
+"""What leaves the GPU: to the host's memory, or through it to the node's NVMe drives."""
 DP_SYNC = ("all-reduce", "parameter-server")
 NAMES: Mapping[str, tuple[str, ...]] = {
     "recompute": RECOMPUTE,
