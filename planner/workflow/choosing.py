@@ -61,11 +61,11 @@ class Spot(NamedTuple):
 
 def taken(ranking: Ranking, rows: IntArray) -> Ranking:
     """Return some rows of a ranking, in that order."""
-    place = {row: at for at, row in enumerate(rows.tolist())}
+    place, layouts = {row: at for at, row in enumerate(rows.tolist())}, ranking.layouts
     judged = {place[r]: one for r, one in ranking.leaders.judged.items() if r in place}
     return replace(
         ranking,
-        layouts=ranking.layouts.take(rows),
+        layouts=(layouts.only if len(rows) > LEADING else layouts.take)(rows),
         step_s=ranking.step_s[rows],
         peak_bytes=ranking.peak_bytes[rows],
         leaders=replace(ranking.leaders, judged=judged),
