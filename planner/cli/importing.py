@@ -12,6 +12,7 @@ from planner.cli import options as o
 from planner.cli.asking import Asked, workload_of
 from planner.cli.talk import answer_json, progress, say, show
 from planner.errors import SpecError
+from planner.explanation import Against
 
 if TYPE_CHECKING:
     from planner.explanation import Audit
@@ -207,6 +208,7 @@ def _document(
 ) -> dict[str, Any]:
     """Return the JSON document."""
     answer = found.explanation if found else None
+    against = answer.against if answer else None
     opened = answer.model_dump(mode="json", by_alias=True) if answer else None
     return {
         "schema": "meshwright.import/1",
@@ -220,11 +222,20 @@ def _document(
         "assumed": list(job.assumed),
         "ignored": list(job.ignored),
         "step_time_s": answer.estimate.step_time_s if answer and answer.estimate else None,
-        "slower": answer.slower if answer else None,
-        "best": opened["best"] if opened else None,
+        "slower": max(0.0, against.slower) if against and against.place else None,
+        "best": _best(against) if against else None,
         "better": [m.model_dump(mode="json") for m in found.better] if found else [],
         "switches": [s.model_dump(mode="json") for s in found.switches] if found else [],
         "explanation": opened,
+    }
+
+
+def _best(against: Against) -> dict[str, Any]:
+    """Return the layout that the job's is compared with, and what it takes."""
+    return {
+        "layout": against.best.model_dump(mode="json"),
+        "step_time_s": against.best_step_time_s,
+        "peak_bytes": against.best_peak_bytes,
     }
 
 

@@ -26,7 +26,8 @@ LAYOUT_FIELDS = (
 """As `planner.layouts.ranges.FIXABLE`, which is not imported: it loads numpy."""
 
 TARGETS = (
-    "torchrun, deepspeed, megatron, accelerate, torchtitan, nanotron, dataparallel, slurm, k8s"
+    "torchrun, deepspeed, megatron, megatron-bridge, accelerate, torchtitan, nanotron, "
+    "dataparallel, slurm, k8s"
 )
 """As `planner.emit.EMITTER_NAMES`, for help texts."""
 
@@ -161,6 +162,14 @@ Unhealthy = Annotated[
         help="Hosts or host:gpu to avoid, comma-separated, or @file.",
     ),
 ]
+Slow = Annotated[
+    str | None,
+    typer.Option(
+        "--slow",
+        metavar="HOSTS",
+        help="Hosts that work but are slow, to avoid like unhealthy ones; as --unhealthy.",
+    ),
+]
 Gpus = Annotated[
     int | None, typer.Option("--gpus", metavar="N", help="Use exactly N GPUs of the cluster.")
 ]
@@ -194,6 +203,62 @@ Pipelines = Annotated[
         metavar="RULE",
         help="under-leaf: fewest pipelines split between leafs. fastest: least step time.",
     ),
+]
+Objective = Annotated[
+    str,
+    typer.Option(
+        "--objective",
+        metavar="NAME",
+        help="step-time, tokens-per-gpu, cost, energy, memory, or gpus (fewest within the limits).",
+    ),
+]
+Price = Annotated[
+    float | None,
+    typer.Option(
+        "--price", metavar="USD", help="Of a GPU for an hour. Default: the accelerator's, if known."
+    ),
+]
+Power = Annotated[
+    float | None,
+    typer.Option(
+        "--power", metavar="WATTS", help="Of a GPU in training. Default: 76 % of its rated power."
+    ),
+]
+Tokens = Annotated[
+    str | None, typer.Option("--tokens", metavar="N", help="Tokens of the whole run, such as 15T.")
+]
+Deadline = Annotated[
+    str | None,
+    typer.Option("--deadline", metavar="TIME", help="All --tokens within so long, such as 30d."),
+]
+Budget = Annotated[
+    str | None,
+    typer.Option("--budget", metavar="USD", help="All --tokens for so much, such as 2M."),
+]
+MaxStepTime = Annotated[
+    str | None,
+    typer.Option("--max-step-time", metavar="TIME", help="Longest step allowed, such as 20s."),
+]
+Nodes = Annotated[
+    str | None,
+    typer.Option(
+        "--nodes",
+        metavar="N..M|N|...",
+        help="Choose the number of nodes: every one of 8..128, or of 8|16|32.",
+    ),
+]
+Batches = Annotated[
+    str | None,
+    typer.Option(
+        "--global-batch",
+        metavar="N",
+        help="Sequences a step; to choose among: 512|768, or 256..1024 (which doubles). Default: "
+        "about 4M tokens, or 1024 a GPU if that is more.",
+    ),
+]
+Sensitivity = Annotated[
+    bool,
+    typer.Option("--sensitivity", help="Plan again with each hardware figure halved and doubled."),
 ]
 Json = Annotated[bool, typer.Option("--json", help="One JSON document on stdout.")]
 Force = Annotated[bool, typer.Option("--force", help="Replace an earlier bundle in DIR.")]
@@ -349,4 +414,4 @@ def text_of(path: Path, *, option: str, most_bytes: int = LIST_FILE_BYTES) -> st
     except OSError as error:
         raise SpecError(f"{option}: {path}: {error.strerror}") from error
     except (UnicodeDecodeError, ValueError) as error:
-        raise SpecError(f"{option}: {path!r} is not a text file (UTF-8)") from error
+        raise SpecError(f"{option}: {path} is not a text file (UTF-8)") from error

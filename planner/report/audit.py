@@ -76,7 +76,7 @@ def audit_report(found: Audit) -> RenderableType:
         f"{s.advice}: {seconds(s.step_time_s)} a step ({s.slower:+.1%})" for s in found.switches
     ]
     parts += section("Beside the layout", switched)
-    return Group(*parts, *notes(n for n in answer.notes if not n.startswith("2 TB ")))
+    return Group(*parts, *notes(answer.notes))
 
 
 def _sentence(answer: Explanation) -> str:
@@ -84,27 +84,27 @@ def _sentence(answer: Explanation) -> str:
     if answer.estimate is None:
         return ""
     mine = f"Your current layout takes {seconds(answer.estimate.step_time_s)} a step"
-    if answer.best is None:
+    if (against := answer.against) is None:
         return mine
-    theirs = f"{answer.best.layout.short()}, {seconds(answer.best.estimate.step_time_s)}"
-    if answer.slower is None:
+    theirs = f"{against.best.short()}, {seconds(against.best_step_time_s)}"
+    if against.place is None:
         return f"{mine} if it fitted; the best that fits is {theirs}"
-    if answer.slower <= 1e-9:
+    if against.slower <= 1e-9:
         return f"{mine}: no layout of these GPUs is faster"
-    return f"{mine}, {answer.slower:.1%} slower than the best that fits ({theirs}), because"
+    return f"{mine}, {against.slower:.1%} slower than the best that fits ({theirs}), because"
 
 
 def _because(answer: Explanation) -> Iterable[str]:
     """Yield what is done in other time, and the fields that make it so."""
-    if answer.best is None or answer.estimate is None or not answer.slower:
+    against = answer.against
+    if against is None or answer.estimate is None or against.place is None or against.slower <= 0:
         return
-    mine, theirs = answer.estimate.time_s, answer.best.estimate.time_s
-    lost = {name: mine.get(name, 0.0) - theirs.get(name, 0.0) for name in {**mine, **theirs}}
-    for name, more in sorted(lost.items(), key=lambda item: -abs(item[1])):
-        if abs(more) > 0.002 * answer.best.estimate.step_time_s:
+    mine = answer.estimate.time_s
+    for name, more in sorted(against.time_s.items(), key=lambda item: -abs(item[1])):
+        if abs(more) > 0.002 * against.best_step_time_s:
             sign = "more" if more > 0 else "less"
             yield f"{name}: {seconds(abs(more))} {sign} ({seconds(mine.get(name, 0.0))})"
-    if answer.layout and (changes := _changes(answer.layout, answer.best.layout)):
+    if answer.layout and (changes := _changes(answer.layout, against.best)):
         yield f"the best differs in {changes}"
 
 

@@ -4,8 +4,10 @@ from planner.workflow.auditing import audit
 from planner.workflow.checking import check
 from planner.workflow.explaining import explain
 from planner.workflow.placing import place
-from planner.workflow.planning import PlanRequest, plan, plan_for_target
+from planner.workflow.planning import plan
+from planner.workflow.request import PlanRequest
 from planner.workflow.simulating import SimulationRequest, simulate
+from planner.workflow.targets import narrowed, plan_for_target
 
 __all__ = [
     "PlanRequest",
@@ -13,6 +15,7 @@ __all__ = [
     "audit",
     "check",
     "explain",
+    "narrowed",
     "place",
     "plan",
     "plan_for_target",

@@ -26,7 +26,9 @@ from planner.rank import Ranking, nearest, rank
 from planner.units import gib, many, seconds
 from planner.workflow.completing import DEGREES, Completed
 from planner.workflow.growing import on_more_gpus
-from planner.workflow.planning import PlanRequest, layout_record, search, usable_gpus
+from planner.workflow.request import PlanRequest
+from planner.workflow.rows import layout_record
+from planner.workflow.searching import search, usable_gpus
 
 SINGLES, DOUBLES, NEAREST = 8, 3, 3
 """Mends shown that change one field, two fields, or whatever the nearest layouts take."""

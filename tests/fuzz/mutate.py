@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import json
 import random
 from collections.abc import Iterator
@@ -124,7 +125,7 @@ def _damage(rng: random.Random, data: Any) -> None:
                 (0, -1, 1, 3, holder[key] * 2, holder[key] * 1000, -holder[key])
             )
         case _:
-            holder[key] = rng.choice(VALUES)
+            holder[key] = copy.deepcopy(rng.choice(VALUES))
 
 
 def _nodes(data: Any) -> Iterator[Any]:
