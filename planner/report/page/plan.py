@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from planner.plan import Plan, RankedPlan
+from planner.plan import Estimate, Plan, RankedPlan
 from planner.report.page import figures
 from planner.report.page.commands import Command, commands
 from planner.report.page.document import Section, document
@@ -73,7 +73,7 @@ def _headline(best: RankedPlan) -> Html:
     risk = ", close to the limit" if cost.memory.at_risk else ""
     return cards(
         [
-            ("Step time", seconds(cost.step_time_s), ""),
+            ("Step time", seconds(cost.step_time_s), _range(cost)),
             ("Tokens/s", count(cost.tokens_per_s), ""),
             ("Tokens/s a GPU", f"{cost.tokens_per_s_per_gpu:,.0f}", ""),
             ("MFU", f"{cost.mfu:.1%}", f"{cost.mfu_causal:.1%} with causal attention halved"),
@@ -82,6 +82,14 @@ def _headline(best: RankedPlan) -> Html:
             ("Peak memory", gib(cost.memory.peak_bytes), f"{share:.0%} of what there is{risk}"),
         ]
     )
+
+
+def _range(cost: Estimate) -> str:
+    """Return how sure the step time is, in words."""
+    if not (cost.step_time_low_s and cost.step_time_high_s):
+        return ""
+    low, high = seconds(cost.step_time_low_s), seconds(cost.step_time_high_s)
+    return f"4 of 5 published runs of such a stack would take {low} to {high}"
 
 
 def _plans(plan: Plan, tie: float) -> Html:
@@ -172,7 +180,13 @@ def _time(plan: Plan) -> Html:
     return section(
         "time",
         "Where the step goes",
-        tag("p", "Exposed seconds: what is hidden behind other work does not count."),
+        tag(
+            "p",
+            "Exposed seconds: what is hidden behind other work does not count. "
+            "Whiskers hold 4 of 5 published runs of such a stack."
+            if cost.step_time_high_s
+            else "Exposed seconds: what is hidden behind other work does not count.",
+        ),
         figure("time-chart", chart, about=about, rows=bars),
         tag(
             "details",
