@@ -2,6 +2,7 @@
 
 from planner.workflow.checking import check
 from planner.workflow.explaining import explain
+from planner.workflow.expressing import nearest_layout, refuse
 from planner.workflow.placing import place
 from planner.workflow.planning import PlanRequest, plan, plan_for_target
 from planner.workflow.simulating import SimulationRequest, simulate
@@ -11,8 +12,10 @@ __all__ = [
     "SimulationRequest",
     "check",
     "explain",
+    "nearest_layout",
     "place",
     "plan",
     "plan_for_target",
+    "refuse",
     "simulate",
 ]
