@@ -47,6 +47,7 @@ ROOT = Path(__file__).resolve().parents[1]
 PAGES = (
     *("README.md", "docs/cli.md", "docs/model.md", "docs/specs.md", "docs/rules.md"),
     *("docs/library.md", "docs/objectives.md"),
+    *("docs/gallery.md", "docs/import.md"),
 )
 BLOCK = re.compile(r"(<!-- generated: (?P<name>[^>]+?) -->\n).*?(<!-- end -->)", re.DOTALL)
 SYMBOLS = {"<": "\\<", "|": "\\|", "*": "\\*", "_": "\\_"}
@@ -80,7 +81,8 @@ def printed(line: str) -> str:
     before = dict(os.environ)
     os.environ.update(COLUMNS="80", NO_COLOR="1")
     try:
-        with contextlib.redirect_stdout(out), contextlib.redirect_stderr(io.StringIO()):
+        quiet = contextlib.redirect_stderr(io.StringIO())
+        with contextlib.chdir(ROOT), contextlib.redirect_stdout(out), quiet:
             exit_code = main(words)
     finally:
         os.environ.clear()
@@ -93,6 +95,12 @@ def printed(line: str) -> str:
 def console(line: str) -> str:
     """Return a command and its output as a fenced block."""
     return f"```console\n$ {line}\n{printed(line)}\n```"
+
+
+def beginning(line: str) -> str:
+    """Return a command and its output down to where a report goes into time and memory."""
+    shown = re.split(r"\n\n(?=Where the|Terms\n|Why #2|Layouts rejected|Notes\n)", printed(line))[0]
+    return f"```console\n$ {line}\n{shown}\n```"
 
 
 def script(name: str) -> str:
@@ -243,7 +251,9 @@ BLOCKS: dict[str, Callable[[], str]] = {
 
 
 def block(name: str) -> str:
-    """Return a block's text by its name: one of BLOCKS, `output of COMMAND`, `script FILE`."""
+    """Return a block's text: of BLOCKS, or `output of COMMAND`, `top of COMMAND`, `script FILE`."""
+    if name.startswith("top of "):
+        return beginning(name.removeprefix("top of "))
     if name.startswith("script "):
         return script(name.removeprefix("script "))
     if name.startswith("output of "):

@@ -153,3 +153,20 @@ class Explanation(PlanRecord):
         """Return the document that `explain --json` prints."""
         data: dict[str, Any] = self.model_dump(mode="json", by_alias=True)
         return json.dumps(data, allow_nan=False, separators=(",", ":")) + "\n"
+
+
+class Switch(PlanRecord):
+    """What a setting outside the layout costs: the same layout without the flag of its stack."""
+
+    flag: str
+    advice: str
+    step_time_s: float
+    slower: float = Field(description="Share of the job's step time; below zero, it gains.")
+
+
+class Audit(PlanRecord):
+    """The answer about a job that exists; nothing is `better` where its layout does not fit."""
+
+    explanation: Explanation
+    better: list[Mend] = Field(default_factory=list)
+    switches: list[Switch] = Field(default_factory=list)

@@ -46,7 +46,9 @@ class Layout(PlanRecord):
     num_microbatches: int
     recompute: Literal["none", "selective", "full"]
     schedule: Literal["none", "gpipe", "1f1b", "interleaved"]
-    offload: Literal["none", "optimizer", "optimizer+params"] = "none"
+    offload: Literal[
+        "none", "optimizer", "optimizer+params", "optimizer-nvme", "optimizer+params-nvme"
+    ] = "none"
     dp_sync: Literal["all-reduce", "parameter-server"] = "all-reduce"
 
     @property

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from planner.cli import completing
 from planner.cli import options as o
 from planner.cli.aiming import Wanted
 from planner.cli.asking import Asked, request_of
@@ -40,7 +41,9 @@ def plan(
     fix: Annotated[
         str,
         typer.Option(
-            metavar="FIELD=VALUE,...", help="Keep layout fields: tp=8, pp=4..16, zero=1|3."
+            metavar="FIELD=VALUE,...",
+            help="Keep layout fields: tp=8, pp=4..16, zero=1|3.",
+            autocompletion=completing.layout_fields,
         ),
     ] = "",
     objective: o.Objective = "step-time",
@@ -72,7 +75,11 @@ def plan(
     ] = None,
     target: Annotated[
         str | None,
-        typer.Option(metavar="NAME,...", help=f"Launch files to write: {o.TARGETS}."),
+        typer.Option(
+            metavar="NAME,...",
+            help=f"Launch files to write: {o.TARGETS}.",
+            autocompletion=completing.targets,
+        ),
     ] = None,
     force: o.Force = False,
     as_json: o.Json = False,

@@ -57,6 +57,7 @@ FLAGS: dict[str, tuple[str, dict[str, Any]]] = {
             "master_bytes": 0.0,
             "moment_bytes": 2.0,
             "low_precision_states": True,
+            "autocast": False,
         },
     ),
     "precision-aware": (
@@ -91,7 +92,7 @@ FLAGS: dict[str, tuple[str, dict[str, Any]]] = {
 
 
 FLAG_RULES: dict[str, tuple[Rules, ...]] = {
-    "pure-bf16": ("any", "torchtitan"),
+    "pure-bf16": ("any", "torchtitan", "transformers"),
     "precision-aware": ("any", "megatron"),
     "bf16-moments": ("any", "megatron"),
     "fp8-moments": ("any", "megatron"),

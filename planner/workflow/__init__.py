@@ -1,5 +1,6 @@
 """The whole road, from a request to a placed plan or an explanation: what the commands call."""
 
+from planner.workflow.auditing import audit
 from planner.workflow.checking import check
 from planner.workflow.explaining import explain
 from planner.workflow.placing import place
@@ -11,6 +12,7 @@ from planner.workflow.targets import narrowed, plan_for_target
 __all__ = [
     "PlanRequest",
     "SimulationRequest",
+    "audit",
     "check",
     "explain",
     "narrowed",

@@ -9,11 +9,12 @@ from planner.layouts.rules.deepspeed import DEEPSPEED
 from planner.layouts.rules.megatron import MEGATRON
 from planner.layouts.rules.rule import Context, Mask, Rule
 from planner.layouts.rules.torchtitan import TORCHTITAN
+from planner.layouts.rules.transformers import TRANSFORMERS
 from planner.layouts.table import Layouts
 
 __all__ = ["RULES", "Context", "Mask", "Rule", "broken_rules", "rules_broken", "rules_of"]
 
-RULES: tuple[Rule, ...] = (*COMMON, *MEGATRON, *DEEPSPEED, *TORCHTITAN)
+RULES: tuple[Rule, ...] = (*COMMON, *MEGATRON, *DEEPSPEED, *TORCHTITAN, *TRANSFORMERS)
 
 
 def rules_of(stack: str) -> list[Rule]:

@@ -56,6 +56,18 @@ def test_json_keeps_its_keys_and_opens_memory_by_stage():
     assert all(known.issuperset(row["terms"]) for row in rows)
 
 
+def test_the_best_is_told_in_figures_that_agree_with_the_lines():
+    told = explain(request(), {"tp": "2", "pp": "2"})
+    took = told.best.estimate.step_time_s
+    assert told.slower == pytest.approx(told.estimate.step_time_s / took - 1)
+    assert told.compared[0].startswith(f"{told.slower:.1%} slower")
+    fields = told.best.layout.model_dump(mode="json", exclude={"num_microbatches"})
+    words = {n: str(int(v) if isinstance(v, bool) else v) for n, v in fields.items()}
+    best = explain(request(), words)
+    assert best.slower == 0
+    assert best.estimate == told.best.estimate
+
+
 @pytest.mark.parametrize("risk", [0.2, 0.96])
 def test_a_layout_above_the_share_at_risk_says_so(risk):
     memory = explain(request(risk_memory=risk), {"tp": "2"}).estimate.memory
