@@ -202,7 +202,7 @@ class Placement(PlanRecord):
         None, description="Of the estimate, with the uplinks loaded as this map loads them."
     )
     step_time_bound_s: float | None = Field(
-        None, description="The same without any contention: no map is faster."
+        None, description="The same with what uplinks carry at the least: no map is faster."
     )
     orders: list[OrderTime] = Field(default_factory=list)
     moved_ranks: int | None = Field(

@@ -35,6 +35,7 @@ COMMANDS = {
     "report": ("report", "report", "One HTML page of a plan or a sweep."),
     "simulate": ("simulate", "simulate", "Run a plan's pipeline action by action."),
     "validate": ("validate", "validate", "Predict published runs; errors by source."),
+    "calibrate": ("calibrate", "calibrate", "Fit a cluster to your measurements."),
     "gradient-sync": (
         "gradient_sync",
         "gradient_sync",

@@ -53,6 +53,7 @@ class Asked:
     fix: str = ""
     top: int = 10
     unhealthy: str | None = None
+    slow: str | None = None
     gpus: int | None = None
     nodes_file: Path | None = None
     slurm_topology: Path | None = None
@@ -72,6 +73,7 @@ def request_of(asked: Asked, tell: Callable[[str], None] = say) -> PlanRequest:
     """
     fix = options.fields_of(asked.fix, option="--fix")
     unhealthy = options.words_of(asked.unhealthy, option="--unhealthy")
+    slow = options.words_of(asked.slow, option="--slow")
     from planner.specs.catalog import load_cluster, load_model
 
     model = load_model(asked.model) if isinstance(asked.model, str) else asked.model
@@ -106,9 +108,10 @@ def request_of(asked: Asked, tell: Callable[[str], None] = say) -> PlanRequest:
         workload=workload,
         fix=fix,
         top=asked.top,
-        unhealthy=(*unhealthy, *real.avoid),
+        unhealthy=(*unhealthy, *slow, *real.avoid),
         gpus=asked.gpus,
         busy=real.busy,
+        slow=tuple(slow),
         pipelines=options.rule_of(asked.pipelines),
         notes=real.notes,
         aim=aim_of(asked.wanted or Wanted(), cluster.accelerator),

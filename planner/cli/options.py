@@ -162,6 +162,14 @@ Unhealthy = Annotated[
         help="Hosts or host:gpu to avoid, comma-separated, or @file.",
     ),
 ]
+Slow = Annotated[
+    str | None,
+    typer.Option(
+        "--slow",
+        metavar="HOSTS",
+        help="Hosts that work but are slow, to avoid like unhealthy ones; as --unhealthy.",
+    ),
+]
 Gpus = Annotated[
     int | None, typer.Option("--gpus", metavar="N", help="Use exactly N GPUs of the cluster.")
 ]
@@ -406,4 +414,4 @@ def text_of(path: Path, *, option: str, most_bytes: int = LIST_FILE_BYTES) -> st
     except OSError as error:
         raise SpecError(f"{option}: {path}: {error.strerror}") from error
     except (UnicodeDecodeError, ValueError) as error:
-        raise SpecError(f"{option}: {path!r} is not a text file (UTF-8)") from error
+        raise SpecError(f"{option}: {path} is not a text file (UTF-8)") from error

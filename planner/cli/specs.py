@@ -50,7 +50,7 @@ Example:
 KINDS = ("model", "cluster", "accelerator", "workload", "study")
 Kind = Literal["model", "cluster", "accelerator", "workload", "study"]
 TELLING_FIELDS: Mapping[Kind, frozenset[str]] = {
-    "cluster": frozenset({"accelerator", "node", "fabric", "scale_up"}),
+    "cluster": frozenset({"extends", "accelerator", "node", "fabric", "scale_up"}),
     "accelerator": frozenset({"peak_tflops", "memory_gib", "hbm_gb_per_s"}),
     "workload": frozenset({"seq_tokens", "global_batch"}),
     "study": frozenset({"axes", "fixed"}),
@@ -315,7 +315,21 @@ def _schema(kind: Kind) -> dict[str, Any]:
                 },
             ]
         }
+        _may_extend(document)
     return document
+
+
+def _may_extend(document: dict[str, Any]) -> None:
+    """Allow a cluster that extends another: then any field, and any field of a field, may miss."""
+    whole = document.pop("required")
+    document["required"] = []
+    document["properties"]["extends"] = {
+        "type": "string",
+        "description": "A shipped cluster, or a file beside this one; only what differs is here.",
+    }
+    document["anyOf"] = [{"required": ["extends"]}, {"required": whole}]
+    for name in ("Accelerator", "AttentionFit", "Fabric", "GemmFit", "Node", "ScaleUp"):
+        document["$defs"][name].pop("required", None)
 
 
 def _key(name: str) -> str:

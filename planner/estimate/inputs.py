@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -19,7 +20,7 @@ from planner.layouts.table import IntArray, Layouts
 from planner.sources import Source
 from planner.specs.cluster import ClusterSpec
 from planner.specs.model import ModelSpec
-from planner.specs.stack import Stack, stack_named
+from planner.specs.stack import Stack, stack_named, stack_with
 from planner.specs.workload import Workload
 
 FloatArray = NDArray[np.float64]
@@ -76,6 +77,10 @@ class Flows:
     sends: FloatArray
     experts: FloatArray
 
+    def take(self, rows: Any) -> Flows:
+        """Return the rows that an index, a slice or a mask picks."""
+        return Flows(self.rings[rows], self.sends[rows], self.experts[rows])
+
 
 @dataclass(frozen=True)
 class Shared:
@@ -110,7 +115,9 @@ class Inputs:
         self.cluster = cluster
         self.workload = workload
         self.layouts = layouts
-        self.stack: Stack = stack_named(workload.stack)
+        measured = cluster.figures_of(workload.stack)
+        name = workload.stack
+        self.stack: Stack = stack_with(name, measured.numbers) if measured else stack_named(name)
         self._values: dict[Callable[[Inputs], FloatArray], FloatArray] = {}
         self._reduced: dict[tuple[str, ...], tuple[Inputs, IntArray] | None] = {}
         self.flows = flows

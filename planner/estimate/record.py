@@ -63,7 +63,7 @@ def estimate_record(
     """
     one = layouts.take([row])
     judged = judged or judge(context, one)[0]
-    x = Inputs(*context, one, kinds=own_kinds(context, judged))
+    x = Inputs(*context, one, kinds=own_kinds(context, judged), flows=judged.flows)
     parts = {name: float(value[0]) for name, value in step.time_parts(x, judged.ran).items()}
     total = judged.step_s
     within = interval(context.cluster, context.workload)

@@ -18,6 +18,7 @@ from planner.layouts.table import IntArray
 from planner.objectives import Aim, Job, Objective, allowed_step_s, lower_envelope, score
 from planner.plan import Search
 from planner.rank import ROUNDS, Ranking, settle
+from planner.workflow.on_fabric import on_fabric
 from planner.workflow.request import PlanRequest
 
 LEADING = 4096
@@ -130,6 +131,8 @@ def settled(found: Sequence[Looked], top: int) -> list[Looked]:
 
 def _settled_by_time(one: Looked, top: int) -> Looked:
     ranking = settle(one.request.context, one.ranking, top)
+    ranking, notes = on_fabric(one.request, ranking, top)
+    one = replace(one, notes=(*one.notes, *notes))
     if one.request.aim.limited:  # the front is of all that fit
         return replace(one, ranking=aimed(ranking, one.request.aim, one.job))
     return replace(one, ranking=ranking, front=envelope(ranking))

@@ -28,6 +28,8 @@ class PlanRequest:
     gpus: int | None = None
     busy: tuple[str, ...] = ()
     """Of `unhealthy`, the hosts that are only busy with other jobs."""
+    slow: tuple[str, ...] = ()
+    """Of `unhealthy`, what works but is slow."""
     pipelines: Rule = "under-leaf"
     notes: tuple[str, ...] = ()
     """What was found out about the cluster while it was read."""

@@ -17,6 +17,7 @@ def placed_layout(
         layout,
         unhealthy=request.unhealthy,
         busy=request.busy,
+        slow=request.slow,
         clock=Clock(request.context, layout),
         pipelines=request.pipelines,
         moved_from=moved_from,

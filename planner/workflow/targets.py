@@ -13,6 +13,7 @@ from planner.plan import Plan, Request
 from planner.rank import Ranking
 from planner.units import seconds
 from planner.workflow.choosing import aimed
+from planner.workflow.on_fabric import on_fabric
 from planner.workflow.pricing import priced
 from planner.workflow.request import PlanRequest, quiet
 from planner.workflow.rows import search_record, shown
@@ -30,6 +31,7 @@ def plan_for_target(request: PlanRequest, target: str) -> Plan:
     workload = request.workload.model_copy(update={"stack": emitter.stack})
     own = replace(request, workload=workload)
     whole, notes = with_offload(own, *search(own, quiet))
+    whole, _ = on_fabric(own, whole, 1)
     ranking = aimed(whole, own.aim, Job(whole.gpus, workload.tokens))
     why: list[str] = []
     for row in _varied(ranking):

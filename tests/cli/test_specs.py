@@ -119,7 +119,10 @@ def test_the_cluster_schema_allows_what_files_may_write(capsys):
     schema = answer(capsys, "specs", "schema", "cluster")
     forms = schema["properties"]["accelerator"]["anyOf"]
     assert {"type": "string"}.items() <= forms[1].items()
-    assert not {"name", "nodes"} & set(schema["required"])
+    extends, whole = (form["required"] for form in schema["anyOf"])
+    assert extends == ["extends"]
+    assert {"accelerator", "node"} < set(whole)
+    assert not {"name", "nodes"} & set(whole)
 
 
 STUDY = """\
