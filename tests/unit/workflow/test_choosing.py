@@ -241,6 +241,21 @@ def test_the_size_chosen_is_planned_as_if_it_had_been_asked_for():
     assert found.placement == alone.placement
 
 
+def test_on_narrow_uplinks_too_the_size_chosen_is_planned_as_if_alone():
+    fix = {"pp": "1|2", "micro_batch": "1", "recompute": "none", "cp": "1"}
+    found = plan(request(cluster="h100-tor-4to1:12", nodes=(9, 12), batch=144, fix=fix))
+    alone = plan(request(cluster="h100-tor-4to1:12", batch=144, fix=fix))
+    assert found.best.nodes == 12
+    assert found.best.estimate == alone.best.estimate
+    assert found.placement == alone.placement
+    assert found.placement.step_time_s == pytest.approx(found.best.estimate.step_time_s)
+
+
+def test_limits_that_nothing_meets_are_told_on_racks_too():
+    with pytest.raises(InfeasibleError, match="the fastest layout takes"):
+        plan(request(cluster="gb200-nvl72:4", aim=Aim(max_step_s=1e-3)))
+
+
 def test_named_hosts_stay_and_as_many_of_them_are_used():
     cluster = load_cluster("dgx-h100:4")
     named = {**cluster.model_dump(mode="json"), "hosts": ["a", "b", "c", "d"]}
