@@ -371,6 +371,18 @@ def test_worse_hardware_never_speeds_a_layout_up_and_the_best_is_never_behind_it
     assert -1.05 < told["matmul_peak"].elasticity < -0.5
 
 
+def test_on_narrow_uplinks_a_case_is_timed_on_the_links_that_it_gets():
+    fix = {"pp": "2", "tp": "4", "micro_batch": "1", "recompute": "none", "cp": "1", "vpp": "1"}
+    asked = request(cluster="h100-tor-4to1:12", batch=144, fix=fix, sensitivity=True)
+    found = plan(asked)
+    base = found.best.estimate.step_time_s
+    (nic,) = [s for s in found.sensitivity if s.figure == "nic_bandwidth"]
+    low, high = nic.cases
+    assert low.first_step_time_s > base > high.first_step_time_s
+    assert low.step_time_s <= low.first_step_time_s
+    assert nic.elasticity < 0
+
+
 def test_a_case_is_the_plan_on_a_cluster_with_that_figure():
     asked = request("llama-3.1-8b", "dgx-h100:2", sensitivity=True)
     (nic,) = [s for s in plan(asked).sensitivity if s.figure == "nic_bandwidth"]
