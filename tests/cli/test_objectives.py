@@ -132,6 +132,22 @@ def test_a_row_of_another_batch_is_simulated_with_its_own(capsys, tmp_path):
         assert told["step_time_s"] == pytest.approx(row["estimate"]["step_time_s"])
 
 
+def test_the_page_of_a_plan_shows_its_sizes_and_the_hardware(capsys, tmp_path):
+    pytest.importorskip("plotly")
+    words = ["--nodes", "1,2,3", "--objective", "cost", "--price", "2", "--sensitivity"]
+    assert cli.main(["plan", "qwen2.5-1.5b", "dgx-h100", *words, "--top", "3", "--json"]) == 0
+    told = capsys.readouterr().out
+    (tmp_path / "plan.json").write_text(told)
+    assert cli.main(["report", str(tmp_path / "plan.json"), "-o", str(tmp_path / "r.html")]) == 0
+    page = (tmp_path / "r.html").read_text()
+    assert 'id="sizes"' in page
+    for size in json.loads(told)["sizes"]:
+        assert f">{size['value']:,.0f}<" in page
+    assert 'id="hardware"' in page
+    for row in json.loads(told)["sensitivity"]:
+        assert f">{row['about']}<" in page
+
+
 def test_the_page_of_a_plan_asks_again_with_its_objective(capsys, tmp_path):
     pytest.importorskip("plotly")
     words = ["--objective", "cost", "--price", "2", "--tokens", "100B", "--max-step-time", "90s"]

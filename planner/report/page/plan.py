@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from planner.plan import Plan, RankedPlan
-from planner.report.page import figures
+from planner.report.page import choices, figures
 from planner.report.page.commands import Command, commands
 from planner.report.page.document import Section, document
 from planner.report.page.gantt import gantt
@@ -54,6 +54,10 @@ def plan_page(
         Section("memory", "Memory", _memory(plan)),
         Section("front", "Pareto front", _front(plan)),
     ]
+    if plan.sizes:
+        parts.append(Section("sizes", "Sizes", choices.sizes(plan)))
+    if plan.sensitivity:
+        parts.append(Section("hardware", "Hardware", choices.hardware(plan)))
     if pipeline:
         body = section("pipeline", "The pipeline of the best plan", gantt(pipeline))
         parts.append(Section("pipeline", "Pipeline", body))
