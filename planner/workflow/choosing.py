@@ -12,14 +12,17 @@ from typing import NamedTuple
 
 import numpy as np
 
+from planner.errors import InfeasibleError
 from planner.estimate.leading import MOST_TO_RUN
 from planner.estimate.running import Judged, actions_of, judge, runs
 from planner.layouts.table import IntArray
 from planner.objectives import Aim, Job, Objective, allowed_step_s, lower_envelope, score
 from planner.plan import Search
-from planner.rank import ROUNDS, Ranking, settle
+from planner.rank import ROUNDS, SHAPE, Ranking, settle
 from planner.workflow.on_fabric import on_fabric
 from planner.workflow.request import PlanRequest
+from planner.workflow.rows import layout_record
+from planner.workflow.spots import placed_layout
 
 LEADING = 4096
 """Rows of one job that are kept where several jobs are looked at, beside the best of each shape."""
@@ -119,7 +122,7 @@ def settled(found: Sequence[Looked], top: int) -> list[Looked]:
     if len(found) == 1 and by_time:
         return [_settled_by_time(found[0], top)]
     done = _run_shown(found, top)
-    return _placed(done, top) if by_time else done
+    return _placed(done, top) if by_time else _with_room(done)
 
 
 def _run_shown(found: Sequence[Looked], top: int) -> list[Looked]:
@@ -155,6 +158,35 @@ def _placed(found: Sequence[Looked], top: int) -> list[Looked]:
         placed.add(waiting[0])
         done[waiting[0]] = _on_its_links(done[waiting[0]], top)
     return done
+
+
+def _with_room(found: Sequence[Looked]) -> list[Looked]:
+    """Return the jobs without leading layouts whose tensor groups find no scale-up domain.
+
+    Raises InfeasibleError where none can be placed.
+    """
+    done, refusal = list(found), None
+    while spots := best_spots(done, 1):
+        one, row = done[spots[0].at], spots[0].row
+        if one.request.cluster.domain_nodes == 1:
+            return done
+        try:
+            placed_layout(one.request, layout_record(one.ranking.layouts, row))
+        except InfeasibleError as error:
+            refusal = refusal or error
+            done[spots[0].at] = replace(one, ranking=_without_like(one.ranking, row))
+        else:
+            return done
+    if refusal is not None:
+        raise refusal
+    return done
+
+
+def _without_like(ranking: Ranking, row: int) -> Ranking:
+    """Return a ranking without the layouts of the same degrees as `row`."""
+    columns = [getattr(ranking.layouts, name) for name in SHAPE]
+    like = np.logical_and.reduce([column == column[row] for column in columns])
+    return taken(ranking, np.flatnonzero(~like))
 
 
 def _on_its_links(one: Looked, top: int) -> Looked:

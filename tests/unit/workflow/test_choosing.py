@@ -83,6 +83,20 @@ def test_the_lightest_layout_is_the_fastest_of_the_lightest():
     assert not any(p.tie for p in found.plans)
 
 
+def test_the_lightest_layout_that_finds_no_room_makes_room_for_the_next():
+    """20 trays stand in two racks of 40 GPUs: five groups of 16 do not."""
+    fix = {"tp": "8|16", "micro_batch": "1", "recompute": "full", "zero": "3", "cp": "1"}
+    asked = request(
+        cluster="gb200-nvl72:20", aim=Aim(Objective.MEMORY), batch=80, fix={**fix, "pp": "1"}
+    )
+    lightest = rank(asked.context, 80, parse_fix(asked.fix))
+    best = int(lightest.peak_bytes.argmin())
+    assert int(lightest.layouts.tp[best]) == 16
+    found = plan(asked)
+    assert found.best.layout.tp == 8
+    assert len(found.placement.ranks) == 80
+
+
 def test_without_an_objective_nothing_changes():
     told = plan(request()).objective
     assert (told.name, told.unit) == ("step-time", "s")
