@@ -138,7 +138,7 @@ def _row(
     degrees: list[TableCell] = [_word(getattr(lay, f)) for f in fields]
     return [
         (f"#{plan.rank}", plan.rank),
-        *((f"{getattr(plan, f):,}", getattr(plan, f)) for f in jobs),
+        *((f"{getattr(plan, f) or 0:,}", getattr(plan, f) or 0) for f in jobs),
         *degrees,
         (seconds(cost.step_time_s), cost.step_time_s),
         (f"{slower:+.1%}{near}" if slower else "best", slower),
