@@ -70,6 +70,29 @@ def test_the_first_plan_is_the_best_of_all_layouts_of_all_sizes(objective):
     assert found.objective.name == objective.value
 
 
+@pytest.mark.parametrize("objective", [o for o in Objective if o is not Objective.GPUS])
+def test_rows_are_the_best_of_each_shape_and_size_in_order(objective):
+    """Written with loops over all layouts; without pipelines no time changes when it is run."""
+    aim = Aim(objective, **RATES)
+    asked = request(aim=aim, nodes=(1, 2, 3), batches=(48, 96), fix={**SMALL, "pp": "1"}, top=12)
+    best: dict[tuple, tuple] = {}
+    for job in open_jobs(asked):
+        ranking = rank(job.context, job.gpus, parse_fix(job.fix))
+        one = Job(job.gpus, job.workload.tokens)
+        for row in range(len(ranking.layouts)):
+            lay = ranking.layouts.row(row)
+            time, peak = float(ranking.step_s[row]), float(ranking.peak_bytes[row])
+            worth = value(aim, one, time, peak)
+            worth /= one.tokens if objective is Objective.STEP_TIME else 1
+            worth *= -1 if objective is Objective.TOKENS_PER_GPU else 1
+            key = (one, *(lay[n] for n in ("tp", "pp", "cp", "ep", "etp", "dp")))
+            best[key] = min(best.get(key, (np.inf,)), (worth, time / one.tokens, job.gpus))
+    wanted = sorted(best.values())[:12]
+    rows = [p for p in plan(asked).plans if not p.note]
+    told = [(p.estimate.step_time_s / (p.global_batch * 4096), p.layout.gpus) for p in rows]
+    assert told == [(pytest.approx(time), gpus) for _, time, gpus in wanted]
+
+
 def test_the_lightest_layout_is_the_fastest_of_the_lightest():
     fix = {**SMALL, "pp": "1"}
     found = plan(request(aim=Aim(Objective.MEMORY), fix=fix))
