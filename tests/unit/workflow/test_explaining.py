@@ -68,6 +68,27 @@ def test_the_best_is_told_in_figures_that_agree_with_the_lines():
     assert best.estimate.step_time_s == took
 
 
+def test_a_layout_that_cannot_fit_is_opened_at_its_fastest_and_its_lightest_is_told():
+    told = explain(request("llama-3.1-70b"), {"tp": "2", "pp": "1", "zero": "0"})
+    assert told.legal
+    assert not told.feasible
+    assert told.layout.recompute == "none"
+    needs, least = told.reasons
+    assert "out of memory: needs" in needs
+    least_gib = float(re.search(r"nothing needs less than ([\d.]+) GiB", least)[1])
+    assert least_gib * 2**30 < told.estimate.memory.peak_bytes
+    lightest = explain(
+        request("llama-3.1-70b"),
+        {"tp": "2", "pp": "1", "zero": "0"}
+        | {
+            n: v
+            for n, v in (pair.split("=") for pair in least[least.index("(") + 1 : -1].split(","))
+        },
+    )
+    assert lightest.estimate.memory.peak_bytes == pytest.approx(least_gib * 2**30, rel=1e-3)
+    assert lightest.estimate.step_time_s > told.estimate.step_time_s
+
+
 @pytest.mark.parametrize("risk", [0.2, 0.96])
 def test_a_layout_above_the_share_at_risk_says_so(risk):
     memory = explain(request(risk_memory=risk), {"tp": "2"}).estimate.memory
