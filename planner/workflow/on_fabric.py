@@ -43,7 +43,7 @@ def on_fabric(request: PlanRequest, ranking: Ranking, top: int) -> tuple[Ranking
     Where no uplink is narrower than the NICs below it, every map takes the estimated time: then
     only layouts without room fall out. Raises InfeasibleError where nothing can be placed.
     """
-    if not ranking.feasible:
+    if not len(ranking.layouts):
         return ranking, []
     if not contended(request.cluster):
         return _with_room(request, ranking), []
@@ -57,7 +57,7 @@ def _with_room(request: PlanRequest, ranking: Ranking) -> Ranking:
     """Return the ranking without leading layouts whose tensor groups find no scale-up domain."""
     if request.cluster.domain_nodes == 1:
         return ranking
-    least, none = ranking.step_s, np.zeros(ranking.feasible, dtype=np.bool_)
+    least, none = ranking.step_s, np.zeros(len(ranking.layouts), dtype=np.bool_)
     board = _Board(request, ranking, request.context, least, least, none)
     while not _loads(board, int(board.order()[0])):
         if none.all():

@@ -52,7 +52,7 @@ def remarks(best: Looked, plans: Sequence[RankedPlan], jobs: Jobs) -> list[str]:
     work = request.workload
     notes = [*_aim(best), *_jobs(jobs)]
     notes.append("each row is the best of its (tp, pp, cp, ep, etp, dp); --fix shows its variants")
-    notes += _ran(ranking)
+    notes += _ran(ranking, request.aim.objective)
     if first.memory.at_risk:
         notes.append(_calmer(ranking, first, work.risk_memory))
     close = closeness(work)
@@ -110,12 +110,14 @@ def _runs(values: Sequence[int]) -> str:
     return ", ".join(told)
 
 
-def _ran(ranking: Ranking) -> list[str]:
+def _ran(ranking: Ranking, objective: Objective) -> list[str]:
     """Return how many pipelines were run, and why the fastest cannot be among the others."""
     told = ranking.leaders
     if not told.pipelines:
         return []
     ran = f"{len(told.judged):,} of {told.pipelines:,} pipelines were run action by action"
+    if objective is Objective.MEMORY:
+        return [f"{ran}, the rows shown among them"]
     if told.left:
         short = 1 - told.next_s / told.best_s
         return [
