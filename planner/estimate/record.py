@@ -105,6 +105,7 @@ def _memory(x: Inputs) -> dict[str, Any]:
     return {
         "peak_bytes": peak,
         "limit_bytes": limit,
+        "budget_bytes": memory.budget_bytes(x),
         "host_bytes": float(memory.host_bytes(x)[0]),
         "host_limit_bytes": x.cluster.host_memory_bytes,
         "at_risk": x.workload.risk_memory * limit < peak <= limit,

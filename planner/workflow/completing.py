@@ -14,7 +14,9 @@ from planner.place import free_nodes
 from planner.plan import Layout
 from planner.rank import Ranking, rank
 from planner.units import gib
-from planner.workflow.planning import PlanRequest, layout_record, plain, search, usable_gpus
+from planner.workflow.request import PlanRequest
+from planner.workflow.rows import layout_record, plain
+from planner.workflow.searching import search, usable_gpus
 
 DEGREES = ("tp", "pp", "cp", "dp")
 

@@ -10,7 +10,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
-from typing import TYPE_CHECKING
 
 import numpy as np
 from numpy.typing import NDArray
@@ -26,9 +25,7 @@ from planner.place import Clock, Load, Tree, contended, flows_of, free_nodes, lo
 from planner.plan import Layout
 from planner.rank import ROUNDS, SHAPE, Ranking
 from planner.units import many, seconds
-
-if TYPE_CHECKING:
-    from planner.workflow.planning import PlanRequest
+from planner.workflow.request import PlanRequest
 
 MOST_SHAPES = 96
 """Shapes that are placed for one plan; what is left stays behind the best, and that is said."""
@@ -46,7 +43,7 @@ def on_fabric(request: PlanRequest, ranking: Ranking, top: int) -> tuple[Ranking
     Where no uplink is narrower than the NICs below it, every map takes the estimated time: then
     only layouts without room fall out. Raises InfeasibleError where nothing can be placed.
     """
-    if not ranking.feasible:
+    if not len(ranking.layouts):
         return ranking, []
     if not contended(request.cluster):
         return _with_room(request, ranking), []
@@ -60,7 +57,7 @@ def _with_room(request: PlanRequest, ranking: Ranking) -> Ranking:
     """Return the ranking without leading layouts whose tensor groups find no scale-up domain."""
     if request.cluster.domain_nodes == 1:
         return ranking
-    least, none = ranking.step_s, np.zeros(ranking.feasible, dtype=np.bool_)
+    least, none = ranking.step_s, np.zeros(len(ranking.layouts), dtype=np.bool_)
     board = _Board(request, ranking, request.context, least, least, none)
     while not _loads(board, int(board.order()[0])):
         if none.all():
@@ -269,7 +266,9 @@ def _remarks(board: _Board, best: int, left: int) -> list[str]:
         most = 1 - board.least_s[board.might_win()].min() / board.best_s
         told = [f"{said}; {left:,} more might be up to {most:.1%} faster, by their lower bounds"]
     else:
-        told = [f"{said}: no other can be faster there, by its lower bound"]
+        kept = len(ranking.layouts)
+        other = "other" if kept == ranking.feasible else f"other of the {kept:,} kept"
+        told = [f"{said}: no {other} can be faster there, by its lower bound"]
     took = board.placed_s[0]
     if best == 0 or (np.isfinite(took) and took < board.best_s * (1 + SAID)):
         return told
