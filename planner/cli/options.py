@@ -328,13 +328,9 @@ def recompute_of(modules: str | None, layers: str | None) -> dict[str, object]:
 
 def rule_of(text: str) -> Rule:
     """Return the value of --pipelines; SpecError for a rule that there is not."""
-    rules: tuple[Rule, ...] = ("under-leaf", "fastest")
-    if chosen := next((rule for rule in rules if rule == text), None):
-        return chosen
-    near = did_you_mean(text, rules)
-    raise SpecError(
-        f"--pipelines: {text[:80]!r} is not a rule", hint=near or "write under-leaf or fastest"
-    )
+    from planner.place import rule_named
+
+    return rule_named(text, "--pipelines")
 
 
 def _field(name: str, option: str) -> str:
