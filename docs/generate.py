@@ -42,7 +42,10 @@ from planner.specs.stack import STACKS
 from planner.units import count
 
 ROOT = Path(__file__).resolve().parents[1]
-PAGES = ("README.md", "docs/cli.md", "docs/model.md", "docs/specs.md", "docs/rules.md")
+PAGES = (
+    *("README.md", "docs/cli.md", "docs/model.md", "docs/specs.md", "docs/rules.md"),
+    "docs/calibrate.md",
+)
 BLOCK = re.compile(r"(<!-- generated: (?P<name>[^>]+?) -->\n).*?(<!-- end -->)", re.DOTALL)
 SYMBOLS = {"<": "\\<", "|": "\\|", "*": "\\*", "_": "\\_"}
 

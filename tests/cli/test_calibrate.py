@@ -11,9 +11,9 @@ from typer.testing import CliRunner
 
 from planner.cli.app import app, main
 
-MEASURED = Path(__file__).resolve().parents[1] / "measured" / "calibrate"
-LOG = str(MEASURED / "h100_all_reduce_8.log")
-GEMM = str(MEASURED / "h100_gemm.csv")
+EXAMPLES = Path(__file__).resolve().parents[2] / "examples" / "calibrate"
+LOG = str(EXAMPLES / "h100_all_reduce.log")
+GEMM = str(EXAMPLES / "h100_gemm.csv")
 
 
 def run(*words):
@@ -73,7 +73,7 @@ def test_the_report_is_plain_text_that_names_the_file(tmp_path):
         (("dgx-h100",), 2, "nothing to calibrate with"),
         (("dgx-h101", "--gemm", GEMM), 2, "no cluster is named"),
         (("dgx-h100", "--gemm", "nowhere.csv"), 2, "nowhere.csv: no such file"),
-        (("dgx-h100", "--gemm", LOG), 2, "h100_all_reduce_8.log, line 1: columns missing"),
+        (("dgx-h100", "--gemm", LOG), 2, "h100_all_reduce.log, line 1: columns missing"),
         (("dgx-h100", "--nccl-tests", GEMM), 2, "h100_gemm.csv, line 1: no timing"),
         (("dgx-h100", "--profile", GEMM), 2, "not a Chrome trace"),
         (("dgx-h100", "--steps", GEMM), 2, "columns missing"),

@@ -20,7 +20,8 @@ from planner.errors import PlannerError
 from planner.specs.catalog import load_cluster
 
 MEASURED = Path(__file__).resolve().parents[1] / "measured" / "calibrate"
-LOGS = tuple(sorted(MEASURED.glob("*.log")))
+EXAMPLES = Path(__file__).resolve().parents[2] / "examples" / "calibrate"
+LOGS = (EXAMPLES / "h100_all_reduce.log", *sorted(MEASURED.glob("*.log")))
 CLUSTER = load_cluster("dgx-h100")
 SLOWEST_S = 5.0
 WORDS = ("nan", "inf", "-1", "1e308", "N/A", "0", "", "9" * 40, "\0", "é", "Rank", "=", "float")
@@ -79,7 +80,7 @@ def test_a_mutated_log_is_fitted_or_refused(path, data, tmp_path_factory):
 @settings(max_examples=60)
 def test_a_mutated_table_of_multiplies_is_fitted_or_refused(data, tmp_path_factory):
     odd = tmp_path_factory.getbasetemp() / "odd.csv"
-    odd.write_text(mutated((MEASURED / "h100_gemm.csv").read_text(), data))
+    odd.write_text(mutated((EXAMPLES / "h100_gemm.csv").read_text(), data))
     answered(lambda: fit_multiplies(CLUSTER, read_multiplies(odd).rows, "odd.csv"))
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
-from logs import MEASURED, log_text
+from logs import EXAMPLES, MEASURED, log_text
 
 from planner.calibrate.calibrating import Given, calibrate
 from planner.calibrate.overlay import base_of, checked, overlay_text
@@ -13,8 +13,8 @@ from planner.errors import InfeasibleError, SpecError
 from planner.specs.catalog import load_cluster
 
 GIVEN = Given(
-    logs=(str(MEASURED / "h100_all_reduce_8.log"), str(MEASURED / "h100_all_gather_8.log")),
-    gemm=MEASURED / "h100_gemm.csv",
+    logs=(str(EXAMPLES / "h100_all_reduce.log"), str(MEASURED / "h100_all_gather_8.log")),
+    gemm=EXAMPLES / "h100_gemm.csv",
     profiles=(MEASURED / "h100_step_trace.json",),
     stack="torchtitan+cudnn",
 )
@@ -56,7 +56,7 @@ def test_only_what_was_measured_is_in_the_overlay(found, tmp_path):
 
 
 def test_a_figure_moved_by_two_fits_stands_once_against_what_shipped(tmp_path):
-    given = Given(gemm=MEASURED / "h100_gemm.csv", profiles=GIVEN.profiles, stack="any")
+    given = Given(gemm=EXAMPLES / "h100_gemm.csv", profiles=GIVEN.profiles, stack="any")
     found = calibrate(load_cluster("dgx-h100"), given)
     paths = [figure.path for figure in found.figures]
     assert len(paths) == len(set(paths))
