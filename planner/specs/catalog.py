@@ -25,7 +25,7 @@ _FOLDERS = {
     "cluster": ("hardware_specs", "clusters"),
     "accelerator": ("hardware_specs", "accelerators"),
 }
-_MOST_NODES = 1_000_000
+_MOST_NODES = 131_072
 _MOST_EXTENDED = 8
 _SUFFIXES = (".yaml", ".yml", ".json")
 

@@ -185,6 +185,9 @@ class Node(Record):
     host_link_gb_per_s: PositiveFloat | None = Field(
         None, description="One GPU to the host, one direction; None: usual of its kind."
     )
+    nvme_gb_per_s: PositiveFloat | None = Field(
+        None, description="All NVMe drives of a node together, read or write; None: no offload."
+    )
 
     @property
     def nic_bytes_per_s(self) -> float:

@@ -58,6 +58,7 @@ FLAGS: dict[str, tuple[str, dict[str, Any]]] = {
             "master_bytes": 0.0,
             "moment_bytes": 2.0,
             "low_precision_states": True,
+            "autocast": False,
         },
     ),
     "precision-aware": (
@@ -81,6 +82,10 @@ FLAGS: dict[str, tuple[str, dict[str, Any]]] = {
     ),
     "fp8-current": ("FP8 with scales of the current tensor", {"fp8_cast": CURRENT_CAST}),
     "mxfp8": ("FP8 with a scale per 32 values", {"fp8_cast": MXFP8_CAST}),
+    "chunked-loss": (
+        "logits and loss in eight pieces of the sequence (torchtitan 0.3's ChunkedLossWrapper)",
+        {"loss_chunks": 8},
+    ),
     "cudnn": ("fused attention of the cuDNN class", {"attention_kernel": "te"}),
     "token-drop": (
         "a fixed number of tokens an expert: graphs cover it",
@@ -92,7 +97,8 @@ FLAGS: dict[str, tuple[str, dict[str, Any]]] = {
 
 
 FLAG_RULES: dict[str, tuple[Rules, ...]] = {
-    "pure-bf16": ("any", "torchtitan"),
+    "chunked-loss": ("any", "torchtitan"),
+    "pure-bf16": ("any", "torchtitan", "transformers"),
     "precision-aware": ("any", "megatron"),
     "bf16-moments": ("any", "megatron"),
     "fp8-moments": ("any", "megatron"),
