@@ -46,6 +46,7 @@ from planner.units import count
 ROOT = Path(__file__).resolve().parents[1]
 PAGES = (
     *("README.md", "docs/cli.md", "docs/model.md", "docs/specs.md", "docs/rules.md"),
+    "docs/calibrate.md",
     *("docs/library.md", "docs/objectives.md"),
     *("docs/gallery.md", "docs/import.md"),
 )
