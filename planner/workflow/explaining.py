@@ -18,6 +18,7 @@ from planner.rank import rank
 from planner.specs.parameters import count_parameters
 from planner.units import count, seconds
 from planner.workflow.completing import completed
+from planner.workflow.hosts import host_bound
 from planner.workflow.mending import mends, sentences
 from planner.workflow.planning import PlanRequest, ranked
 
@@ -50,6 +51,7 @@ def explain(request: PlanRequest, layout: Mapping[str, str]) -> Explanation:
     terms = [TermValue.model_validate(t) for t in term_values(request.context, found.layouts, 0)]
     memory = opened_memory(request.context, found.layouts, 0)
     parameters = count_parameters(request.model).total
+    waits = host_bound("this layout", opened.estimate, request.workload.stack)
     return Explanation(
         legal=True,
         feasible=found.feasible,
@@ -65,7 +67,7 @@ def explain(request: PlanRequest, layout: Mapping[str, str]) -> Explanation:
         peak_points=peak_points(request.context, found.layouts, 0),
         compared=_compared(request, opened, found.gpus),
         gradient_sync=sync,
-        notes=[*found.notes, two_terabytes(parameters, 2.0)],
+        notes=[*found.notes, *waits, two_terabytes(parameters, 2.0)],
     )
 
 

@@ -25,6 +25,7 @@ from planner.specs.cluster import ClusterSpec
 from planner.specs.model import ModelSpec
 from planner.specs.workload import Workload
 from planner.units import gib, seconds
+from planner.workflow.hosts import host_bound
 
 NEAR_TIE = 0.03
 """Step times this close are within the estimate's own error: reports call them a tie."""
@@ -321,9 +322,7 @@ def _remarks(ranking: Ranking, plans: Sequence[RankedPlan], workload: Workload) 
     ties = int((ranking.step_s <= best.step_time_s * (1 + close)).sum())
     if ties > 1:
         notes.append(f"{ties:,} layouts are within {close:.0%}, less than the estimate's error")
-    if best.time_s.get("host", 0) > 0.1 * best.step_time_s:
-        notes.append("the first plan is host-bound: try a larger micro-batch or CUDA graphs")
-    return notes
+    return notes + host_bound("the first plan", best, workload.stack)
 
 
 def _ran(ranking: Ranking) -> list[str]:
