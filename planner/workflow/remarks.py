@@ -16,6 +16,7 @@ from planner.rank import Ranking
 from planner.specs.workload import Workload
 from planner.units import seconds
 from planner.workflow.choosing import Looked
+from planner.workflow.hosts import host_bound
 from planner.workflow.request import PlanRequest
 from planner.workflow.rows import layout_record, ranked
 from planner.workflow.sizing import Jobs
@@ -59,8 +60,7 @@ def remarks(best: Looked, plans: Sequence[RankedPlan], jobs: Jobs) -> list[str]:
     ties = int((ranking.step_s <= first.step_time_s * (1 + close)).sum())
     if ties > 1 and request.aim.objective is not Objective.MEMORY:
         notes.append(f"{ties:,} layouts are within {close:.0%}, less than the estimate's error")
-    if first.time_s.get("host", 0) > 0.1 * first.step_time_s:
-        notes.append("the first plan is host-bound: try a larger micro-batch or CUDA graphs")
+    notes += host_bound("the first plan", first, work.stack)
     return notes
 
 
