@@ -70,7 +70,7 @@ def test_completion_offers_commands_names_and_fields():
     assert complete("plan", "x", "dgx-h") == [n for n in cluster_names() if n.startswith("dgx-h")]
     assert complete("plan", "x", "y", "--fix", "tp=8,rec") == ["tp=8,recompute="]
     assert complete("plan", "x", "y", "--glo") == ["--global-batch"]
-    assert complete("emit", "p.json", "--target", "torchrun,mega") == ["torchrun,megatron"]
+    assert complete("emit", "p.json", "--target", "torchrun,sl") == ["torchrun,slurm"]
     assert complete("specs", "show", "h100-sxm") == [
         n for n in accelerator_names() if n.startswith("h100-sxm")
     ]
