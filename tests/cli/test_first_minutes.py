@@ -142,6 +142,13 @@ def test_what_was_meant_is_said(words, meant, capsys, tmp_path, monkeypatch):
     assert meant in said
 
 
+def test_specs_alone_is_the_list(capsys):
+    assert cli.main(["specs"]) == 0
+    alone = capsys.readouterr().out
+    assert cli.main(["specs", "list"]) == 0
+    assert alone == capsys.readouterr().out
+
+
 def test_list_takes_several_words(capsys):
     assert cli.main(["specs", "list", "llama", "70B"]) == 0
     found = capsys.readouterr().out.split()
