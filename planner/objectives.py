@@ -174,7 +174,10 @@ def value(aim: Aim, job: Job, step_s: float, peak_bytes: float) -> float:
 
 def lower_envelope(step_s: FloatArray, peak_bytes: FloatArray) -> IntArray:
     """Return the rows that no other beats in both figures, fastest first; of equals, the first."""
-    order = np.lexsort((np.arange(len(step_s)), peak_bytes, step_s))
+    slower, heavier = np.diff(step_s), np.diff(peak_bytes)
+    order = np.arange(len(step_s))
+    if not ((slower > 0) | ((slower == 0) & (heavier >= 0))).all():  # a ranking is in order
+        order = np.lexsort((order, peak_bytes, step_s))
     peaks = peak_bytes[order]
     least_before = np.minimum.accumulate(np.concatenate([[inf], peaks]))[:-1]
     return order[peaks < least_before].astype(np.int64)
