@@ -6,8 +6,9 @@ CHECKOUT is a clone of github.com/calculon-ai/calculon (Apache-2.0), which needs
 psutil. Its own search command is asked for its list of tasks at 4,096 GPUs; a random sample of them
 is evaluated by its own search function in a process of its own, as shipped and again with logging
 switched off, for N seconds of CPU time each. Its rate counts every candidate, those that it finds
-invalid too. Ours is of the same model, GPUs and batch on one core: every legal layout gets its memory, and every one that fits its step time. What our rules reject counts for nothing in
-the rate that is compared, though it is enumerated.
+invalid too. Ours is of the same model, GPUs and batch on one core: every legal layout gets its
+memory, and every one that fits its step time. What our rules reject counts for nothing in the rate
+that is compared, though it is enumerated.
 """
 
 from __future__ import annotations
@@ -153,8 +154,8 @@ def table(checkout: Path, models: Sequence[str], seconds: float) -> str:
             f"{model}: Calculon has {whole.candidates:,} candidates, at these rates "
             f"{whole.candidates / quiet.rate / 3600:.1f} CPU hours with logging off "
             f"({quiet.candidates:,} sampled). This search has {mine.enumerated:,}, of which "
-            f"{mine.legal:,} are legal and {mine.fit:,} fit: {mine.cpu_s:.1f} s on one core; as many "
-            f"legal layouts as it has candidates would take {whole.candidates / rate:.1f} s."
+            f"{mine.legal:,} are legal and {mine.fit:,} fit: {mine.cpu_s:.1f} s on one core; as "
+            f"many legal layouts as it has candidates would take {whole.candidates / rate:.1f} s."
         )
     return "\n".join([*lines, "", *notes])
 
