@@ -26,7 +26,7 @@ from planner.layouts.ranges import Fix
 from planner.layouts.rules import Context
 from planner.layouts.table import IntArray, Layouts
 
-MOST_KEPT = 1 << 22
+MOST_KEPT = 1 << 21
 """Fitting rows that a search keeps; 30 bytes each, and as much again while they are sorted."""
 PARALLEL_ROWS = 1 << 20
 """Rows (half a second) from which on a second core gains more than a copy of the process costs."""
