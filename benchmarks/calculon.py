@@ -18,6 +18,7 @@ import json
 import re
 import subprocess
 import sys
+import textwrap
 import time
 from collections.abc import Sequence
 from pathlib import Path
@@ -157,7 +158,7 @@ def table(checkout: Path, models: Sequence[str], seconds: float) -> str:
             f"{mine.legal:,} are legal and {mine.fit:,} fit: {mine.cpu_s:.1f} s on one core; as "
             f"many legal layouts as it has candidates would take {whole.candidates / rate:.1f} s."
         )
-    return "\n".join([*lines, "", *notes])
+    return "\n".join([*lines, *("\n" + textwrap.fill(note, 104) for note in notes)])
 
 
 def main(argv: Sequence[str]) -> int:
