@@ -63,6 +63,16 @@ def test_an_allocation_uses_nodes_that_are_busy_with_it(files, capsys):
     assert found["splits"] == 0
 
 
+def test_slow_nodes_are_avoided(files, capsys):
+    code, out, _ = run(capsys, "--slurm-topology", "topology.conf", "--slow", "gpu03", "--json")
+    assert code == 0
+    assert "gpu03" not in {rank["host"] for rank in json.loads(out)["ranks"]}
+    code, _, err = run(capsys, *FILES, "--slow", "gpu03")
+    assert code == 1
+    assert "short by 1" in err
+    assert "the slow node used all the same" in err
+
+
 def test_the_same_files_give_the_same_bytes(files, capsys):
     assert run(capsys, *FILES, "--json") == run(capsys, *FILES, "--json")
 
@@ -116,7 +126,8 @@ def test_plan_takes_the_same_files(files, capsys):
         (("--node-state", "hosts"), "neither `scontrol show nodes` text nor"),
         (("--nodes-file", "none"), "none: no such file"),
         (("--pipelines", "quickest"), "--pipelines: 'quickest' is not a rule"),
-        (("--node-state", "nodes.txt", "--unhealthy", "gpu99"), "gpu99"),
+        (("--node-state", "nodes.txt", "--unhealthy", "gpu99"), "--unhealthy: host 'gpu99'"),
+        (("--node-state", "nodes.txt", "--slow", "gpu99"), "--slow: host 'gpu99'"),
     ],
 )
 def test_what_cannot_be_read_is_refused(files, capsys, words, said):
