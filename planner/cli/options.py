@@ -243,8 +243,8 @@ Nodes = Annotated[
     str | None,
     typer.Option(
         "--nodes",
-        metavar="N..M|N|...",
-        help="Choose the number of nodes: every one of 8..128, or of 8|16|32.",
+        metavar="N..M|N,...",
+        help="Choose the number of nodes: every one of 8..128, or of 8,16,32.",
     ),
 ]
 Batches = Annotated[
@@ -252,7 +252,7 @@ Batches = Annotated[
     typer.Option(
         "--global-batch",
         metavar="N",
-        help="Sequences a step; to choose among: 512|768, or 256..1024 (which doubles). Default: "
+        help="Sequences a step; to choose among: 512,768, or 256..1024 (which doubles). Default: "
         "about 4M tokens, or 1024 a GPU if that is more.",
     ),
 ]
