@@ -283,7 +283,7 @@ def times(largest: int) -> Iterator[str]:
         if gpus in TARGETS:
             wanted = TARGETS[gpus]
             yield (
-                f"Worst at {gpus:,} GPUs: proof {proof:.2f} s (aim: {wanted[0]}), "
+                f"\nWorst at {gpus:,} GPUs: proof {proof:.2f} s (aim: {wanted[0]}), "
                 f"place {whole:.2f} s (aim: {wanted[1]}), {mib:.0f} MiB without ortools "
                 f"(aim: {wanted[2]})."
             )
