@@ -77,10 +77,12 @@ class Flows:
     rings: FloatArray
     sends: FloatArray
     experts: FloatArray
+    apart: IntArray
+    """Ranks of an expert group, of those that fit into a scale-up domain, that stand outside."""
 
     def take(self, rows: Any) -> Flows:
         """Return the rows that an index, a slice or a mask picks."""
-        return Flows(self.rings[rows], self.sends[rows], self.experts[rows])
+        return Flows(self.rings[rows], self.sends[rows], self.experts[rows], self.apart[rows])
 
 
 @dataclass(frozen=True)
