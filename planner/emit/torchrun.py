@@ -10,9 +10,14 @@ from __future__ import annotations
 import re
 
 from planner.emit.base import Artifact, hosts_are_placeholders, one_line, placed, shell_line
+from planner.emit.capabilities import ALL, refusals, usual
+from planner.emit.fabric import fabric_text
 from planner.emit.shared import example, shared_artifacts
-from planner.emit.states import state_problems
 from planner.plan import Layout, Plan
+
+PARTS = ("tiny_model.py", "tiny_experts.py", "tiny_split.py")
+"""What train.py imports."""
+CAN = usual("train.py", dp_sync=ALL, capacity_factor=ALL)
 
 
 class Torchrun:
@@ -21,15 +26,16 @@ class Torchrun:
     name = "torchrun"
     stack = "torchtitan"
     tested_with = "PyTorch 2.13.0"
+    can = CAN
 
     def unsupported(self, plan: Plan) -> list[str]:
         """Return one sentence for each part of the layout that `train.py` cannot apply."""
         lay = plan.best.layout
         return [
-            *_not_in_the_example(lay),
+            *_not_in_the_example(plan),
             *_split_unevenly(plan),
             *_no_such_schedule(lay),
-            *state_problems(plan, "train.py"),
+            *refusals(plan, CAN),
         ]
 
     def emit(self, plan: Plan) -> list[Artifact]:
@@ -42,25 +48,39 @@ class Torchrun:
                 start=_start(plan),
             ),
             Artifact("run.sh", _run(plan), executable=True),
-            Artifact("env.sh", ENVIRONMENT),
+            Artifact("env.sh", ENVIRONMENT + fabric_text(plan)),
             Artifact("commands.txt", _commands(plan)),
             Artifact("train.py", example("train_tiny.py"), executable=True),
-            Artifact("tiny_model.py", example("tiny_model.py")),
+            *(Artifact(name, example(name)) for name in PARTS),
         ]
 
 
 EMITTER = Torchrun()
 
 
-def _not_in_the_example(lay: Layout) -> list[str]:
+def _not_in_the_example(plan: Plan) -> list[str]:
     """Return what the training script has no code for."""
+    lay = plan.best.layout
     out = []
-    if lay.ep > 1 or lay.etp > 1:
-        out.append(f"train.py has no experts to split (ep={lay.ep}, etp={lay.etp}).")
     if lay.zero < 2 and lay.dp_replicate > 1:
         out.append(f"dp_replicate={lay.dp_replicate} needs fully_shard, that is, zero 2 or 3.")
-    if lay.dp_sync == "parameter-server" and (lay.zero or lay.tp * lay.pp * lay.cp > 1):
-        out.append("A parameter server holds whole weights: tp, pp and cp are 1 and zero is 0.")
+    if lay.dp_sync == "parameter-server" and (lay.zero or lay.tp * lay.pp * lay.cp * lay.ep > 1):
+        out.append("A parameter server holds whole weights: tp, pp, cp, ep are 1 and zero is 0.")
+    return [*out, *_experts(plan)]
+
+
+def _experts(plan: Plan) -> list[str]:
+    """Return what its layers of experts cannot do: ep over neighbours, or else slices over tp."""
+    lay = plan.best.layout
+    if plan.request.model.experts is None:
+        return [f"ep={lay.ep} needs a model with experts."] if lay.ep > 1 else []
+    out = []
+    if lay.etp != (held := lay.tp if lay.ep == 1 else 1):
+        out.append(f"train.py splits an expert over etp={held} with ep={lay.ep}, not {lay.etp}.")
+    if lay.ep > 1 and lay.tp > 1 and not lay.sp:
+        out.append(f"train.py exchanges tokens (ep={lay.ep}) under tp={lay.tp} only with sp=true.")
+    if (lay.dp // lay.dp_replicate * lay.cp * lay.tp) % lay.ep:
+        out.append(f"ep={lay.ep} does not divide the ranks that shard a stage.")
     return out
 
 
@@ -231,8 +251,4 @@ export PYTORCH_ALLOC_CONF="${PYTORCH_ALLOC_CONF:-expandable_segments:True}"
 # CUDA_DEVICE_MAX_CONNECTIONS stays unset: FSDP needs several hardware queues to overlap its
 # gathers with compute (Megatron-LM's tensor parallelism, which wants 1, is not used here)
 
-# Only where NCCL picks the wrong network by itself; names are those of `ip link` and `ibstat`.
-# export NCCL_SOCKET_IFNAME=eth0  # the interface of the rendezvous and of socket traffic
-# export NCCL_IB_HCA=mlx5         # the adapters that carry collectives
-# export NCCL_DEBUG=INFO          # says which were picked, once a rank
 """

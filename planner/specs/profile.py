@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
-Rules = Literal["any", "megatron", "deepspeed", "torchtitan"]
+Rules = Literal["any", "megatron", "deepspeed", "torchtitan", "transformers"]
 
 
 @dataclass(frozen=True)
@@ -111,6 +111,8 @@ class Stack:
     """The vocabulary is padded to a multiple of 128 also where tp = 1."""
     logit_bytes: float | None = None
     """Bytes a logit at the loss; None: what its family of activations takes."""
+    loss_chunks: int = 1
+    """Pieces of the sequence whose logits and loss are made, and gone back through, one by one."""
     gathered_bytes: float = 2.0
     """Bytes per token and hidden channel of whole activations around the collectives of sequence
     parallelism: the gathered input of a multiply, 2, and its output before the scatter, 2 more."""
@@ -120,6 +122,10 @@ class Stack:
     layers_ahead: float = 0.0
     """Layers of the micro-batch before whose activations are freed, and not yet reusable: eager
     stacks that free what an asynchronous collective still holds, from the second one on."""
+    fused_step: bool = False
+    """AdamW in one kernel, which needs no temporary value of every parameter at the step."""
+    autocast: bool = False
+    """Weights stay fp32 and torch.autocast casts for each multiply, unless FSDP2 gathers 16 bit."""
     fsdp_root: bool = False
     """FSDP2 with the embedding and the head in the root's group, reduced together at the end."""
 

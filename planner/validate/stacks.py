@@ -77,6 +77,8 @@ def _compiled(row: Mapping[str, str]) -> list[str]:
     """Return what torch's compiler and release bring: fusion, and cuDNN attention from 2025-08."""
     told = f"{row.get('framework_version', '')};{row.get('note', '')}".lower()
     flags = ["eager"] if re.search(r"(^|[;(] ?)eager\b", told) else []
+    if "chunked cross-entropy=1" in told:
+        flags.append("chunked-loss")
     release = _TITAN.search(told)
     recent = row["framework"] != "torchtitan" or (release and release[1] >= "2025-08")
     return [*flags, "cudnn"] if recent and row["hardware"].startswith("H") else flags

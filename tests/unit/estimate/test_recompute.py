@@ -7,6 +7,7 @@ import pytest
 from estimate_cases import inputs, spec
 
 from planner.estimate import again, compute, in_flight, recompute, step
+from planner.estimate.activations import logits_bytes
 from planner.specs.model import Experts, LatentAttention
 
 MLA = LatentAttention(
@@ -120,6 +121,17 @@ def test_every_module_costs_time_and_less_than_the_whole_layer(module):
     some = took(recompute="selective", recompute_modules=(module,))
     assert (none < some).all()
     assert (some < whole).all()
+
+
+def test_a_loss_in_pieces_holds_one_piece_and_a_gradient_that_adds_up():
+    model, row = spec(), {"micro_batch": 2, "dp": 8, "zero": 3}
+    whole, pieces = (
+        inputs(model, row, seq_tokens=4096, stack=stack)
+        for stack in ("torchtitan", "torchtitan+chunked-loss")
+    )
+    tokens = 2 * 4096
+    told = logits_bytes(pieces)[0, -1]
+    assert told == logits_bytes(whole)[0, -1] / 8 + 4 * tokens * model.hidden
 
 
 PAID_BY = {"mlp": "dense", "moe": "experts", "moe_act": "experts", "shared_experts": "experts"}
