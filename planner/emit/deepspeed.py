@@ -96,7 +96,7 @@ def kept_problems(plan: Plan) -> Iterator[str]:
 def pipeline_problems(plan: Plan) -> Iterator[str]:
     """Yield what DeepSpeed's PipelineEngine cannot run (runtime/pipe/engine.py)."""
     lay = plan.best.layout
-    if lay.vpp > 1 or (lay.pp > 1 and lay.schedule == "gpipe"):
+    if lay.vpp > 1 or (lay.pp > 1 and lay.schedule != "1f1b"):
         yield f"DeepSpeed runs pipelines as plain 1F1B, not schedule={lay.schedule}."
     if lay.pp > 1 and lay.zero > 1:
         yield f"DeepSpeed's pipelines need zero <= 1, not zero={lay.zero}."

@@ -103,8 +103,8 @@ def experts(model: ModelSpec, lay: Layout) -> Iterator[str]:
 def pipeline(plan: Plan) -> Iterator[str]:
     """Yield what the pipeline schedules cannot run (pipeline_parallel/schedules.py)."""
     lay, layers = plan.best.layout, plan.request.model.layers
-    if lay.schedule == "gpipe" and lay.pp > 1:
-        yield "Megatron has no GPipe schedule, only 1F1B and its interleaved form."
+    if lay.schedule not in ("none", "1f1b", "interleaved") and lay.pp > 1:
+        yield f"Megatron has no {lay.schedule}, no GPipe: only 1F1B and its interleaved form."
     if lay.vpp > 1 and lay.pp == 1:
         yield f"vpp={lay.vpp} needs pp > 1."
     if lay.vpp > 1 and lay.num_microbatches % lay.pp:

@@ -132,7 +132,9 @@ class Inputs:
     def _columns(self, on: tuple[str, ...]) -> tuple[str, ...]:
         """Return what a term depends on; blocks of recompute are counted chunk by chunk."""
         if "recompute" in on and self.workload.recompute_method == "block":
-            return tuple(dict.fromkeys((*on, "pp", "vpp")))
+            on = tuple(dict.fromkeys((*on, "pp", "vpp")))
+        if "vpp" in on and bool(self.layouts.folds.any()):  # which parts of the model a stage holds
+            return (*on, "folds")
         return on
 
     def _reduce(self, on: tuple[str, ...]) -> tuple[Inputs, IntArray] | None:

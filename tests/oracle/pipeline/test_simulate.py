@@ -132,7 +132,7 @@ def test_equal_chunks_take_the_closed_form_exactly(name, size, forward, backward
     told = makespan_s(shape, np.full(ranks, shape.chunks * (forward + backward)))
     assert line.makespan_s == pytest.approx(told, rel=1e-12)
     busy = shape.microbatches * shape.chunks * (forward + backward)
-    assert line.bubble_fraction == pytest.approx(1 - busy / told, abs=1e-12)
+    assert line.idle_fraction == pytest.approx(1 - busy / told, abs=1e-12)
 
 
 @given(
