@@ -98,7 +98,7 @@ def _write(output: Path, text: str) -> None:
 def _of_plan(source: Path) -> str:
     from planner.plan import Plan
     from planner.report.page import plan_page
-    from planner.workflow.planning import NEAR_TIE
+    from planner.workflow.remarks import NEAR_TIE
 
     found = Plan.read(source)
     if not found.plans:

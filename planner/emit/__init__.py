@@ -15,6 +15,7 @@ EMITTER_NAMES = (
     "torchrun",
     "deepspeed",
     "megatron",
+    "megatron-bridge",
     "accelerate",
     "torchtitan",
     "nanotron",
@@ -25,7 +26,7 @@ EMITTER_NAMES = (
 
 
 def emitter_named(name: str) -> Emitter:
-    """Return the emitter of a target; its module, `planner.emit.<name>`, holds it as `EMITTER`.
+    """Return the emitter of a target; its module, `planner.emit.<name_>`, holds it as `EMITTER`.
 
     Raises SpecError for a target that does not exist.
     """
@@ -33,7 +34,7 @@ def emitter_named(name: str) -> Emitter:
         known = ", ".join(EMITTER_NAMES)
         hint = did_you_mean(name, EMITTER_NAMES)
         raise SpecError(f"--target: {name!r} is not one of {known}", hint=hint)
-    emitter: Emitter = import_module(f"planner.emit.{name}").EMITTER
+    emitter: Emitter = import_module(f"planner.emit.{name.replace('-', '_')}").EMITTER
     return emitter
 
 

@@ -12,21 +12,40 @@ from collections.abc import Iterator
 from typing import Any
 
 from planner.emit.base import Artifact, hosts_are_placeholders, placed
+from planner.emit.capabilities import only, refusals, usual
 from planner.emit.deepspeed_config import config as deepspeed_config
+from planner.emit.fabric import fabric_text
 from planner.emit.nodes import node_text
 from planner.emit.shared import example, shared_artifacts
-from planner.emit.states import state_problems, threads
+from planner.emit.states import threads
 from planner.emit.yaml_text import yaml_text
 from planner.plan import Layout, Plan
 from planner.specs.workload import Optimizer, Precision
+
+CAN = usual(
+    "Accelerate",
+    tp=only(1, why="Accelerate leaves tensor parallelism to the model's own loader"),
+    pp=only(1, why="Accelerate has no pipeline parallelism"),
+    vpp=only(1, why="Accelerate has no pipeline parallelism"),
+    ep=only(1, why="Accelerate has no expert parallelism"),
+    etp=only(1, why="Accelerate has no expert parallelism"),
+    schedule=only("none", why="Accelerate has no pipeline parallelism"),
+    recompute=only("none", "full", why="Accelerate recomputes whole layers (full) or none"),
+    optimizer=only(
+        *(Optimizer.ADAMW, Optimizer.SGD, Optimizer.ADAMW_8BIT),
+        why="the Trainer has adamw, sgd, adamw-8bit here",
+    ),
+    offload=only("none", "optimizer", "optimizer+params", why="Accelerate has no such offload"),
+)
 
 
 class Accelerate:
     """DDP, FSDP2 with hybrid sharding and context parallelism, and ZeRO-1 by DeepSpeed."""
 
     name = "accelerate"
-    stack = "torchtitan"
+    stack = "transformers"
     tested_with = "accelerate 1.15.0, transformers 5.23.0"
+    can = CAN
 
     def unsupported(self, plan: Plan) -> list[str]:
         """Return one sentence for each thing that Accelerate, or this bundle, cannot express."""
@@ -56,28 +75,11 @@ class Accelerate:
 def problems(plan: Plan) -> Iterator[str]:
     """Yield what accelerate 1.15.0 cannot run, or this bundle does not ask of it."""
     lay, work = plan.best.layout, plan.request.workload
-    if lay.pp > 1:
-        yield f"Accelerate has no pipeline parallelism (pp={lay.pp})."
-    if lay.tp > 1:
-        yield f"Accelerate leaves tensor parallelism to the model's own loader (tp={lay.tp})."
-    if lay.ep > 1:
-        yield f"Accelerate has no expert parallelism (ep={lay.ep})."
-    if lay.recompute == "selective":
-        yield "Accelerate recomputes whole layers (recompute=full) or none."
-    if work.precision is Precision.FP8:
-        yield "FP8 under Accelerate is set up in the script, which this bundle does not do."
-    if lay.dp_sync != "all-reduce":
-        yield f"Accelerate has no dp_sync={lay.dp_sync}."
+    yield from refusals(plan, CAN)
     yield from sharding_problems(lay)
     yield from kept_problems(plan)
     if lay.cp > 1 and work.seq_tokens % (2 * lay.cp):
         yield f"{work.seq_tokens} tokens are not divisible by 2*cp={2 * lay.cp}."
-    sequences = lay.micro_batch * lay.num_microbatches * lay.dp
-    if sequences != work.global_batch:
-        yield (
-            f"micro_batch*num_microbatches*dp = {sequences}, but global_batch is "
-            f"{work.global_batch}."
-        )
 
 
 def sharding_problems(lay: Layout) -> Iterator[str]:
@@ -97,12 +99,13 @@ def sharding_problems(lay: Layout) -> Iterator[str]:
 
 def kept_problems(plan: Plan) -> Iterator[str]:
     """Yield optimizers and offload that the Trainer, FSDP2 or (zero=1) DeepSpeed does not have."""
-    zero = plan.best.layout.zero
-    optimizers = [Optimizer.ADAMW, Optimizer.SGD]
-    if zero != 1:
-        optimizers.append(Optimizer.ADAMW_8BIT)
-    offloads = {0: ("none",), 1: ("none", "optimizer")}.get(zero, ("none", "optimizer+params"))
-    yield from state_problems(plan, "Accelerate", optimizers=optimizers, offloads=offloads)
+    lay, kind = plan.best.layout, plan.request.workload.optimizer
+    if lay.zero == 1 and kind is Optimizer.ADAMW_8BIT:
+        yield f"DeepSpeed, which shards for Accelerate under zero=1, has no optimizer={kind.value}."
+    if lay.offload != "none" and lay.offload != {1: "optimizer"}.get(lay.zero, "optimizer+params"):
+        yield f"Accelerate has no offload={lay.offload} under zero={lay.zero}."
+    if lay.offload != "none" and lay.zero == 0:
+        yield f"Accelerate offloads what is sharded, so offload={lay.offload} needs zero > 0."
 
 
 def config_text(plan: Plan, tested_with: str) -> str:
@@ -178,7 +181,7 @@ def optim(kind: Optimizer) -> dict[str, Any]:
     """Return the optimizer as the Trainer calls it; 8-bit is torchao's, which FSDP2 can shard."""
     if kind is Optimizer.SGD:
         return {"optim": "sgd", "optim_args": "momentum=0.9"}
-    return {"optim": "adamw_torch_8bit" if kind is Optimizer.ADAMW_8BIT else "adamw_torch"}
+    return {"optim": "adamw_torch_8bit" if kind is Optimizer.ADAMW_8BIT else "adamw_torch_fused"}
 
 
 def trainer_args(plan: Plan) -> dict[str, Any]:
@@ -226,10 +229,7 @@ HERE="$(cd "$(dirname "${{BASH_SOURCE[0]}}")" && pwd)"
 {node_text(plan)}
 {threads(plan)}# Segments that grow keep the memory in one piece.
 export PYTORCH_ALLOC_CONF="${{PYTORCH_ALLOC_CONF:-expandable_segments:True}}"
-# NCCL finds the fast network by itself on most clusters. Where it does not, name it:
-# export NCCL_SOCKET_IFNAME=eth0   # the interface of MASTER_ADDR, for the first contact
-# export NCCL_IB_HCA=mlx5          # the adapters that carry training traffic
-export MESHWRIGHT_BUNDLE="$HERE"
+{fabric_text(plan)}export MESHWRIGHT_BUNDLE="$HERE"
 export PYTHONPATH="${{PYTHONPATH:+$PYTHONPATH:}}$HERE"  # for scripts that import preflight
 
 start() {{ # a port, a script and its options; --machine_rank keeps the node ranks given

@@ -15,10 +15,13 @@ import shutil
 import tempfile
 from collections.abc import Iterator, Sequence
 from pathlib import Path, PurePosixPath
-from typing import NamedTuple, Protocol
+from typing import TYPE_CHECKING, NamedTuple, Protocol
 
 from planner.errors import SpecError
 from planner.plan import Placement, Plan
+
+if TYPE_CHECKING:
+    from planner.emit.capabilities import Capabilities
 
 MARKER = "bundle.json"
 """Lists the files of a bundle; `write_bundle --force` replaces only what it lists."""
@@ -51,6 +54,10 @@ class Emitter(Protocol):
     @property
     def tested_with(self) -> str:
         """Return the framework and version whose own parser read these files in the tests."""
+
+    @property
+    def can(self) -> Capabilities:
+        """Return, field by field, what the framework and this bundle express."""
 
     def unsupported(self, plan: Plan) -> list[str]:
         """Return one sentence for each thing that this framework cannot express."""

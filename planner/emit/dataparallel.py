@@ -9,10 +9,18 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from planner.emit.base import Artifact, placed
+from planner.emit.capabilities import only, refusals, usual
 from planner.emit.shared import example, shared_artifacts
-from planner.emit.states import state_problems
 from planner.plan import Plan
-from planner.specs.workload import Precision
+
+WHOLE = only(1, why="torch.nn.DataParallel keeps whole replicas")
+CAN = usual(
+    "torch.nn.DataParallel",
+    **dict.fromkeys(("tp", "pp", "vpp", "cp", "ep", "etp", "dp_replicate"), WHOLE),
+    zero=only(0, why="torch.nn.DataParallel keeps whole replicas"),
+    schedule=only("none", why="torch.nn.DataParallel keeps whole replicas"),
+    dp_sync=only("parameter-server", why="torch.nn.DataParallel is a parameter server"),
+)
 
 
 class DataParallel:
@@ -21,6 +29,7 @@ class DataParallel:
     name = "dataparallel"
     stack = "torchtitan"
     tested_with = "PyTorch 2.13.0"
+    can = CAN
 
     def unsupported(self, plan: Plan) -> list[str]:
         """Return one sentence for each thing that torch.nn.DataParallel cannot express."""
@@ -43,22 +52,9 @@ class DataParallel:
 
 def problems(plan: Plan) -> Iterator[str]:
     """Yield what one process with replicas in threads cannot do."""
-    lay, work = plan.best.layout, plan.request.workload
-    yield from state_problems(plan, "train_dataparallel.py")
-    if lay.dp_sync != "parameter-server":
-        yield f"torch.nn.DataParallel is a parameter server: dp_sync={lay.dp_sync} is another."
-    if lay.tp * lay.pp * lay.cp * lay.ep > 1 or lay.zero or lay.dp_replicate > 1:
-        yield "torch.nn.DataParallel keeps whole replicas: tp, pp, cp, ep are 1 and zero is 0."
+    yield from refusals(plan, CAN)
     if plan.placement and len(placed(plan).hosts) > 1:
         yield f"torch.nn.DataParallel stays on one node, not {len(placed(plan).hosts)}."
-    if work.precision is Precision.FP8:
-        yield "torch.nn.DataParallel has no FP8 training."
-    sequences = lay.micro_batch * lay.num_microbatches * lay.dp
-    if sequences != work.global_batch:
-        yield (
-            f"micro_batch*num_microbatches*dp = {sequences}, but global_batch is "
-            f"{work.global_batch}."
-        )
 
 
 RUN = """\

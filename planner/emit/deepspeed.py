@@ -11,11 +11,29 @@ import json
 from collections.abc import Iterator
 
 from planner.emit.base import Artifact, hosts_are_placeholders, placed
+from planner.emit.capabilities import only, refusals, usual
 from planner.emit.deepspeed_config import config
+from planner.emit.fabric import fabric_variables, settings
 from planner.emit.shared import example, shared_artifacts
-from planner.emit.states import state_problems
+from planner.layouts.table import NAMES
 from planner.plan import Plan
-from planner.specs.workload import Optimizer, Precision
+from planner.specs.workload import Optimizer
+
+CAN = usual(
+    "DeepSpeed",
+    tp=only(1, why="DeepSpeed splits tensors only for Hugging Face models (AutoTP)"),
+    cp=only(1, why="DeepSpeed has no ring context parallelism"),
+    ep=only(1, why="DeepSpeed's experts are a layer of their own, not in this bundle"),
+    etp=only(1, why="DeepSpeed's experts are not split in this bundle"),
+    vpp=only(1, why="DeepSpeed runs pipelines as plain 1F1B, without virtual chunks"),
+    schedule=only("none", "1f1b", why="DeepSpeed runs pipelines as plain 1F1B"),
+    recompute=only("none", "full", why="DeepSpeed recomputes whole layers (full) or none"),
+    optimizer=only(
+        *(Optimizer.ADAMW, Optimizer.SGD, Optimizer.MUON),
+        why="DeepSpeed's engine has adamw, sgd, muon; give it another from your script",
+    ),
+    offload=only(*NAMES["offload"], why="DeepSpeed has no such offload"),
+)
 
 
 class DeepSpeed:
@@ -24,6 +42,7 @@ class DeepSpeed:
     name = "deepspeed"
     stack = "deepspeed"
     tested_with = "deepspeed 0.19.8"
+    can = CAN
 
     def unsupported(self, plan: Plan) -> list[str]:
         """Return one sentence for each thing that DeepSpeed, or this bundle's script, cannot do."""
@@ -49,46 +68,23 @@ class DeepSpeed:
 
 def problems(plan: Plan) -> Iterator[str]:
     """Yield what DeepSpeed 0.19.8 cannot run, or this bundle does not ask of it."""
-    lay, work = plan.best.layout, plan.request.workload
-    if lay.tp > 1:
-        yield f"tp={lay.tp}: DeepSpeed splits tensors only for Hugging Face models (AutoTP)."
-    if lay.cp > 1:
-        yield f"DeepSpeed has no ring context parallelism (cp={lay.cp})."
-    if lay.ep > 1:
-        yield f"ep={lay.ep}: DeepSpeed's experts are a layer of their own, not in this bundle."
-    if lay.recompute == "selective":
-        yield "DeepSpeed recomputes whole layers (recompute=full) or none."
-    if work.precision is Precision.FP8:
-        yield "DeepSpeed has no FP8 training."
-    if lay.dp_sync != "all-reduce":
-        yield f"DeepSpeed has no dp_sync={lay.dp_sync}."
+    yield from refusals(plan, CAN)
     yield from kept_problems(plan)
     yield from pipeline_problems(plan)
     yield from hybrid_problems(plan)
-    sequences = lay.micro_batch * lay.num_microbatches * lay.dp
-    if sequences != work.global_batch:
-        yield (
-            f"micro_batch*num_microbatches*dp = {sequences}, but global_batch is "
-            f"{work.global_batch}."
-        )
 
 
 def kept_problems(plan: Plan) -> Iterator[str]:
     """Yield optimizers and offload that a configuration alone does not give (runtime/engine.py)."""
     lay, kind = plan.best.layout, plan.request.workload.optimizer
-    if kind is Optimizer.ADAMW_8BIT:
-        yield "DeepSpeed has no 8-bit AdamW of its own; give its engine one from your script."
-    optimizers = (Optimizer.ADAMW, Optimizer.SGD, Optimizer.MUON, Optimizer.ADAMW_8BIT)
-    offloads = ("none", "optimizer", "optimizer+params")
-    yield from state_problems(plan, "DeepSpeed", optimizers=optimizers, offloads=offloads)
     if kind is Optimizer.MUON and (lay.zero == 0 or lay.pp > 1):
         yield f"DeepSpeed's Muon needs zero >= 1 and no pipeline, not zero={lay.zero}, pp={lay.pp}."
     if lay.offload == "none":
         return
     if lay.zero == 0 or lay.pp > 1:
         yield f"offload={lay.offload} needs zero >= 1 and no pipeline under DeepSpeed."
-    if lay.offload == "optimizer+params" and lay.zero != 3:
-        yield f"DeepSpeed offloads parameters under zero=3, not zero={lay.zero}."
+    if lay.offload not in ("none", "optimizer") and lay.zero != 3:
+        yield f"DeepSpeed needs zero=3 for offload={lay.offload}, not zero={lay.zero}."
     if kind is not Optimizer.ADAMW:
         yield f"DeepSpeed steps on the host with its CPU Adam, not {kind.value}."
 
@@ -96,8 +92,6 @@ def kept_problems(plan: Plan) -> Iterator[str]:
 def pipeline_problems(plan: Plan) -> Iterator[str]:
     """Yield what DeepSpeed's PipelineEngine cannot run (runtime/pipe/engine.py)."""
     lay = plan.best.layout
-    if lay.vpp > 1 or (lay.pp > 1 and lay.schedule != "1f1b"):
-        yield f"DeepSpeed runs pipelines as plain 1F1B, not schedule={lay.schedule}."
     if lay.pp > 1 and lay.zero > 1:
         yield f"DeepSpeed's pipelines need zero <= 1, not zero={lay.zero}."
     if lay.pp > 1 and not stages_fit(plan):
@@ -137,7 +131,18 @@ PYTORCH_CUDA_ALLOC_CONF=expandable_segments:True
 def environment(plan: Plan) -> str:
     """Return `.deepspeed_env`: one thread a rank, unless the host steps the optimizer."""
     one_thread = "OMP_NUM_THREADS=1\n" if plan.best.layout.offload == "none" else ""
-    return one_thread + ENVIRONMENT
+    network = "".join(f"{name}={value}\n" for name, value in fabric_variables(plan))
+    return one_thread + ENVIRONMENT + network
+
+
+def fabric_note(plan: Plan) -> str:
+    """Return comments on `.deepspeed_env`, which can hold none itself."""
+    rows = [s for s in settings(plan) if not s.suggested]
+    more = [s for s in settings(plan) if s.suggested]
+    out = "# .deepspeed_env holds the environment of every node; it knows no comments:\n"
+    out += "".join(f"#   {s.name}={s.value}: {s.why}\n" for s in rows)
+    out += "# Yours to add there, where it is needed:\n" if more else ""
+    return out + "".join(f"#   {s.name}={s.value}: {s.why}\n" for s in more)
 
 
 def run_text(plan: Plan) -> str:
@@ -168,7 +173,7 @@ cd "$(dirname "${{BASH_SOURCE[0]}}")"  # the launcher looks for .deepspeed_env h
 TRAIN=("${{TRAIN_SCRIPT:-train_deepspeed.py}}" --deepspeed_config ds_config.json)
 MASTER_PORT="${{MASTER_PORT:-29500}}"
 
-set -a
+{fabric_note(plan)}set -a
 source .deepspeed_env
 set +a
 {launch}

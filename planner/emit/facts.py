@@ -106,6 +106,15 @@ def megatron_facts(text: str) -> Facts:
     return _once((row[0], " ".join(row[1:]) or "set") for row in rows if row)
 
 
+def override_facts(text: str) -> Facts:
+    """Return the keys of a list of Hydra overrides, with or without quotes around the value."""
+    lines = [line.strip() for line in text.splitlines()]
+    pairs = [line.partition("=") for line in lines if line and not line.startswith("#")]
+    if wrong := next((key for key, mark, _ in pairs if not mark), None):
+        raise ValueError(f"{wrong} has no value")
+    return _once((key.strip().lstrip("+"), value.strip().strip("'\"")) for key, _, value in pairs)
+
+
 def titan_facts(text: str) -> Facts:
     """Return the keys of `torchtitan.args`; hyphens and underscores mean the same to it."""
     lines = [line.strip() for line in text.splitlines()]
@@ -202,6 +211,15 @@ KINDS: Mapping[str, Kind] = {
             *("--optimizer", "--optimizer-offload-fraction", "--use-precision-aware-optimizer"),
             *("--exp-avg-*", "--main-grads-dtype"),
             *("--use-tp-pp-dp-mapping", "--multi-latent-attention", "--*-lora-rank"),
+        ),
+    ),
+    "model.overrides": Kind(override_facts, ("model.*",)),
+    "plan.overrides": Kind(
+        override_facts,
+        (
+            *("model.*", "ddp.*", "dist.*", "mixed_precision*", "dataset.seq_length"),
+            *("train.*_batch_size", "optimizer.optimizer", "optimizer.*_dtype"),
+            *("optimizer.use_*", "optimizer.*offload*", "checkpoint.ckpt_format"),
         ),
     ),
     "nanotron.yaml": Kind(

@@ -13,6 +13,7 @@ from collections import Counter
 from typing import Any
 
 from planner.emit.base import Artifact, hosts_are_placeholders, placed
+from planner.emit.capabilities import ANYTHING
 from planner.emit.wrapped import inner_of, inner_problems, leaf_of_node, node_ranks_by_leaf, wrapped
 from planner.emit.yaml_text import yaml_text
 from planner.plan import Plan
@@ -34,6 +35,7 @@ class Kubernetes:
     name = "k8s"
     stack = "any"
     tested_with = "JobSet v1alpha2, Kubeflow Trainer 2.3.0, Kubernetes 1.31"
+    can = ANYTHING
 
     def unsupported(self, plan: Plan) -> list[str]:
         """Return why no framework can run the plan, and what no device plugin is known for."""

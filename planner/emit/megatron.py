@@ -8,8 +8,9 @@ Megatron-FSDP must not have that.
 from __future__ import annotations
 
 from planner.emit.base import Artifact, placed
+from planner.emit.fabric import fabric_text
 from planner.emit.megatron_flags import flags
-from planner.emit.megatron_rules import problems
+from planner.emit.megatron_rules import CAN, problems, queue_text
 from planner.emit.nodes import node_text
 from planner.emit.shared import shared_artifacts
 from planner.emit.states import threads
@@ -22,6 +23,7 @@ class Megatron:
     name = "megatron"
     stack = "megatron"
     tested_with = "megatron-core 0.19.2"
+    can = CAN
 
     def unsupported(self, plan: Plan) -> list[str]:
         """Return one sentence for each thing that Megatron-LM cannot express."""
@@ -53,32 +55,15 @@ def args_text(plan: Plan, tested_with: str) -> str:
 
 def env_text(plan: Plan) -> str:
     """Return `env.sh`, sourced by `run.sh`: every variable with its reason."""
-    lay = plan.best.layout
-    if lay.zero >= 2:
-        queue = """\
-# Megatron-FSDP gathers weights while it computes, which one hardware queue would forbid.
-unset CUDA_DEVICE_MAX_CONNECTIONS"""
-    elif lay.tp > 1 or lay.cp > 1:
-        queue = """\
-# One hardware queue: communication of tp and cp starts in the order in which it was asked for.
-# Megatron-LM requires it before Blackwell, where it does no harm.
-export CUDA_DEVICE_MAX_CONNECTIONS=1"""
-    else:
-        queue = """\
-# No tp, no cp: several hardware queues let gradients travel while the backward pass computes.
-export CUDA_DEVICE_MAX_CONNECTIONS=8"""
     return f"""\
 # Sourced by run.sh.
-{queue}
+{queue_text(plan.best.layout)}
 
 # Activations come and go in many sizes; segments that grow keep the memory in one piece.
 export PYTORCH_CUDA_ALLOC_CONF=expandable_segments:True
 
 {threads(plan)}
-# NCCL finds the fast network by itself on most clusters. Where it does not, name it:
-# export NCCL_SOCKET_IFNAME=eth0   # the interface of MASTER_ADDR, for the first contact
-# export NCCL_IB_HCA=mlx5          # the adapters that carry training traffic
-# Transformer Engine chooses the attention kernel; this says which and why:
+{fabric_text(plan)}# Transformer Engine chooses the attention kernel; this says which and why:
 # export NVTE_DEBUG=1 NVTE_DEBUG_LEVEL=1
 """
 

@@ -162,8 +162,13 @@ def layer_pattern(experts: Experts, layers: int) -> str:
         return f"([0]*{first}+[1]*{layers - first})"
     if first == 0 and layers % period == 0:
         return f"([0]*{period - 1}+[1]*1)*{layers // period}"
-    held = [int(i >= first and (i + 1) % period == 0) for i in range(layers)]
-    return f"([{','.join(map(str, held))}])"
+    return f"([{','.join(map(str, layer_kinds(experts, layers)))}])"
+
+
+def layer_kinds(experts: Experts, layers: int) -> list[int]:
+    """Return, layer by layer, 1 where it has experts and 0 where it is dense."""
+    first, period = experts.first_dense_layers, experts.layer_period
+    return [int(i >= first and (i + 1) % period == 0) for i in range(layers)]
 
 
 def parallel_flags(plan: Plan) -> list[Flag]:

@@ -8,16 +8,36 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
+from planner.emit.capabilities import ALL, Capabilities, only, refusals, usual
 from planner.emit.megatron_flags import biases
 from planner.emit.megatron_pipeline import chunks_in_order
-from planner.emit.states import formats_of, state_problems
+from planner.emit.states import formats_of
 from planner.plan import Layout, Plan
 from planner.specs.model import ModelSpec, QkNorm
 from planner.specs.workload import Optimizer, Precision, Workload
 
+CAN = usual(
+    "Megatron-LM",
+    schedule=only(
+        *("none", "1f1b", "interleaved"),
+        why="Megatron has no GPipe schedule, only 1F1B and its interleaved form",
+    ),
+    precision=ALL,
+    optimizer=only(
+        *(Optimizer.ADAMW, Optimizer.SGD, Optimizer.MUON), why="Megatron-LM has adamw, sgd, muon"
+    ),
+    offload=only("none", "optimizer", why="Megatron-LM keeps weights on the GPUs"),
+    formats=only(
+        *("precision-aware", "bf16-moments", "fp8-moments"),
+        why="Megatron-LM keeps master weights in fp32",
+    ),
+    recompute_list=ALL,
+    capacity_factor=ALL,
+)
 
-def problems(plan: Plan) -> list[str]:
-    """Return one sentence for each reason why Megatron-LM cannot run the best plan."""
+
+def problems(plan: Plan, can: Capabilities = CAN) -> list[str]:
+    """Return one sentence for each reason why Megatron-LM, or a target built on it, cannot run."""
     model, work, lay = plan.request.model, plan.request.workload, plan.best.layout
     return [
         *architecture(model, work),
@@ -26,9 +46,9 @@ def problems(plan: Plan) -> list[str]:
         *experts(model, lay),
         *pipeline(plan),
         *sharding(lay),
-        *batch(work, lay),
         *eight_bit(model, work, lay),
         *kept(plan),
+        *refusals(plan, can),
     ]
 
 
@@ -103,8 +123,6 @@ def experts(model: ModelSpec, lay: Layout) -> Iterator[str]:
 def pipeline(plan: Plan) -> Iterator[str]:
     """Yield what the pipeline schedules cannot run (pipeline_parallel/schedules.py)."""
     lay, layers = plan.best.layout, plan.request.model.layers
-    if lay.schedule not in ("none", "1f1b", "interleaved") and lay.pp > 1:
-        yield f"Megatron has no {lay.schedule}, no GPipe: only 1F1B and its interleaved form."
     if lay.vpp > 1 and lay.pp == 1:
         yield f"vpp={lay.vpp} needs pp > 1."
     if lay.vpp > 1 and lay.num_microbatches % lay.pp:
@@ -120,8 +138,6 @@ def pipeline(plan: Plan) -> Iterator[str]:
 
 def sharding(lay: Layout) -> Iterator[str]:
     """Yield what data parallelism cannot do (Megatron-FSDP's guide, parallel_state.py)."""
-    if lay.dp_sync != "all-reduce":
-        yield f"Megatron has no dp_sync={lay.dp_sync}."
     if lay.zero >= 2 and lay.pp > 1:
         yield f"Megatron-FSDP (zero={lay.zero}) runs with tp, cp and ep, not with pp > 1."
     if lay.dp_replicate > 1 and lay.zero == 0:
@@ -133,27 +149,9 @@ def sharding(lay: Layout) -> Iterator[str]:
         )
 
 
-def batch(work: Workload, lay: Layout) -> Iterator[str]:
-    """Yield when the batch does not add up (arguments.py)."""
-    sequences = lay.micro_batch * lay.num_microbatches * lay.dp
-    if sequences != work.global_batch:
-        yield (
-            f"micro_batch*num_microbatches*dp = {sequences}, but global_batch is "
-            f"{work.global_batch}."
-        )
-
-
 def kept(plan: Plan) -> Iterator[str]:
     """Yield optimizers, formats and offload that do not go together (optimizer_config.py)."""
     work, lay = plan.request.workload, plan.best.layout
-    yield from state_problems(
-        plan,
-        "Megatron-LM",
-        optimizers=(Optimizer.ADAMW, Optimizer.SGD, Optimizer.MUON),
-        offloads=("none", "optimizer"),
-        formats=("precision-aware", "bf16-moments", "fp8-moments"),
-        recompute_lists=True,
-    )
     if work.optimizer is Optimizer.MUON and lay.zero >= 2:
         yield f"Megatron-FSDP (zero={lay.zero}) does not run Muon."
     if not formats_of(plan) and lay.offload == "none":
@@ -176,3 +174,19 @@ def eight_bit(model: ModelSpec, work: Workload, lay: Layout) -> Iterator[str]:
     for name, width in widths.items():
         if width % 16:
             yield f"FP8 needs widths in multiples of 16, but {name} is {width}."
+
+
+def queue_text(lay: Layout) -> str:
+    """Return the shell lines for the hardware queues, which belong to the layout."""
+    if lay.zero >= 2:
+        return """\
+# Megatron-FSDP gathers weights while it computes, which one hardware queue would forbid.
+unset CUDA_DEVICE_MAX_CONNECTIONS"""
+    if lay.tp > 1 or lay.cp > 1:
+        return """\
+# One hardware queue: communication of tp and cp starts in the order in which it was asked for.
+# Megatron-LM requires it before Blackwell, where it does no harm.
+export CUDA_DEVICE_MAX_CONNECTIONS=1"""
+    return """\
+# No tp, no cp: several hardware queues let gradients travel while the backward pass computes.
+export CUDA_DEVICE_MAX_CONNECTIONS=8"""

@@ -9,9 +9,10 @@ from collections.abc import Iterator
 from typing import Any
 
 from planner.emit.base import Artifact, hosts_are_placeholders, placed
+from planner.emit.capabilities import ALL, only, refusals, usual
+from planner.emit.fabric import fabric_text
 from planner.emit.nodes import node_text
 from planner.emit.shared import shared_artifacts
-from planner.emit.states import state_problems
 from planner.emit.yaml_text import yaml_text
 from planner.plan import Layout, Plan
 from planner.specs.model import ModelSpec, Norm, QkNorm
@@ -19,6 +20,18 @@ from planner.specs.workload import Precision
 
 ENGINES = {"none": "1f1b", "1f1b": "1f1b", "gpipe": "afab"}
 """Its words for schedules; 'afab' is all forward, all backward."""
+CAN = usual(
+    "nanotron",
+    vpp=only(1, why="nanotron has no virtual pipeline chunks"),
+    cp=only(1, why="nanotron's Llama does not split sequences"),
+    ep=only(1, why="nanotron's Llama has no experts"),
+    etp=ALL,
+    dp_replicate=only(1, why="nanotron shards the optimizer over all replicas"),
+    zero=only(0, 1, why="nanotron shards the optimizer only (zero <= 1)"),
+    schedule=only(*ENGINES, why="nanotron has no virtual pipeline chunks"),
+    recompute=only("none", "full", why="nanotron recomputes whole layers (full) or none"),
+    precision=only(Precision.BF16, why="This bundle trains nanotron in bf16"),
+)
 
 
 class Nanotron:
@@ -27,6 +40,7 @@ class Nanotron:
     name = "nanotron"
     stack = "megatron"
     tested_with = "huggingface/nanotron@2411b022"
+    can = CAN
 
     def unsupported(self, plan: Plan) -> list[str]:
         """Return one sentence for each thing that nanotron, or its Llama, cannot express."""
@@ -55,27 +69,9 @@ def problems(plan: Plan) -> Iterator[str]:
     model, work, lay = plan.request.model, plan.request.workload, plan.best.layout
     yield from shape_problems(model)
     yield from width_problems(model, lay)
-    yield from state_problems(plan, "nanotron")
-    if lay.zero > 1 or lay.dp_replicate > 1:
-        yield f"nanotron shards the optimizer only (zero <= 1), not zero={lay.zero}."
-    if lay.cp > 1 or lay.ep > 1:
-        yield f"nanotron's Llama splits neither sequences (cp={lay.cp}) nor experts (ep={lay.ep})."
-    if lay.vpp > 1 or lay.schedule not in ENGINES:
-        yield f"nanotron has no virtual pipeline chunks (vpp={lay.vpp})."
-    if lay.recompute == "selective":
-        yield "nanotron recomputes whole layers (recompute=full) or none."
-    if lay.dp_sync != "all-reduce":
-        yield f"nanotron has no dp_sync={lay.dp_sync}."
+    yield from refusals(plan, CAN)
     if lay.sp and work.seq_tokens % lay.tp:
         yield f"{work.seq_tokens} tokens are not divisible by tp={lay.tp}."
-    if work.precision is not Precision.BF16:
-        yield f"This bundle trains nanotron in bf16, not {work.precision.value}."
-    sequences = lay.micro_batch * lay.num_microbatches * lay.dp
-    if sequences != work.global_batch:
-        yield (
-            f"micro_batch*num_microbatches*dp = {sequences}, but global_batch is "
-            f"{work.global_batch}."
-        )
 
 
 def width_problems(model: ModelSpec, lay: Layout) -> Iterator[str]:
@@ -205,10 +201,7 @@ fi
 # One hardware queue: tensor parallelism's communication starts in the order it was asked for.
 export CUDA_DEVICE_MAX_CONNECTIONS=1
 export OMP_NUM_THREADS="${{OMP_NUM_THREADS:-1}}"
-# NCCL finds the fast network by itself on most clusters. Where it does not, name it:
-# export NCCL_SOCKET_IFNAME=eth0   # the interface of MASTER_ADDR, for the first contact
-# export NCCL_IB_HCA=mlx5          # the adapters that carry training traffic
-export MESHWRIGHT_BUNDLE="$HERE"
+{fabric_text(plan)}export MESHWRIGHT_BUNDLE="$HERE"
 start() {{ # a port, a script and its options; static rendezvous keeps the node ranks given
   local port="$1"
   shift

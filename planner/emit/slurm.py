@@ -10,6 +10,7 @@ from __future__ import annotations
 import re
 
 from planner.emit.base import Artifact, hosts_are_placeholders, placed
+from planner.emit.capabilities import ANYTHING
 from planner.emit.wrapped import inner_of, inner_problems, node_ranks_by_leaf, wrapped
 from planner.plan import Plan
 
@@ -20,6 +21,7 @@ class Slurm:
     name = "slurm"
     stack = "any"
     tested_with = "Slurm 22.05"
+    can = ANYTHING
 
     def unsupported(self, plan: Plan) -> list[str]:
         """Return, for each framework that Slurm could start, why it cannot run the plan."""

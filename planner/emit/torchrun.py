@@ -10,9 +10,12 @@ from __future__ import annotations
 import re
 
 from planner.emit.base import Artifact, hosts_are_placeholders, one_line, placed, shell_line
+from planner.emit.capabilities import ALL, refusals, usual
+from planner.emit.fabric import fabric_text
 from planner.emit.shared import example, shared_artifacts
-from planner.emit.states import state_problems
 from planner.plan import Layout, Plan
+
+CAN = usual("train.py", dp_sync=ALL, capacity_factor=ALL)
 
 
 class Torchrun:
@@ -21,6 +24,7 @@ class Torchrun:
     name = "torchrun"
     stack = "torchtitan"
     tested_with = "PyTorch 2.13.0"
+    can = CAN
 
     def unsupported(self, plan: Plan) -> list[str]:
         """Return one sentence for each part of the layout that `train.py` cannot apply."""
@@ -29,7 +33,7 @@ class Torchrun:
             *_not_in_the_example(lay),
             *_split_unevenly(plan),
             *_no_such_schedule(lay),
-            *state_problems(plan, "train.py"),
+            *refusals(plan, CAN),
         ]
 
     def emit(self, plan: Plan) -> list[Artifact]:
@@ -42,7 +46,7 @@ class Torchrun:
                 start=_start(plan),
             ),
             Artifact("run.sh", _run(plan), executable=True),
-            Artifact("env.sh", ENVIRONMENT),
+            Artifact("env.sh", ENVIRONMENT + fabric_text(plan)),
             Artifact("commands.txt", _commands(plan)),
             Artifact("train.py", example("train_tiny.py"), executable=True),
             Artifact("tiny_model.py", example("tiny_model.py")),
@@ -231,8 +235,4 @@ export PYTORCH_ALLOC_CONF="${PYTORCH_ALLOC_CONF:-expandable_segments:True}"
 # CUDA_DEVICE_MAX_CONNECTIONS stays unset: FSDP needs several hardware queues to overlap its
 # gathers with compute (Megatron-LM's tensor parallelism, which wants 1, is not used here)
 
-# Only where NCCL picks the wrong network by itself; names are those of `ip link` and `ibstat`.
-# export NCCL_SOCKET_IFNAME=eth0  # the interface of the rendezvous and of socket traffic
-# export NCCL_IB_HCA=mlx5         # the adapters that carry collectives
-# export NCCL_DEBUG=INFO          # says which were picked, once a rank
 """

@@ -10,9 +10,11 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from planner.emit.base import Artifact, hosts_are_placeholders, placed
+from planner.emit.capabilities import only, refusals, usual
+from planner.emit.fabric import fabric_text
 from planner.emit.nodes import node_text
 from planner.emit.shared import example, shared_artifacts
-from planner.emit.states import formats_of, state_problems, threads
+from planner.emit.states import formats_of, threads
 from planner.pipeline.registry import schedule_named
 from planner.plan import Layout, Plan
 from planner.specs.model import ModelSpec, Norm, QkNorm
@@ -28,6 +30,13 @@ SCHEDULES = {
     "dualpipev": "DualPipeV",
 }
 """torchtitan takes any name and fails when the model is built; these are torch 2.13.0's."""
+CAN = usual(
+    "torchtitan",
+    zero=only(0, 2, 3, why="FSDP2 shards gradients and optimizer state together: zero 2 or 3"),
+    precision=only(Precision.BF16, why="This bundle trains torchtitan in bf16"),
+    offload=only("none", "optimizer+params", why="FSDP2 offloads whole shards: optimizer+params"),
+    formats=only("pure-bf16", why="torchtitan has pure-bf16 alone"),
+)
 
 
 class Torchtitan:
@@ -36,6 +45,7 @@ class Torchtitan:
     name = "torchtitan"
     stack = "torchtitan"
     tested_with = "torchtitan 0.3.0"
+    can = CAN
 
     def unsupported(self, plan: Plan) -> list[str]:
         """Return one sentence for each thing that torchtitan, or this bundle, cannot express."""
@@ -50,7 +60,7 @@ class Torchtitan:
             *shared,
             Artifact("torchtitan.args", args_text(plan, self.tested_with)),
             Artifact("titan_plan.py", example("titan_plan.py")),
-            Artifact("env.sh", ENVIRONMENT.replace("THREADS\n", threads(plan))),
+            Artifact("env.sh", env_text(plan)),
             Artifact("run.sh", run_text(plan), executable=True),
         ]
 
@@ -62,24 +72,12 @@ def problems(plan: Plan) -> Iterator[str]:
     yield from width_problems(model, lay)
     yield from pipeline_problems(plan)
     yield from sharding_problems(lay)
-    yield from state_problems(
-        plan, "torchtitan", offloads=("none", "optimizer+params"), formats=("pure-bf16",)
-    )
-    if work.precision is not Precision.BF16:
-        yield f"This bundle trains torchtitan in bf16, not {work.precision.value}."
+    yield from refusals(plan, CAN)
     if work.seq_tokens > model.max_seq_tokens:
         yield f"{work.seq_tokens} tokens are more than the model's {model.max_seq_tokens}."
     slices = (lay.tp if lay.sp else 1) * (2 * lay.cp if lay.cp > 1 else 1)
     if work.seq_tokens % slices:
         yield f"{work.seq_tokens} tokens do not divide into {slices} slices of the sequence."
-    if work.capacity_factor is not None:
-        yield "torchtitan's experts take every token: it has no capacity_factor."
-    sequences = lay.micro_batch * lay.num_microbatches * lay.dp
-    if sequences != work.global_batch:
-        yield (
-            f"micro_batch*num_microbatches*dp = {sequences}, but global_batch is "
-            f"{work.global_batch}."
-        )
 
 
 def shape_problems(model: ModelSpec) -> Iterator[str]:
@@ -160,10 +158,6 @@ def schedule_problems(lay: Layout) -> Iterator[str]:
 
 def sharding_problems(lay: Layout) -> Iterator[str]:
     """Yield what FSDP2 has no form for."""
-    if lay.dp_sync != "all-reduce":
-        yield f"torchtitan has no dp_sync={lay.dp_sync}."
-    if lay.zero == 1:
-        yield "FSDP2 shards gradients and optimizer state together: zero 2 or 3, not 1."
     if lay.zero == 0 and lay.dp * lay.cp > 1 and lay.tp * lay.cp * lay.pp > 1:
         yield "Replicated weights (zero=0) go with plain data parallelism only."
     if lay.offload != "none" and (lay.zero < 2 or lay.dp * lay.cp == 1):
@@ -240,10 +234,13 @@ export PYTORCH_ALLOC_CONF="${PYTORCH_ALLOC_CONF:-expandable_segments:True}"
 
 THREADS
 
-# NCCL finds the fast network by itself on most clusters. Where it does not, name it:
-# export NCCL_SOCKET_IFNAME=eth0   # the interface of MASTER_ADDR, for the first contact
-# export NCCL_IB_HCA=mlx5          # the adapters that carry training traffic
+FABRIC
 """
+
+
+def env_text(plan: Plan) -> str:
+    """Return `env.sh`, sourced by `run.sh`."""
+    return ENVIRONMENT.replace("THREADS\n", threads(plan)).replace("FABRIC\n", fabric_text(plan))
 
 
 def run_text(plan: Plan) -> str:

@@ -31,12 +31,12 @@ from planner.estimate.optimizer import optimizer_s
 from planner.estimate.params import stage_dense_parameters, stage_expert_parameters
 from planner.estimate.stages import EMBEDDING_FORWARD
 from planner.estimate.step import (
-    dense_layer_s,
+    dense_layer_total_s,
     directions_s,
     exposed_s,
     hidden_s,
     hideable_s,
-    moe_layer_s,
+    moe_layer_total_s,
     stage_microbatch_s,
     step_s,
 )
@@ -56,7 +56,7 @@ def least_step_s(x: Inputs) -> FloatArray:
 
 
 def whole_layers_s(x: Inputs) -> FloatArray:
-    """Return a higher bound that counts whole layers; for models whose layers are all alike."""
+    """Return a higher bound that counts whole layers; where all, or all but a few, are alike."""
     return np.where(
         x.layouts.pp > 1,
         np.maximum(_least_pipeline_s(x, whole=True), 0.0) + _least_once_s(x),
@@ -95,12 +95,16 @@ class _Chain:
         """Price layers, ends and sends."""
         lay, model = x.layouts, x.model
         self.p, self.v, self.m = lay.pp, lay.vpp, lay.num_microbatches
-        self.dense, self.moe = dense_layer_s(x).sum(axis=1), moe_layer_s(x).sum(axis=1)
-        self.hidden = np.where(HIDES[lay.schedule], hideable_s(x), 0.0)
-        self.moe = self.moe - self.hidden
+        self.dense, self.moe = dense_layer_total_s(x), moe_layer_total_s(x)
+        self.hidden = np.zeros(len(lay))
+        if x.runs(HIDES):
+            self.hidden = np.where(HIDES[lay.schedule], hideable_s(x), 0.0)
+            self.moe = self.moe - self.hidden
         sorts = [self.moe if moe else self.dense for moe in sorted(set(model.moe_layers))]
         self.layer = np.minimum.reduce(sorts)
-        self.alike = len(sorts) == 1
+        ahead = layers_ahead(model.moe_layers)
+        self.dealt = ahead is not None
+        self.common = self.moe if model.moe_layers[-1] else self.dense
         with_experts = sum(model.moe_layers) if model.experts else 0
         exposed = x.stack.p2p_exposed
         each = pp_microbatch_s(x) / (2 * lay.vpp * exposed) if exposed else 0.0 * self.dense
@@ -112,7 +116,7 @@ class _Chain:
         self.total = layers + self.first + self.last + self.p * self.framework
         turn = lay.folds == 1
         self.total = self.total + 2 * (self.p * self.v - 1 - turn) * self.send
-        self.count = model.layers
+        self.count = model.layers - (ahead or 0)  # a few that differ are left out
         self.splits, self.loops = SPLITS[lay.schedule], lay.folds == 0
         # the fewest layers of a chunk, in any cut that is considered; only the ends may hold none
         fewest = model.layers // (self.p * self.v)
@@ -137,7 +141,7 @@ def _least_pipeline_s(x: Inputs, *, whole: bool = False) -> FloatArray:
     slowest = np.maximum(c.total / c.p, _usual_slowest_s(x, c))
     late = (c.p - 1) * (c.lap_first + (c.p - 2) / 2 * c.lap)
     spread = (c.m * c.total + late) / c.p - c.send
-    if whole and c.alike:
+    if whole and c.dealt:
         slowest = np.maximum(slowest, np.where(c.loops, _whole_s(c, late=False), 0.0))
         spread = np.maximum(spread, np.where(c.loops, _whole_s(c, late=True), 0.0))
     busiest = c.m * slowest - c.send
@@ -152,8 +156,7 @@ def _least_pipeline_s(x: Inputs, *, whole: bool = False) -> FloatArray:
 
 def _usual_slowest_s(x: Inputs, c: _Chain) -> FloatArray:
     """Return the slowest stage of the usual cut where no other is considered, else nothing."""
-    in_turn = layers_ahead(x.model.moe_layers) is None
-    alone = (c.v > 1) & in_turn if cuts_freely(x.workload.stack) else c.v > 0
+    alone = (c.v > 1) & (not c.dealt) if cuts_freely(x.workload.stack) else c.v > 0
     if not alone.any():
         return np.zeros(len(c.v))
     sends = 2 * c.v[:, None] - x.stages.first - x.stages.last - 2 * (x.layouts.folds == 1)[:, None]
@@ -173,7 +176,7 @@ def _whole_s(c: _Chain, *, late: bool) -> FloatArray:
     turns = (c.m if late else np.ones_like(c.m)).astype(np.float64)
     before = c.p * (c.lap + c.lap_first) if late else 0.0 * c.layer
     low: FloatArray = np.zeros(len(c.layer))
-    high = turns * (c.total + c.p * (c.layer + c.send)) + before
+    high = turns * (c.total + c.p * (c.common + c.send)) + before
     ranks = int(c.p.max(initial=1))
     for _ in range(STEPS):
         middle = (low + high) / 2
@@ -190,6 +193,6 @@ def _layers_within(
     slack = c.send if late else 0.0
     ends = (r == 0) * (c.first - c.send) + (r == c.p - 1) * (c.last - c.send)
     fixed = c.framework + 2 * c.v * c.send + ends
-    room = np.floor(((limit_s + slack - before) / turns - fixed) / c.layer + 1e-9)
+    room = np.floor(((limit_s + slack - before) / turns - fixed) / c.common + 1e-9)
     held: FloatArray = np.where(r < c.p, np.maximum(room, 0.0), 0.0).sum(axis=0)
     return held

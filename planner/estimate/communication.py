@@ -316,7 +316,7 @@ def parameter_server_s(x: Inputs) -> FloatArray:
     unit="s",
     formula="all-reduce of V*h/tp gradients between the first and the last stage",
     source=MEGATRON_2019,
-    on=("tp", "pp", "cp", "dp", "micro_batch", "folds"),
+    on=("tp", "pp", "cp", "dp", "micro_batch"),
 )
 def tied_embedding_s(x: Inputs) -> FloatArray:
     """Once a step: both ends' copies of tied embeddings are added."""

@@ -12,7 +12,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from planner.estimate.activations import logits_bytes
+from planner.estimate.activations import autocasts, logits_bytes
 from planner.estimate.buffers import exchange_buffers_bytes, largest_layer_parameters
 from planner.estimate.communication import expert_shard_ways, shard_ways
 from planner.estimate.experts import received_tokens
@@ -27,7 +27,7 @@ from planner.estimate.params import (
 )
 from planner.estimate.recompute import kept_layer_bytes, whole_layer_bytes
 from planner.estimate.schemes import scheme
-from planner.estimate.states import PARAMETERS, gradients_bytes, held, weights_bytes
+from planner.estimate.states import gradients_bytes, held, weights_away, weights_bytes
 from planner.sources import TORCH
 
 POINTS = (
@@ -106,7 +106,7 @@ def _weights(x: Inputs) -> tuple[FloatArray, ...]:
 
 def _here(x: Inputs) -> FloatArray:
     """Return 1 where the shards stay on the GPU, 0 where CPUOffloadPolicy takes them off."""
-    return (x.layouts.offload < PARAMETERS).astype(np.float64)[:, None]
+    return (~weights_away(x)).astype(np.float64)[:, None]
 
 
 def _gradients(x: Inputs) -> tuple[FloatArray, ...]:
@@ -228,9 +228,44 @@ def _buffers(x: Inputs) -> tuple[FloatArray, ...]:
     tail = np.maximum((local + width) * g.tail, width * g.tail + share.tail + local * g.table)
     # temporaries of torch's foreach AdamW, and of SGD with weight decay: one value a parameter of
     # the shard; 8-bit AdamW and Muon go tensor by tensor and need less
-    step = held(x, scheme(x).weight, sharded_from=2) * _here(x) + _inputs(x)
+    temporary = 0.0 if x.stack.fused_step else scheme(x).weight
+    step = held(x, temporary, sharded_from=2) * _here(x) + _inputs(x)
     before = (at_head, head, *blocks, at_tail + tail)
-    return (*(part + common for part in before), step)
+    casts, buckets = _casts(x, g), _ddp_buckets(x)
+    return (
+        *(part + common + cast + buckets for part, cast in zip(before, casts, strict=True)),
+        step + buckets,
+    )
+
+
+def _ddp_buckets(x: Inputs) -> FloatArray:
+    """Return the buckets of DistributedDataParallel, which hold all gradients once more.
+
+    Accelerate and torch.nn.parallel make no views of them by default (gradient_as_bucket_view);
+    seen on one H100 as 4 bytes a parameter from the first step on.
+    """
+    lay = x.layouts
+    copied = (lay.zero == 0) & (lay.dp * lay.cp > 1) & (lay.dp_sync == 0)
+    whole = stage_dense_parameters(x) + stage_expert_parameters(x)
+    held_twice: FloatArray = copied.astype(np.float64)[:, None] * scheme(x).gradient * whole
+    return held_twice
+
+
+def _casts(x: Inputs, g: _Groups) -> tuple[FloatArray, ...]:
+    """Return autocast's 16-bit copies of weights at each point but the step.
+
+    Backward needs those of the layers still to come. Under full recompute autograd keeps none, but
+    autocast does until the forward pass ends, at the loss: before the gradient of the logits, in 16
+    bit, is there.
+    """
+    on = autocasts(x)[:, None]
+    weights = g.block * g.layers + np.where(x.model.tied_embeddings, g.tail, g.head)
+    copies = np.where(on, GATHERED_BYTES * weights, 0.0)
+    full = x.layouts.recompute[:, None] == FULL
+    gradient = x.stages.last * (2.0 * x.rank_tokens * x.model.vocab)[:, None]
+    at_loss = np.where(full, np.maximum(copies - gradient, 0.0), copies)
+    left = [np.where(full, 0.0, copies * (i + 1) / g.layers) for i in _backward_blocks(g)]
+    return (at_loss, np.where(full, 0.0, copies), *left, np.zeros_like(copies))
 
 
 def _gathered(x: Inputs, g: _Groups) -> tuple[FloatArray, list[FloatArray], FloatArray]:

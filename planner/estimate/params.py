@@ -74,7 +74,7 @@ def embedding_parameters(x: Inputs) -> FloatArray:
     unit="parameters",
     formula="padded_vocab*hidden/tp (0: tied, pp 1) + final norm; MTP: 2 h^2/tp + 3 norms + table",
     source=MEGATRON_CORE,
-    on=("tp", "pp", "folds"),
+    on=("tp", "pp"),
 )
 def head_parameters(x: Inputs) -> FloatArray:
     """Output projection and final norm on the last stage; tied weights are a copy when pp > 1.

@@ -63,7 +63,7 @@ def estimate_record(
     """
     one = layouts.take([row])
     judged = judged or judge(context, one)[0]
-    x = Inputs(*context, one, kinds=own_kinds(context, judged))
+    x = Inputs(*context, one, kinds=own_kinds(context, judged), flows=judged.flows)
     parts = {name: float(value[0]) for name, value in step.time_parts(x, judged.ran).items()}
     total = judged.step_s
     within = interval(context.cluster, context.workload)
@@ -105,6 +105,7 @@ def _memory(x: Inputs) -> dict[str, Any]:
     return {
         "peak_bytes": peak,
         "limit_bytes": limit,
+        "budget_bytes": memory.budget_bytes(x),
         "host_bytes": float(memory.host_bytes(x)[0]),
         "host_limit_bytes": x.cluster.host_memory_bytes,
         "at_risk": x.workload.risk_memory * limit < peak <= limit,

@@ -7,7 +7,7 @@ the layout's own.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import lru_cache
 from typing import Any, NamedTuple
@@ -15,8 +15,8 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from planner.errors import InfeasibleError
-from planner.estimate.inputs import FloatArray, Inputs
-from planner.estimate.memory import budget_bytes, stage_bytes
+from planner.estimate.inputs import FloatArray, Flows, Inputs
+from planner.estimate.memory import budget_bytes, peak_bytes, stage_bytes
 from planner.estimate.stages import Prices, prices
 from planner.estimate.step import Ran, once_s, pressure_slowdown, step_s
 from planner.layouts.rules import Context
@@ -67,6 +67,8 @@ class Judged:
     hidden_s: float = 0.0
     peak_bytes: float | None = None
     """Of its heaviest stage, where its cut is not the usual one."""
+    flows: Flows | None = None
+    """What a placement has the uplinks carry, one row; without one, what the estimate assumes."""
 
     @property
     def ran(self) -> Ran | None:
@@ -146,7 +148,62 @@ def judge(context: Context, layouts: Layouts, *, recut: bool = True) -> list[Jud
             if (table := _balanced(x, row, priced, room)) is not None
         }
         _better(context, layouts, priced, others, found)
+    peaks, budget = peak_bytes(x), budget_bytes(x)
+    heavy = [row for row in rows if found[row].peak_bytes is None and peaks[row] > budget]
+    _lighter(context, layouts, priced, heavy, found)
     return found
+
+
+def _lighter(
+    context: Context, layouts: Layouts, priced: Prices, heavy: list[int], found: list[Judged]
+) -> None:
+    """Put the fastest cut that fits in the place of the usual one where that does not fit."""
+    if not heavy:
+        return
+    some = layouts.take(heavy)
+    x = Inputs(*context, some)
+    rooms = _room(context, some, [found[row].table for row in heavy])
+    cuts = {
+        row: table
+        for at, (row, room) in enumerate(zip(heavy, rooms, strict=True))
+        if (table := _balanced(x, at, priced.take(heavy), room)) is not None
+    }
+    none = {row: replace(found[row], step_s=np.inf) for row in cuts}
+    lighter: list[Judged] = [none.get(row, found[row]) for row in range(len(layouts))]
+    _better(context, layouts, priced, cuts, lighter)
+    for row in cuts:
+        if lighter[row].peak_bytes is not None:
+            found[row] = lighter[row]
+
+
+def loaded(
+    context: Context, layouts: Layouts, known: Sequence[Judged], flows: Flows
+) -> list[Judged]:
+    """Return layouts that were judged with uplinks that carry `flows`, row by row, cuts kept.
+
+    Rows of which nothing but rings differs have the same pipeline, which is run once.
+    """
+    kinds = cut_stages(context.model, [one.table for one in known], layouts.folds.tolist())
+    x = Inputs(*context, layouts, kinds=kinds, flows=flows)
+    found = [replace(one, step_s=float(s)) for one, s in zip(known, step_s(x), strict=True)]
+    priced, rest = prices(x), _beside(x)
+    ran: dict[tuple[object, ...], Judged] = {}
+    for row in np.flatnonzero(runs(layouts)).tolist():
+        key = (*layouts.row(row).values(), str(known[row].table), *priced.key(row))
+        if key not in ran:
+            ran[key] = _run(layouts, row, priced, found[row], rest[row])
+        found[row] = _beside_it(ran[key], found[row], rest[row])
+    return [
+        replace(one, peak_bytes=before.peak_bytes, flows=flows.take([row]))
+        for row, (one, before) in enumerate(zip(found, known, strict=True))
+    ]
+
+
+def _beside_it(ran: Judged, closed: Judged, rest: _Rest) -> Judged:
+    """Return a pipeline that was run with what another row has beside it."""
+    if ran.makespan_s is None:
+        return closed
+    return replace(ran, step_s=(ran.makespan_s + rest.once_s) * rest.slowdown)
 
 
 def _better(

@@ -56,6 +56,23 @@ class Prices(NamedTuple):
     with_experts: NDArray[np.bool_]
     mtp_layers: int
 
+    def key(self, row: int) -> tuple[float, ...]:
+        """Return all that the pipeline of a layout is run with, beside its cut."""
+        ends = (self.embedding_s, self.head_s, self.latency_s, self.transfer_s)
+        return (*self.layers[row].reshape(-1).tolist(), *(float(part[row]) for part in ends))
+
+    def take(self, rows: Sequence[int]) -> Prices:
+        """Return the prices of some rows."""
+        columns = (self.layers, self.embedding_s, self.head_s, self.latency_s, self.transfer_s)
+        layers, embedding, head, latency, transfer = (column[list(rows)] for column in columns)
+        return self._replace(
+            layers=layers,
+            embedding_s=embedding,
+            head_s=head,
+            latency_s=latency,
+            transfer_s=transfer,
+        )
+
     def layer_seconds(self, row: int) -> FloatArray:
         """Return the seconds of every layer of the model, forward and backward."""
         dense, moe = self.layers[row, :, :3].sum(axis=1)

@@ -89,7 +89,13 @@ def generation(accelerator: str) -> str:
 
 
 def interval(cluster: ClusterSpec, workload: Workload) -> Interval:
-    """Return the interval of step times for a stack on a cluster; UNSEEN without enough runs."""
+    """Return the interval of step times for a stack on a cluster; UNSEEN without enough runs.
+
+    Where the stack was calibrated on this very cluster, it is that of the runs there.
+    """
+    own = cluster.figures_of(workload.stack)
+    if own and own.low is not None and own.high is not None:
+        return Interval(own.low, own.high, own.runs)
     profile = workload.stack.split("+", maxsplit=1)[0]
     found = INTERVALS.get((profile, generation(cluster.accelerator.name)), UNSEEN)
     return found if found.runs >= FEWEST_RUNS else UNSEEN

@@ -7,22 +7,19 @@ is counted as such: `enumerated` is the size of the whole product, and rejected 
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from functools import cache
 
 import numpy as np
 
+from planner.layouts.factored import OPTION, SHAPE, TURN, Columns, Factored, Space
 from planner.layouts.ranges import MAX_CP, MAX_ETP, MAX_VPP, MICRO_BATCHES, Fix
 from planner.layouts.rules import Context, Rule, rules_of, searched_schedules
 from planner.layouts.table import COLUMNS, NAMES, IntArray, Layouts
 from planner.pipeline.registry import SCHEDULES
 
 CHUNK_ROWS = 1 << 16
-Columns = dict[str, IntArray]
-
-_SHAPE = ("tp", "cp", "pp", "dp", "ep", "etp")
-_TURN = ("vpp", "schedule", "micro_batch", "num_microbatches")
 
 
 @dataclass
@@ -33,42 +30,107 @@ class Tally:
     legal: int = 0
     rejected: Counter[str] = field(default_factory=Counter)
 
+    def add(self, other: Tally) -> None:
+        """Count what another tally has counted."""
+        self.enumerated += other.enumerated
+        self.legal += other.legal
+        for name, count in other.rejected.items():
+            self.rejected[name] += count
 
-def legal_layouts(context: Context, gpus: int, fix: Fix, tally: Tally) -> Iterator[Layouts]:
+
+@dataclass(frozen=True)
+class Grid:
+    """The turns that are legal so far, the options of each, and the rules left to apply.
+
+    `listed[first[turn]:][:count[turn]]` are the options of a turn. `edges` part the turns so that
+    each part has about CHUNK_ROWS rows.
+    """
+
+    context: Context
+    space: Space
+    listed: IntArray
+    first: IntArray
+    count: IntArray
+    edges: IntArray
+    rules: tuple[Rule, ...]
+
+    @property
+    def rows(self) -> int:
+        """Return the rows of all parts, before the last rules."""
+        return int(self.count.sum())
+
+    def __len__(self) -> int:
+        return len(self.edges) - 1
+
+    def part(self, at: int) -> tuple[Factored, Tally]:
+        """Return the legal layouts of one part, and its count of rejects."""
+        base: IntArray = np.arange(self.edges[at], self.edges[at + 1])
+        each = self.count[base]
+        turn = np.repeat(np.arange(len(base)), each)
+        nth = np.arange(len(turn)) - np.repeat(np.cumsum(each) - each, each)
+        option = self.listed[self.first[base][turn] + nth]
+        return self._sieve(Factored(self.space, base, turn, option))
+
+    def _sieve(self, rows: Factored) -> tuple[Factored, Tally]:
+        tally, alive = Tally(), np.ones(len(rows), dtype=np.bool_)
+        for rule in self.rules:
+            every, code = rows.distinct(rule.on)
+            breaks = rule.broken(every, self.context)
+            if not breaks.any():
+                continue
+            broken = breaks[code] & alive
+            if count := int(np.count_nonzero(broken)):
+                tally.rejected[rule.name] += count
+                alive &= ~broken
+        tally.legal = int(np.count_nonzero(alive))
+        return (rows if tally.legal == len(rows) else rows.only(np.flatnonzero(alive))), tally
+
+
+def legal_layouts(context: Context, gpus: int, fix: Fix, tally: Tally) -> Iterator[Factored]:
     """Yield all legal layouts of exactly `gpus` GPUs, in chunks; `tally` is filled on the way."""
+    grid = grid_of(context, gpus, fix, tally)
+    if grid is None:
+        return
+    for at in range(len(grid)):
+        rows, more = grid.part(at)
+        tally.add(more)
+        if len(rows):
+            yield rows
+
+
+def grid_of(context: Context, gpus: int, fix: Fix, tally: Tally) -> Grid | None:
+    """Return all turns of exactly `gpus` GPUs that break no rule so far; None if there is none."""
     rules = rules_of(context.workload.stack)
     shapes = _shapes(context, gpus, fix)
     if not len(shapes["tp"]):
-        return
+        return None
     inner = _turn_count(shapes, context, fix) * _state_count(shapes, fix)
     tally.enumerated += int(inner.sum())
-    shapes, inner = _sieve(
-        shapes, inner, [r for r in rules if set(r.on) <= {*_SHAPE}], context, tally
-    )
+    shapes, inner = _sieve(shapes, inner, _bound_by(rules, SHAPE), context, tally)
     if not len(inner):
-        return
-    turn_rules = [r for r in rules if set(r.on) <= {*_SHAPE, *_TURN} and not set(r.on) <= {*_SHAPE}]
-    state_rules = [r for r in rules if not set(r.on) <= {*_SHAPE, *_TURN}]
+        return None
     turns = _turns(shapes, context, fix)
-    turns, inner = _sieve(turns, _state_count(turns, fix), turn_rules, context, tally)
-    start = 0
-    ends = np.cumsum(inner)
-    while start < len(inner):
-        stop = int(np.searchsorted(ends, (ends[start - 1] if start else 0) + CHUNK_ROWS, "right"))
-        stop = max(stop, start + 1)
-        part = {name: column[start:stop] for name, column in turns.items()}
-        states = _states(part, fix)
-        states, left = _sieve(
-            states, np.ones(len(states["tp"]), dtype=np.int64), state_rules, context, tally
-        )
-        tally.legal += len(left)
-        if len(left):
-            yield _layouts(states)
-        start = stop
+    turn_rules = [rule for rule in _bound_by(rules, TURN) if not set(rule.on) <= {*SHAPE}]
+    turns, _ = _sieve(turns, _state_count(turns, fix), turn_rules, context, tally)
+    if not len(turns["tp"]):
+        return None
+    left = tuple(rule for rule in rules if not set(rule.on) <= {*TURN})
+    options, listed, first, count = _options(turns, fix)
+    ends = np.cumsum(count)
+    edges = np.unique(np.searchsorted(ends, np.arange(0, ends[-1], CHUNK_ROWS), side="left"))
+    return Grid(
+        context=context,
+        space=Space(turns, options),
+        listed=listed,
+        first=first,
+        count=count,
+        edges=np.append(edges, len(count)),
+        rules=left,
+    )
 
 
-def _layouts(columns: Columns) -> Layouts:
-    return Layouts(**{name: columns[name] for name in COLUMNS})
+def _bound_by(rules: Iterable[Rule], columns: tuple[str, ...]) -> list[Rule]:
+    return [rule for rule in rules if set(rule.on) <= {*columns}]
 
 
 def _blank(columns: Columns) -> Layouts:
@@ -117,8 +179,8 @@ def _shapes(context: Context, gpus: int, fix: Fix) -> Columns:
                 dp = gpus // (tp * cp * pp)
                 if tp * cp * pp * dp == gpus and fix.allows("dp", dp):
                     rows += [(tp, cp, pp, dp, ep, etp) for ep in expert_degrees for etp in etps]
-    table = np.array(rows, dtype=np.int64).reshape(-1, len(_SHAPE))
-    return {name: table[:, i] for i, name in enumerate(_SHAPE)}
+    table = np.array(rows, dtype=np.int64).reshape(-1, len(SHAPE))
+    return {name: table[:, i] for i, name in enumerate(SHAPE)}
 
 
 @cache
@@ -164,7 +226,7 @@ def _turns(shapes: Columns, context: Context, fix: Fix) -> Columns:
 
 
 def _state_options(tp: int, dp: int, plain: bool, fix: Fix) -> list[tuple[int, ...]]:
-    """Return (sp, zero, dp_replicate, recompute, offload, dp_sync) for a (tp, dp)."""
+    """Return the options (columns as in OPTION) of a (tp, dp)."""
     options: list[tuple[int, ...]] = []
     for sp in fix.pick("sp", (0, 1) if tp > 1 else (0,)):
         for zero in fix.pick("zero", range(4)):
@@ -197,16 +259,15 @@ def _state_count(columns: Columns, fix: Fix) -> IntArray:
     return np.array([len(_options_of(int(k), fix)) for k in keys], dtype=np.int64)[inverse]
 
 
-def _states(columns: Columns, fix: Fix) -> Columns:
-    """Expand by what is kept where: sp, zero, dp_replicate, recompute, offload, dp_sync."""
-    names = ("sp", "zero", "dp_replicate", "recompute", "offload", "dp_sync")
-    keys, inverse = _kind_of_state(columns)
-    parts: list[Columns] = []
-    for i, key in enumerate(keys):
-        rows = {name: column[inverse == i] for name, column in columns.items()}
-        options = np.array(_options_of(int(key), fix), dtype=np.int64).reshape(-1, len(names))
-        n, k = len(rows["tp"]), len(options)
-        out = {name: np.repeat(column, k) for name, column in rows.items()}
-        out |= {name: np.tile(options[:, c], n) for c, name in enumerate(names)}
-        parts.append(out)
-    return {name: np.concatenate([p[name] for p in parts]) for name in parts[0]}
+def _options(turns: Columns, fix: Fix) -> tuple[Columns, IntArray, IntArray, IntArray]:
+    """Return the distinct options, lists of them end to end, and each turn's (first, count)."""
+    keys, inverse = _kind_of_state(turns)
+    lists = [_options_of(int(key), fix) for key in keys]
+    number: dict[tuple[int, ...], int] = {}
+    for option in (option for listed in lists for option in listed):
+        number.setdefault(option, len(number))
+    listed = np.array([number[o] for options in lists for o in options], dtype=np.int64)
+    count = np.array([len(options) for options in lists], dtype=np.int64)
+    table = np.array(list(number), dtype=np.int64).reshape(-1, len(OPTION))
+    columns = {name: np.ascontiguousarray(table[:, c]) for c, name in enumerate(OPTION)}
+    return columns, listed, (np.cumsum(count) - count)[inverse], count[inverse]

@@ -64,11 +64,11 @@ def _about_seconds(objective: float, bound: float, gap: float, orders: int) -> s
     if gap <= PROVED:
         return (
             f"no map takes less than {in_seconds(bound)} a step by this estimate: "
-            "no uplink holds this one up"
+            "what uplinks have to carry, this one meets"
         )
     return (
-        f"no map takes less than {in_seconds(bound)} a step by this estimate, the time without "
-        f"contention; the best of {orders} orders is {gap:.2%} above that"
+        f"no map takes less than {in_seconds(bound)} a step by this estimate: so much has to cross "
+        f"uplinks; the best of {orders} orders is {gap:.2%} above that"
     )
 
 

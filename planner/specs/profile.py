@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
-Rules = Literal["any", "megatron", "deepspeed", "torchtitan"]
+Rules = Literal["any", "megatron", "deepspeed", "torchtitan", "transformers"]
 
 
 @dataclass(frozen=True)
@@ -104,6 +104,10 @@ class Stack:
     layers_ahead: float = 0.0
     """Layers of the micro-batch before whose activations are freed, and not yet reusable: eager
     stacks that free what an asynchronous collective still holds, from the second one on."""
+    fused_step: bool = False
+    """AdamW in one kernel, which needs no temporary value of every parameter at the step."""
+    autocast: bool = False
+    """Weights stay fp32 and torch.autocast casts for each multiply, unless FSDP2 gathers 16 bit."""
     fsdp_root: bool = False
     """FSDP2 with the embedding and the head in the root's group, reduced together at the end."""
 

@@ -188,6 +188,26 @@ _PROFILES = (
         bucket_bytes=1.67e08,
     ),
     replace(
+        _FSDP,
+        name="transformers",
+        title="Hugging Face Transformers with Accelerate: DDP under autocast, or FSDP2",
+        version="transformers 5.17, accelerate 1.15, torch 2.11",
+        source="32 runs on one H100",
+        rules="transformers",
+        activations="hf",
+        logit_bytes=12.0,  # the Trainer lets go of the logits before their gradient is made
+        autocast=True,
+        fused_step=True,
+        gemm=1.31,
+        attention=1.82,
+        memory_traffic=5.0,  # norms, rotary, GELU and the loss as chains of eager kernels
+        moe_traffic=2.5,
+        host_s=0.0028,
+        host_moe_s=0.0045,
+        microbatch_s=5.6e-4,
+        step_s=0.022,
+    ),
+    replace(
         _TE,
         name="megatron-bridge",
         title="Megatron-Bridge",

@@ -7,6 +7,7 @@ of its own, not another profile. Which layouts a stack can run at all is said by
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import replace
 from functools import lru_cache
 from typing import Any
@@ -15,7 +16,7 @@ from planner.errors import SpecError, did_you_mean
 from planner.specs.profile import Rules, Stack
 from planner.specs.profiles import STACKS
 
-__all__ = ["FLAGS", "STACKS", "Stack", "stack_named"]
+__all__ = ["FLAGS", "STACKS", "Stack", "stack_named", "stack_with"]
 
 EP_OVERLAP = 0.118
 """Share of the all-to-all that stays exposed when it overlaps computation (fit; 5 to 30 %)."""
@@ -57,6 +58,7 @@ FLAGS: dict[str, tuple[str, dict[str, Any]]] = {
             "master_bytes": 0.0,
             "moment_bytes": 2.0,
             "low_precision_states": True,
+            "autocast": False,
         },
     ),
     "precision-aware": (
@@ -95,7 +97,7 @@ FLAGS: dict[str, tuple[str, dict[str, Any]]] = {
 
 
 FLAG_RULES: dict[str, tuple[Rules, ...]] = {
-    "pure-bf16": ("any", "torchtitan"),
+    "pure-bf16": ("any", "torchtitan", "transformers"),
     "precision-aware": ("any", "megatron"),
     "bf16-moments": ("any", "megatron"),
     "fp8-moments": ("any", "megatron"),
@@ -110,13 +112,19 @@ def stack_named(name: str) -> Stack:
 
     Raises SpecError with the known names, or the known flags, otherwise.
     """
+    return stack_with(name, {})
+
+
+def stack_with(name: str, numbers: Mapping[str, float]) -> Stack:
+    """Return `stack_named` with numbers of its profile replaced; its flags are set after that."""
     profile, *flags = name.split("+")
     if profile not in STACKS:
         raise SpecError(
             f"stack: {profile!r} is not known; allowed: {', '.join(sorted(STACKS))}",
             hint=did_you_mean(profile, STACKS),
         )
-    stack = STACKS[profile]
+    measured: dict[str, Any] = dict(numbers)
+    stack = replace(STACKS[profile], **measured) if measured else STACKS[profile]
     for flag in flags:
         if flag not in FLAGS:
             raise SpecError(

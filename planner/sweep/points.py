@@ -8,23 +8,22 @@ import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 from planner.errors import PlannerError, SpecError, did_you_mean
 from planner.layouts.ranges import FIXABLE, parse_fix
-from planner.specs.catalog import load_accelerator, load_cluster, load_model
+from planner.specs.catalog import load_cluster, load_model
+from planner.specs.changing import changed
 from planner.specs.cluster import ClusterSpec
 from planner.specs.model import ModelSpec
 from planner.specs.parse import shown
 from planner.specs.read import validate
-from planner.specs.record import Record
 from planner.specs.stack import stack_named
 from planner.specs.workload import Workload
 from planner.sweep.evaluate import Cell, Outcome, refusal
 from planner.sweep.study import Settings, Study
 from planner.workflow import PlanRequest
 
-R = TypeVar("R", bound=Record)
 SPEC_FILE = re.compile(r"\.(yaml|yml|json)(:\d+)?$", re.IGNORECASE)
 WORKLOAD = {
     "seq": "seq_tokens",
@@ -223,7 +222,7 @@ def _model(settings: Settings, shelf: _Shelf) -> tuple[ModelSpec, str]:
     key = json.dumps([settings["model"], changes], sort_keys=True)
     if key not in shelf.models:
         base = _load("model", settings["model"], shelf)
-        model = _changed(base, changes, "model") if changes else base
+        model = changed(base, changes, "model") if changes else base
         shelf.models[key] = model, _digest([model.model_dump(mode="json")])
     return shelf.models[key]
 
@@ -235,7 +234,7 @@ def _cluster(settings: Settings, shelf: _Shelf) -> tuple[ClusterSpec, str]:
     key = json.dumps([settings["cluster"], changes], sort_keys=True)
     if key not in shelf.clusters:
         base = _load("cluster", settings["cluster"], shelf)
-        cluster = _changed(base, changes, "cluster") if changes else base
+        cluster = changed(base, changes, "cluster") if changes else base
         shelf.clusters[key] = cluster, _digest([cluster.model_dump(mode="json")])
     return shelf.clusters[key]
 
@@ -248,26 +247,6 @@ def _workload(settings: Settings) -> Workload:
 def _changes(root: str, settings: Settings) -> dict[str, Any]:
     size = len(root) + 1
     return {name[size:]: v for name, v in settings.items() if name.startswith(f"{root}.")}
-
-
-def _changed(record: R, changes: Mapping[str, Any], root: str) -> R:
-    """Return `record` with the fields at dotted paths replaced, checked as a whole."""
-    data = record.model_dump(mode="json")
-    for path, value in changes.items():
-        _set(data, path, value, root)
-    return validate(type(record), data, root)
-
-
-def _set(data: Any, path: str, value: Any, root: str) -> None:
-    *above, last = path.split(".")
-    here = data
-    for part in above:
-        here = here.get(part) if isinstance(here, dict) else None
-        if not isinstance(here, dict):
-            raise SpecError(f"{root}.{path}: '{shown(part, 60)}' holds no fields to change")
-    if path == "accelerator" and isinstance(value, str):
-        value = load_accelerator(value).model_dump(mode="json")
-    here[last] = value
 
 
 def _digest(parts: list[Any]) -> str:

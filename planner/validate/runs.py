@@ -21,12 +21,13 @@ from pydantic import ValidationError
 from planner.errors import PlannerError, SpecError
 from planner.layouts.rules import Context
 from planner.layouts.split import fits
+from planner.specs.cluster import ClusterSpec
 from planner.specs.model import Experts, LatentAttention, ModelSpec
 from planner.specs.stack import stack_named
 from planner.specs.workload import RECOMPUTABLE, Workload
 from planner.validate import stacks
 from planner.validate.fields import NotStatedError, whole
-from planner.validate.machines import cluster_of
+from planner.validate.machines import cluster_of, nodes_of
 from planner.validate.vocabulary import (
     BIASED_EXPERTS,
     OFFLOADED,
@@ -59,8 +60,10 @@ class Run:
         return self.row["id"]
 
 
-def read_runs(path: Path) -> list[Run]:
-    """Return the rows of a table of runs.
+def read_runs(path: Path, on: ClusterSpec | None = None, stack: str = "") -> list[Run]:
+    """Return the rows of a table of runs; with `on` they ran on nodes of that cluster.
+
+    `stack` is the training stack of rows that name no framework.
 
     Raises SpecError when the file cannot be read or lacks a column that every prediction needs.
     """
@@ -83,13 +86,16 @@ def read_runs(path: Path) -> list[Run]:
             f"{path}: columns missing: {', '.join(missing)}",
             hint=f"`meshwright validate` without a file reads {PUBLISHED}; it has all columns",
         )
-    return [_run({k: (v or "").strip() for k, v in row.items() if k}) for row in rows]
+    return [
+        _run({k: (v or "").strip() for k, v in row.items() if isinstance(k, str)}, on, stack)
+        for row in rows
+    ]
 
 
-def _run(row: Mapping[str, str]) -> Run:
+def _run(row: Mapping[str, str], on: ClusterSpec | None, stack: str) -> Run:
     assumed: dict[str, str] = {}
     try:
-        context = _context(row, assumed)
+        context = _context(row, assumed, on, stack)
         layout = _layout(row, context, assumed)
     except NotStatedError as missing:
         return Run(row, reason=str(missing), assumed=assumed)
@@ -102,9 +108,14 @@ def _run(row: Mapping[str, str]) -> Run:
     return Run(row, context, layout, assumed=assumed)
 
 
-def _context(row: Mapping[str, str], assumed: dict[str, str]) -> Context:
+def _context(
+    row: Mapping[str, str], assumed: dict[str, str], on: ClusterSpec | None, named: str
+) -> Context:
     model = model_of(row)
-    stack = stacks.stack_of(row, assumed, experts=model.experts is not None)
+    if named and not row["framework"]:
+        stack = stack_named(named).name
+    else:
+        stack = stacks.stack_of(row, assumed, experts=model.experts is not None)
     dtype = row.get("dtype", "")
     if not dtype:
         dtype = "fp16" if row["hardware"].startswith("V100") else "bf16"
@@ -124,7 +135,8 @@ def _context(row: Mapping[str, str], assumed: dict[str, str]) -> Context:
         }
     )
     gpus = whole(row, "gpus")
-    return Context(model, cluster_of(row, gpus, assumed), workload)
+    cluster = nodes_of(on, row, gpus) if on else cluster_of(row, gpus, assumed)
+    return Context(model, cluster, workload)
 
 
 def _modules(row: Mapping[str, str], stack: str) -> list[str] | None:

@@ -10,10 +10,13 @@ from planner.errors import InfeasibleError, SpecError
 from planner.layouts.ranges import Fix, parse_fix
 from planner.layouts.rules import broken_rules
 from planner.layouts.table import NAMES, Layouts
+from planner.place import free_nodes
 from planner.plan import Layout
 from planner.rank import Ranking, rank
 from planner.units import gib
-from planner.workflow.planning import PlanRequest, layout_record, plain, search, usable_gpus
+from planner.workflow.request import PlanRequest
+from planner.workflow.rows import layout_record, plain
+from planner.workflow.searching import search, usable_gpus
 
 DEGREES = ("tp", "pp", "cp", "dp")
 
@@ -91,12 +94,21 @@ def _single_values(fix: Fix) -> dict[str, int]:
 
 def _gpus_of(request: PlanRequest, wanted: Mapping[str, int]) -> tuple[int, list[str]]:
     """Return the GPUs of the layout: the product of its degrees where tp, pp and dp are given."""
+    asked = request.gpus is None and all(name in wanted for name in ("tp", "pp", "dp"))
+    used = prod(wanted.get(name, 1) for name in DEGREES) if asked else 0
+    if asked and _needs_broken_nodes(request, used):
+        return used, usable_gpus(replace(request, unhealthy=()))[1]
     gpus, notes = usable_gpus(request)
-    if request.gpus is None and all(name in wanted for name in ("tp", "pp", "dp")):
-        used = prod(wanted.get(name, 1) for name in DEGREES)
-        if used < gpus:
-            return used, [*notes, f"uses {used:,} of {gpus:,} GPUs"]
+    if asked and used < gpus:
+        return used, [*notes, f"uses {used:,} of {gpus:,} GPUs"]
     return gpus, notes
+
+
+def _needs_broken_nodes(request: PlanRequest, used: int) -> bool:
+    """Return whether so many GPUs are healthy only with those of partly broken nodes."""
+    free = free_nodes(request.cluster, request.unhealthy)
+    gpus = request.cluster.node.gpus
+    return len(free.with_gpus(gpus)) * gpus < used <= int(free.healthy.sum())
 
 
 def _filled(request: PlanRequest, wanted: Mapping[str, int], gpus: int) -> Layouts:

@@ -79,7 +79,7 @@ def simulate(request: SimulationRequest) -> Simulated:
     layout = chosen.layout
     if request.microbatches:
         layout = layout.model_copy(update={"num_microbatches": request.microbatches})
-    asked = request.plan.request
+    asked = request.plan.request_of(chosen)
     one = Layouts.of([layout.model_dump()])
     folds = int(one.folds[0])
     kinds = cut_stages(asked.model, [_own_table(chosen, asked.model.layers)], [folds])

@@ -52,6 +52,7 @@ def test_a_bundle_agrees_with_its_plan_as_it_is_written(target, answer, tmp_path
 
 
 OWN = [
+    ("megatron-bridge", "plan.overrides", "optimizer.lr=1.0e-4", "optimizer.lr=3e-4\nrng.seed=7"),
     ("nanotron", "nanotron.yaml", "train_steps: 100", "train_steps: 9"),
     ("megatron", "megatron.args", "--lr 1.0e-4", "--lr 3.0e-4\n--data-cache-path /x"),
     ("megatron", "env.sh", "# export NCCL_IB_HCA", "export NCCL_IB_HCA"),
@@ -80,6 +81,16 @@ LEAVING = [
     ("megatron", "megatron.args", "--use-megatron-fsdp\n", "",
      "megatron.args: --use-megatron-fsdp is missing, the plan has set"),
     ("megatron", "megatron.args", "# batch", "--bf16", "megatron.args: cannot be read (--bf16 sta"),
+    ("megatron-bridge", "plan.overrides", "train.global_batch_size=32", "train.global_batch_size=1",
+     "plan.overrides: train.global_batch_size is 1, the plan has 32"),
+    ("megatron-bridge", "plan.overrides", "ddp.use_megatron_fsdp=true\n", "",
+     "plan.overrides: ddp.use_megatron_fsdp is missing, the plan has true"),
+    ("megatron-bridge", "plan.overrides", "# batch", "model.sequence_parallel=true",
+     "plan.overrides: model.sequence_parallel is true, the plan has none"),
+    ("megatron-bridge", "model.overrides", "model.num_layers=16", "model.num_layers",
+     "model.overrides: cannot be read (model.num_layers has no value)"),
+    ("megatron-bridge", "run.sh", "GPUS_PER_NODE=8", "GPUS_PER_NODE=4",
+     "run.sh: GPUS_PER_NODE is 4, the plan has 8"),
     ("deepspeed", "ds_config.json", '"stage": 3', '"stage": 2',
      "ds_config.json: zero_optimization.stage is 2, the plan has 3"),
     ("deepspeed", "ds_config.json", '"train_batch_size": 32,', "",
@@ -107,6 +118,28 @@ LEAVING = [
      'rank_map.json: ranks.3.host is "a10", the plan has "b2"'),
     ("torchrun", "rank_map.json", '"b2"', '"c3"', "rank_map.json: 4 more such"),
 ]  # fmt: skip
+
+
+OTHERS = [
+    ("nanotron", plan(DENSE, tp=2, dp=8, zero=1, hosts=("b2", "a10")), "nanotron.yaml",
+     "tp: 2", "tp: 4", "nanotron.yaml: parallelism.tp is 4, the plan has 2"),
+    ("nanotron", plan(DENSE, tp=2, dp=8, zero=1, hosts=("b2", "a10")), "nanotron.yaml",
+     "zero_stage: 1", "zero_stage: 0", "nanotron.yaml: optimizer.zero_stage is 0, the plan has 1"),
+    ("dataparallel", plan(DENSE, dp=8, zero=0, dp_sync="parameter-server"), "rank_map.json",
+     '"world_size": 8', '"world_size": 4', "rank_map.json: world_size is 4, the plan has 8"),
+    ("k8s", UNNAMED, "trainjob.yaml",
+     "numNodes: 2", "numNodes: 3", "trainjob.yaml: spec.trainer.numNodes is 3, the plan has 2"),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("case", OTHERS, ids=[f"{row[2]}-{i}" for i, row in enumerate(OTHERS)])
+def test_plans_of_other_kinds_are_held_to_as_well(case, tmp_path):
+    target, answer, name, old, new, says = case
+    assert says in edited(written(tmp_path, answer, target), name, old, new)
+
+
+def test_no_target_is_left_without_an_edit_that_is_told():
+    assert {row[0] for row in (*LEAVING, *OTHERS)} == set(EMITTER_NAMES)
 
 
 @pytest.mark.parametrize("case", LEAVING, ids=[f"{row[1]}-{i}" for i, row in enumerate(LEAVING)])

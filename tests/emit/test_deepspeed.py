@@ -69,7 +69,7 @@ REFUSED = [
     (plan(DENSE, pp=2, dp=4, zero=2), "zero <= 1, not zero=2"),
     (plan(DENSE, pp=2, vpp=2, dp=4), "schedule=interleaved"),
     (plan(DENSE, pp=2, dp=4, schedule="gpipe"), "schedule=gpipe"),
-    (plan(DENSE, dp=8, recompute="selective"), "recompute=full"),
+    (plan(DENSE, dp=8, recompute="selective"), "recompute=selective"),
     (plan(DENSE, dp=8, precision="fp8"), "FP8"),
     (plan(DENSE, dp=8, dp_sync="parameter-server"), "parameter-server"),
     (plan(DENSE, pp=2, dp=4, stage_layers=[[16]]), "stage_layers"),

@@ -10,6 +10,7 @@ from planner.layouts.rules.megatron import MEGATRON
 from planner.layouts.rules.rule import Context, Mask, Rule
 from planner.layouts.rules.schedules import SCHEDULE_RULES, schedules_of, searched_schedules
 from planner.layouts.rules.torchtitan import TORCHTITAN
+from planner.layouts.rules.transformers import TRANSFORMERS
 from planner.layouts.table import Layouts
 
 __all__ = [
@@ -18,12 +19,20 @@ __all__ = [
     "Mask",
     "Rule",
     "broken_rules",
+    "rules_broken",
     "rules_of",
     "schedules_of",
     "searched_schedules",
 ]
 
-RULES: tuple[Rule, ...] = (*COMMON, *SCHEDULE_RULES, *MEGATRON, *DEEPSPEED, *TORCHTITAN)
+RULES: tuple[Rule, ...] = (
+    *COMMON,
+    *SCHEDULE_RULES,
+    *MEGATRON,
+    *DEEPSPEED,
+    *TORCHTITAN,
+    *TRANSFORMERS,
+)
 
 
 def rules_of(stack: str) -> list[Rule]:
@@ -34,8 +43,11 @@ def rules_of(stack: str) -> list[Rule]:
 def broken_rules(layouts: Layouts, row: int, context: Context) -> list[str]:
     """Return the sentences of every rule that one layout breaks."""
     one = layouts.take(slice(row, row + 1))
-    return [
-        rule.explain(one, 0, context)
-        for rule in rules_of(context.workload.stack)
-        if bool(np.any(rule.broken(one, context)))
-    ]
+    return [rule.explain(one, 0, context) for rule in rules_broken(layouts, row, context)]
+
+
+def rules_broken(layouts: Layouts, row: int, context: Context) -> list[Rule]:
+    """Return every rule that one layout breaks, in the order in which they are told."""
+    one = layouts.take(slice(row, row + 1))
+    rules = rules_of(context.workload.stack)
+    return [rule for rule in rules if bool(np.any(rule.broken(one, context)))]

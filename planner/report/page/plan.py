@@ -22,7 +22,7 @@ from planner.report.page.markup import (
     tag,
 )
 from planner.report.page.placement import placement_map
-from planner.report.ranked import COLUMNS, same_everywhere, shown_fields
+from planner.report.ranked import COLUMNS, JOB, same_everywhere, shown_fields
 from planner.simulation import Simulated
 from planner.units import GIB, count, gib, seconds
 
@@ -88,11 +88,16 @@ def _plans(plan: Plan, tie: float) -> Html:
     """Return the ranked table, with what the columns leave out."""
     layouts = [p.layout for p in plan.plans]
     fields = shown_fields(layouts)
-    headings = ["#", *(COLUMNS[f] for f in fields)]
+    jobs = [f for f in JOB if len({getattr(p, f) for p in plan.plans}) > 1]
+    headings = ["#", *(JOB[f] for f in jobs), *(COLUMNS[f] for f in fields)]
     headings += ["step", "vs best", "tokens/s/GPU", "MFU", "bubble", "GiB"]
-    kinds = ["n", *("n" if isinstance(getattr(layouts[0], f), int) else "k" for f in fields)]
+    kinds = [
+        "n",
+        *("n" for _ in jobs),
+        *("n" if isinstance(getattr(layouts[0], f), int) else "k" for f in fields),
+    ]
     kinds += ["n"] * 6
-    rows = [_row(p, fields, plan.best, tie) for p in plan.plans]
+    rows = [_row(p, jobs, fields, plan.best, tie) for p in plan.plans]
     marked = {i: _mark(p) for i, p in enumerate(plan.plans) if _mark(p)}
     limit = gib(plan.best.estimate.memory.limit_bytes)
     same = same_everywhere(layouts, fields)
@@ -118,15 +123,18 @@ def _plans(plan: Plan, tie: float) -> Html:
     )
 
 
-def _row(plan: RankedPlan, fields: Sequence[str], best: RankedPlan, tie: float) -> list[TableCell]:
+def _row(
+    plan: RankedPlan, jobs: Sequence[str], fields: Sequence[str], best: RankedPlan, tie: float
+) -> list[TableCell]:
     cost, lay = plan.estimate, plan.layout
     slower = cost.step_time_s / best.estimate.step_time_s - 1
-    near = " \u2248" if 0 < slower <= tie else ""
+    near = " \u2248" if plan.tie or 0 < slower <= tie else ""
     peak = cost.memory.peak_bytes / GIB
     star = "*" if cost.memory.at_risk else ""
     degrees: list[TableCell] = [_word(getattr(lay, f)) for f in fields]
     return [
         (f"#{plan.rank}", plan.rank),
+        *((f"{getattr(plan, f):,}", getattr(plan, f)) for f in jobs),
         *degrees,
         (seconds(cost.step_time_s), cost.step_time_s),
         (f"{slower:+.1%}{near}" if slower else "best", slower),
@@ -216,7 +224,7 @@ def _front(plan: Plan) -> Html:
         "front",
         "Step time against memory",
         tag("p", text),
-        figure("front-chart", figures.front_chart(plan.plans), about=text),
+        figure("front-chart", figures.front_chart(plan.plans, plan.pareto), about=text),
     )
 
 

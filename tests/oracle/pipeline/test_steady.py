@@ -68,7 +68,7 @@ def test_what_is_told_from_a_short_run_is_what_the_long_one_takes(  # noqa: PLR0
     assert found.bubble_s == pytest.approx(full.bubble_s, abs=1e-9 * full.makespan_s)
 
 
-@pytest.mark.parametrize("name", REPEATING)
+@pytest.mark.parametrize("name", [name for name in REPEATING if not name.startswith("dualpipe")])
 def test_pipelines_of_equal_stages_are_told_from_twelve_micro_batches_a_rank(name):
     shape = Shape(4, SCHEDULES[name].usual_chunks, 4 * 500)
     times = StageTimes.of(shape.stages, 1.0, 1.1, 0.9)
@@ -78,4 +78,5 @@ def test_pipelines_of_equal_stages_are_told_from_twelve_micro_batches_a_rank(nam
 @pytest.mark.parametrize("name", NEVER_STEADY)
 def test_an_order_without_a_steady_phase_is_not_told_from_a_short_run(name):
     shape = Shape(4, SCHEDULES[name].usual_chunks, 400)
-    assert told(name, shape, StageTimes.of(shape.stages, 1.0, 1.0, 1.0), Links.of(8)) is None
+    links = Links.of(shape.stages)
+    assert told(name, shape, StageTimes.of(shape.stages, 1.0, 1.0, 1.0), links) is None

@@ -1,0 +1,84 @@
+"""Plans by the hundred for one target: models x layouts drawn from what the target declares."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+from plan_grid import MODELS, plan
+
+from planner.emit.base import Emitter
+from planner.plan import Plan
+
+MANY = 200
+DRAWN: dict[str, Sequence[Any]] = {
+    "tp": (1, 1, 2, 4, 8),
+    "pp": (1, 1, 2, 3, 4),
+    "vpp": (1, 1, 2),
+    "cp": (1, 1, 1, 2, 4),
+    "ep": (1, 2, 4, 8),
+    "dp": (1, 2, 4, 8, 16),
+    "dp_replicate": (1, 1, 1, 2, 4),
+    "zero": (0, 1, 2, 3),
+    "recompute": ("none", "none", "selective", "full"),
+    "offload": ("none", "none", "none", "optimizer", "optimizer+params"),
+    "dp_sync": ("all-reduce",),
+    "micro_batch": (1, 1, 2),
+    "rounds": (1, 2, 4),
+    "precision": ("bf16", "bf16", "fp16", "fp8"),
+    "optimizer": ("adamw", "adamw", "adamw", "sgd", "muon", "adamw-8bit"),
+    "gpipe": (False, False, False, True),
+    "seq": (2048, 4096, 8192),
+    "etp_is_tp": (False, True),
+    "placeholders": (False, True),
+}
+MOST_GPUS = 64
+
+
+def many(emitter: Emitter, count: int = MANY, *, models: Sequence[str] = ()) -> list[Plan]:
+    """Return `count` different plans that the target says it can run, the same ones each time."""
+    out = {}
+    for answer in _drawn(emitter, models or tuple(MODELS)):
+        work = answer.request.workload
+        key = (answer.request.model.name, answer.request.model.experts, answer.request.model.mla,
+               answer.best.layout, work.precision, work.optimizer, work.seq_tokens)  # fmt: skip
+        if str(key) not in out and not emitter.unsupported(answer):
+            out[str(key)] = answer
+        if len(out) == count:
+            break
+    return list(out.values())
+
+
+def _drawn(emitter: Emitter, models: Sequence[str]) -> Iterator[Plan]:
+    rng = random.Random(emitter.name)
+    for _ in range(60_000):
+        name = rng.choice(models)
+        row = {field: rng.choice(_values(emitter, field)) for field in DRAWN}
+        if answer := _plan(name, row):
+            yield answer
+
+
+def _values(emitter: Emitter, field: str) -> Sequence[Any]:
+    """Return the values to draw from: those of the table, where it has any of ours."""
+    can = emitter.can.get(field)
+    if can is None or can.values is None:
+        return DRAWN[field]
+    held = [v for v in DRAWN[field] if can.holds(v)]
+    return held or [getattr(v, "value", v) for v in can.values]
+
+
+def _plan(name: str, row: dict[str, Any]) -> Plan | None:
+    spec, row = MODELS[name], dict(row)
+    rounds, gpipe, same = row.pop("rounds"), row.pop("gpipe"), row.pop("etp_is_tp")
+    tp, pp, cp, dp, vpp = (row[k] for k in ("tp", "pp", "cp", "dp", "vpp"))
+    ranks = tp * cp * dp
+    if spec.experts is None:
+        row |= {"ep": 1, "etp": 1}
+    else:
+        row["etp"] = tp if same or row["ep"] == 1 else 1
+    fits = ranks % (row["ep"] * row["etp"]) == 0 and dp % row["dp_replicate"] == 0
+    if ranks * pp > MOST_GPUS or not fits or (pp == 1 and vpp > 1) or (gpipe and vpp > 1):
+        return None
+    schedule = "none" if pp == 1 else "gpipe" if gpipe else "interleaved" if vpp > 1 else "1f1b"
+    return plan(spec, **row, schedule=schedule, num_microbatches=pp * rounds)

@@ -1,0 +1,208 @@
+"""Megatron-Bridge's own recipe, override parser and validation read the overrides."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import bash_bundle
+import pytest
+from many_plans import many
+from plan_grid import MODELS, plan
+
+from planner.emit.base import write_bundle
+from planner.emit.megatron_bridge import EMITTER
+from planner.plan import Plan
+
+HERE = Path(__file__).parent
+DENSE = MODELS["dense"]
+
+
+def variables(folder: Path) -> dict[str, str]:
+    """Return what env.sh sets of what Bridge looks at."""
+    if (bash := shutil.which("bash")) is None:
+        pytest.skip("bash is not installed")
+    show = 'source "$0"; echo "${CUDA_DEVICE_MAX_CONNECTIONS-}"'
+    done = subprocess.run(
+        [bash, "-euc", show, str(folder / "env.sh")], capture_output=True, text=True, check=True
+    )
+    queues = done.stdout.strip()
+    return {"CUDA_DEVICE_MAX_CONNECTIONS": queues} if queues else {}
+
+
+def written(folder: Path, plans: Sequence[Plan]) -> list[Path]:
+    for number, answer in enumerate(plans):
+        assert EMITTER.unsupported(answer) == []
+        write_bundle(folder / str(number), EMITTER.emit(answer), force=False)
+    return [folder / str(number) for number in range(len(plans))]
+
+
+def read(folders: Sequence[Path], plans: Sequence[Plan]) -> list[dict[str, Any]]:
+    """Return what Bridge makes of each bundle, all in one process of its own."""
+    asked = [
+        {"folder": str(f), "world": a.best.layout.gpus, "env": variables(f)}
+        for f, a in zip(folders, plans, strict=True)
+    ]
+    command = [sys.executable, str(HERE / "bridge_reader.py")]
+    done = subprocess.run(
+        command,
+        input="".join(f"{json.dumps(line)}\n" for line in asked),
+        capture_output=True,
+        text=True,
+        check=False,
+        env=os.environ | {"DS_ACCELERATOR": "cpu"},
+        timeout=500,
+    )
+    assert done.returncode == 0, done.stderr[-3000:]
+    out = [json.loads(line) for line in done.stdout.splitlines() if line.startswith("{")]
+    if out and "missing" in out[0]:
+        pytest.skip(f"Megatron-Bridge cannot be imported: {out[0]['missing']}")
+    assert len(out) == len(plans), done.stderr[-3000:]
+    return out
+
+
+def wanted(answer: Plan) -> dict[str, Any]:
+    """Return the plan in the words of Bridge's configuration."""
+    lay, work, spec = answer.best.layout, answer.request.workload, answer.request.model
+    sharded = {2: "optim_grads", 3: "optim_grads_params"}
+    out = {
+        "model.num_layers": spec.layers,
+        "model.hidden_size": spec.hidden,
+        "model.ffn_hidden_size": spec.ffn,
+        "model.num_attention_heads": spec.heads,
+        "model.vocab_size": spec.vocab,
+        "model.gated_linear_unit": spec.gated_mlp,
+        "model.add_qkv_bias": spec.qkv_bias and not spec.attention_output_bias,
+        "model.add_bias_linear": spec.attention_output_bias,
+        "model.share_embeddings_and_output_weights": spec.tied_embeddings,
+        "model.num_moe_experts": spec.experts.count if spec.experts else None,
+        "model.mtp_num_layers": spec.mtp_layers or None,
+        "model.tensor_model_parallel_size": lay.tp,
+        "model.sequence_parallel": lay.sp and lay.tp > 1,
+        "model.pipeline_model_parallel_size": lay.pp,
+        "model.context_parallel_size": lay.cp,
+        "model.expert_model_parallel_size": lay.ep,
+        "data_parallel_size": lay.dp,
+        "ddp.use_distributed_optimizer": lay.zero >= 1,
+        "ddp.use_megatron_fsdp": lay.zero >= 2,
+        "ddp.num_distributed_optimizer_instances": lay.dp_replicate,
+        "ddp.overlap_grad_reduce": True,
+        "ddp.overlap_param_gather": lay.zero >= 1,
+        "ddp.grad_reduce_in_fp32": work.precision != "fp16",
+        "dist.use_megatron_fsdp": lay.zero >= 2,
+        "optimizer.optimizer": {"adamw": "adam", "sgd": "sgd"}[work.optimizer],
+        "optimizer.optimizer_cpu_offload": lay.offload == "optimizer",
+        "train.micro_batch_size": lay.micro_batch,
+        "train.global_batch_size": work.global_batch,
+        "model.seq_length": work.seq_tokens,
+        "dataset.seq_length": work.seq_tokens,
+        "model.recompute_granularity": None if lay.recompute == "none" else lay.recompute,
+        "model.bf16": work.precision != "fp16",
+        "model.fp16": work.precision == "fp16",
+        "model.fp8": "hybrid" if work.precision == "fp8" else None,
+        "model.first_last_layers_bf16": False,
+        "stage_layers": answer.best.stage_layers,
+    }
+    if lay.zero >= 2:
+        out["ddp.data_parallel_sharding_strategy"] = sharded[lay.zero]
+    if spec.experts:
+        out["model.expert_tensor_parallel_size"] = lay.etp
+        out["model.moe_router_topk"] = spec.experts.top_k
+    if spec.mla:
+        out["model.kv_lora_rank"] = spec.mla.kv_lora_rank
+        out["model.v_head_dim"] = spec.mla.v_head_dim
+    return out
+
+
+@pytest.mark.frameworks
+def test_bridge_reads_200_plans_back(tmp_path):
+    plans = many(EMITTER)
+    assert len(plans) >= 200
+    wrong = []
+    for answer, found in zip(plans, read(written(tmp_path, plans), plans), strict=True):
+        want = wanted(answer)
+        seen = {k: found.get(k) for k in want}
+        if "refused" in found or seen != want:
+            differ = {k: (want[k], seen[k]) for k in want if want[k] != seen[k]}
+            wrong.append((answer.request.model.name, answer.best.layout.short(),
+                          found.get("refused", differ)))  # fmt: skip
+    assert wrong == []
+
+
+PLANTED = [
+    ("plan.overrides", "model.tensor_model_parallel_size=4", "model.tensor_model_paralel_size=4",
+     "tensor_model_paralel_size"),
+    ("plan.overrides", "model.context_parallel_size=2", "model.context_parallel_size=3", "world"),
+    ("plan.overrides", "train.global_batch_size=", "train.global_batch_size=3", "global_batch"),
+    ("plan.overrides", "model.seq_length=4096", "model.seq_length=4098", "sequence length"),
+    ("model.overrides", "model.num_attention_heads=32", "model.num_attention_heads=30", "multiple"),
+    ("plan.overrides", "mixed_precision=bf16_mixed", "mixed_precision=bf61_mixed", "bf61"),
+    ("plan.overrides", "dataset.seq_length=4096", "dataset.seq_length=[1", "overrides"),
+]  # fmt: skip
+
+
+@pytest.mark.frameworks
+def test_planted_mistakes_are_caught(tmp_path):
+    answer = plan(DENSE, tp=4, cp=2, dp=4, pp=1)
+    folders = written(tmp_path, [answer] * (len(PLANTED) + 1))
+    for folder, (name, right, wrong, _) in zip(folders, PLANTED, strict=False):
+        text = (folder / name).read_text("utf-8")
+        assert right in text
+        (folder / name).write_text(text.replace(right, wrong), "utf-8")
+    *spoilt, sound = read(folders, [answer] * len(folders))
+    assert "refused" not in sound
+    for found, (_, _, wrong, says) in zip(spoilt, PLANTED, strict=True):
+        assert says.lower() in found.get("refused", "").lower(), (wrong, found.get("refused"))
+
+
+def test_every_flag_of_a_plan_has_its_override():
+    """A flag that no rule renames would raise KeyError."""
+    for answer in many(EMITTER, 50):
+        assert EMITTER.emit(answer)
+
+
+def test_a_recipe_of_ones_own_keeps_its_shapes():
+    files = {a.path: a.text for a in EMITTER.emit(plan(DENSE, tp=2, dp=4))}
+    shapes = [line.partition("=")[0] for line in files["model.overrides"].splitlines()]
+    plans = [line.partition("=")[0] for line in files["plan.overrides"].splitlines()]
+    assert "model.num_layers" in shapes
+    assert "model.tensor_model_parallel_size" in plans
+    assert not {s for s in shapes if s.startswith("model.")} & set(plans)
+
+
+def test_run_starts_the_script_on_its_node(tmp_path):
+    answer = plan(DENSE, dp=16, hosts=("b2", "a10"))
+    argv, env = bash_bundle.started(
+        tmp_path,
+        EMITTER.emit(answer),
+        "torchrun",
+        words=("train.train_iters=3",),
+        MESHWRIGHT_HOSTNAME="a10",
+        RECIPE="my.recipes:mine",
+    )
+    script = str(tmp_path / "a bundle" / "train_bridge.py")
+    rendezvous = ["--nnodes", "2", "--nproc-per-node", "8", "--node-rank", "1"]
+    assert argv[:6] == rendezvous
+    assert argv[6:] == [
+        *("--master-addr", "b2", "--master-port", "29500", script, "train.train_iters=3")
+    ]
+    assert env["RECIPE"] == "my.recipes:mine"
+
+
+REFUSED = [
+    (plan(DENSE, dp=8, optimizer="muon"), "optimizer=muon"),
+    (plan(MODELS["many-heads"], dp=8, seq=4096), "8192"),
+    (plan(DENSE, pp=2, dp=4, schedule="gpipe"), "schedule=gpipe"),
+    (plan(DENSE, pp=2, dp=4, zero=3), "pp > 1"),
+]
+
+
+@pytest.mark.parametrize(("answer", "words"), REFUSED, ids=[w for _, w in REFUSED])
+def test_what_bridge_cannot_run_is_said(answer, words):
+    assert [s for s in EMITTER.unsupported(answer) if words in s], EMITTER.unsupported(answer)
