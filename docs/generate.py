@@ -26,7 +26,7 @@ import typer
 
 from planner.cli.app import app, main
 from planner.emit import EMITTER_NAMES, emitter_named
-from planner.estimate import communication, compute, muon, optimizer, params, step
+from planner.estimate import again, communication, compute, muon, optimizer, params, step
 from planner.estimate import experts as routing
 from planner.estimate.record import MEMORY_MODULES, TERMS
 from planner.layouts.rules import RULES
@@ -46,6 +46,7 @@ from planner.units import count
 ROOT = Path(__file__).resolve().parents[1]
 PAGES = (
     *("README.md", "docs/cli.md", "docs/model.md", "docs/specs.md", "docs/rules.md"),
+    "docs/calibrate.md",
     *("docs/library.md", "docs/objectives.md"),
     *("docs/gallery.md", "docs/import.md"),
 )
@@ -243,7 +244,7 @@ BLOCKS: dict[str, Callable[[], str]] = {
     "accelerators": accelerators,
     "terms of params": partial(terms, params),
     "terms of memory": partial(terms, *MEMORY_MODULES),
-    "terms of compute": partial(terms, compute),
+    "terms of compute": partial(terms, compute, again),
     "terms of communication": partial(terms, communication),
     "terms of experts": partial(terms, routing),
     "terms of step": partial(terms, optimizer, muon, step),

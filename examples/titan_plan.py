@@ -24,6 +24,10 @@ from torchtitan.components.optimizer import (
     default_adamw,
     register_moe_load_balancing_hook,
 )
+from torchtitan.components.quantization import (
+    Float8GroupedExpertsConverter,
+    Float8LinearConverter,
+)
 from torchtitan.config import ParallelismConfig, TrainingConfig
 from torchtitan.distributed.pipeline_parallel import pipeline_llm
 from torchtitan.hf_datasets.text_datasets import HuggingFaceTextDataLoader
@@ -184,6 +188,20 @@ def model_spec(model: dict[str, Any]) -> ModelSpec:
     )
 
 
+def in_float8(spec: ModelSpec, routed: bool) -> ModelSpec:
+    """Return the model with its projections, and its experts, multiplied in FP8 (torchao).
+
+    Scales are a row's; the router and the output layer stay in bf16. Gathers are in bf16 too.
+    """
+    kept = ["lm_head", "router.gate"]
+    how = [Float8LinearConverter.Config(filter_fqns=kept, model_compile_enabled=True)]
+    if routed:
+        how.append(Float8GroupedExpertsConverter.Config(model_compile_enabled=True))
+    for converter in how:
+        spec.model = converter.build().convert(spec.model)
+    return spec
+
+
 def stages(ranked: dict[str, Any]) -> list[list[str]] | None:
     """Return the modules of every pipeline stage in the order in which a token meets them."""
     held, layout = ranked["stage_layers"], ranked["layout"]
@@ -207,8 +225,11 @@ def planned() -> Trainer.Config:
     model = plan["request"]["model"]
     loss = CrossEntropyLoss.Config(global_vocab_size=model["vocab"])
     data = os.environ.get("DATASET_PATH") or None
+    spec = model_spec(model)
+    if plan["request"]["workload"]["precision"] == "fp8":
+        spec = in_float8(spec, model["experts"] is not None)
     return Trainer.Config(
-        model_spec=model_spec(model),
+        model_spec=spec,
         loss=ChunkedLossWrapper.Config(loss_fn=loss),
         hf_assets_path=os.environ.get("HF_ASSETS_PATH", "./assets"),
         optimizer=default_adamw(lr=3e-4),

@@ -225,7 +225,7 @@ def _fit_some(
         for name, value, most in zip(names, shipped, high, strict=True)
     ]
     solution = replace(
-        solve(predict, measured, numbers),
+        solve(predict, measured, numbers, keep_untold=True),
         before=np.log(predict(np.array(shipped)) / measured),
     )
     quality = Quality.of(solution, measured)

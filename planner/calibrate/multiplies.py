@@ -97,7 +97,8 @@ def _fit(
         for _, width, most in [NUMBERS[name]]
     ]
     before = predict(np.array(now))
-    solution = replace(solve(predict, measured, numbers), before=np.log(before / measured))
+    solution = solve(predict, measured, numbers, keep_untold=True)
+    solution = replace(solution, before=np.log(before / measured))
     quality = Quality.of(solution, measured)
     group = f"multiplies in {rows[0].precision}"
     if not worth(found, group, quality, file):

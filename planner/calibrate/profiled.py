@@ -135,7 +135,8 @@ def _multiply(kernel: Kernel) -> Shape | None:
     precision = TYPES.get(kernel.dtype)
     if kernel.op not in MULTIPLIES or precision is None or class_of(kernel.name) != "multiplies":
         return None
-    left, right = kernel.dims[-2:] if kernel.op == "aten::mm" else kernel.dims[1:3] or ((), ())
+    first = 0 if kernel.op == "aten::mm" else 1  # addmm has the bias before them
+    left, right = (*kernel.dims[first : first + 2], (), ())[:2]
     if len(left) != 2 or len(right) != 2 or left[1] != right[0]:
         return None
     return Shape(precision, (left[0], right[1], left[1]))

@@ -9,7 +9,7 @@ far out of the spread of the others is left out and the rest is fitted again.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 from numpy.typing import NDArray
@@ -20,13 +20,18 @@ Predict = Callable[[FloatArray], FloatArray]
 
 SCALE = 0.04
 """Relative error up to which a measurement counts as a square: the noise between reruns."""
+COARSE = (0.4, 0.1)
+"""The same of the first descents: from a start that is far off all measurements show the way."""
 STEP = 0.01
 FAR = 4.0
 """Standard deviations beyond which a measurement is an outlier."""
 MOST_OUTLIERS = 0.3
 """Share of the measurements that may be left out; with more of them far off, none is."""
+UNTOLD = 0.9
+"""Share of its width that a number may keep and still count as measured."""
 ROUNDS = 40
-CLOSE = 1e-7
+CLOSE = 1e-4
+MOST_DAMPING = 1e3
 
 
 @dataclass(frozen=True)
@@ -52,6 +57,8 @@ class Solution:
     unseen: FloatArray
     """The same with each measurement left out of the fit in turn."""
     kept: NDArray[np.bool_]
+    told: NDArray[np.bool_]
+    """Of which numbers the measurements say more than what ships."""
 
 
 def solve(
@@ -60,12 +67,46 @@ def solve(
     numbers: Sequence[Number],
     *,
     start: Sequence[float] | None = None,
+    keep_untold: bool = False,
 ) -> Solution:
-    """Return the numbers under which `predict` comes closest to the measurements."""
+    """Return the numbers under which `predict` comes closest to the measurements.
+
+    With `keep_untold` the numbers of which the measurements say less than what ships are kept as
+    they ship, and the others fitted again.
+    """
+    found = _solved(predict, measured_s, numbers, start)
+    if not keep_untold:
+        return found
+    told = found.told
+    if told.all() or not told.any():
+        return found
+    values = np.array([n.shipped for n in numbers])
+
+    def some(few: FloatArray) -> FloatArray:
+        every = values.copy()
+        every[told] = few
+        return predict(every)
+
+    left = [n for n, known in zip(numbers, told, strict=True) if known]
+    again = _solved(some, measured_s, left, found.values[told].tolist())
+    values[told] = again.values
+    spread = found.spread.copy()
+    spread[told] = again.spread
+    return replace(again, values=values, spread=spread, told=told)
+
+
+def _solved(
+    predict: Predict,
+    measured_s: FloatArray,
+    numbers: Sequence[Number],
+    start: Sequence[float] | None,
+) -> Solution:
     problem = _Problem(predict, np.log(measured_s), tuple(numbers))
     centre = problem.centre
     theta = problem.clipped(np.log(start)) if start is not None else centre
     everything = np.ones(len(measured_s))
+    for scale in COARSE:
+        theta, _, _ = problem.descend(theta, everything, scale)
     theta, residual, jac = problem.descend(theta, everything)
     if len(measured_s) > len(numbers) and len(measured_s) >= 4:
         weight = (~outliers(residual)).astype(np.float64)
@@ -75,13 +116,15 @@ def solve(
         weight = everything
     curvature = problem.curvature(residual, jac, weight)
     noise = max(1.0, _sigma(residual[weight > 0]) / SCALE)
+    spread = np.sqrt(np.diag(np.linalg.inv(curvature)))
     return Solution(
         values=np.exp(theta),
-        spread=np.sqrt(np.diag(np.linalg.inv(curvature))) * noise,
+        spread=spread * noise,
         before=problem.residual(centre),
         error=residual,
         unseen=_left_out(residual, jac, weight, curvature),
         kept=weight > 0,
+        told=spread * noise < UNTOLD * problem.width,
     )
 
 
@@ -140,48 +183,46 @@ class _Problem:
             columns.append((self.residual(moved) - base) / step)
         return np.stack(columns, axis=1)
 
-    def curvature(self, residual: FloatArray, jac: FloatArray, weight: FloatArray) -> FloatArray:
-        robust = weight / np.sqrt(1 + (residual / SCALE) ** 2) / SCALE**2
+    def curvature(
+        self, residual: FloatArray, jac: FloatArray, weight: FloatArray, scale: float = SCALE
+    ) -> FloatArray:
+        robust = weight / np.sqrt(1 + (residual / scale) ** 2) / scale**2
         out: FloatArray = jac.T @ (robust[:, None] * jac) + np.diag(self.width**-2.0)
         return out
 
-    def loss(self, theta: FloatArray, residual: FloatArray, weight: FloatArray) -> float:
+    def loss(
+        self, theta: FloatArray, residual: FloatArray, weight: FloatArray, scale: float
+    ) -> float:
         pull = (theta - self.centre) / self.width
-        size = 2 * (np.sqrt(1 + (residual / SCALE) ** 2) - 1)
+        size = 2 * (np.sqrt(1 + (residual / scale) ** 2) - 1)
         return float((weight * size).sum() + (pull**2).sum())
 
     def descend(
-        self, theta: FloatArray, weight: FloatArray
+        self, theta: FloatArray, weight: FloatArray, scale: float = SCALE
     ) -> tuple[FloatArray, FloatArray, FloatArray]:
-        """Return (theta, residuals, slopes) at the minimum: damped Gauss-Newton."""
+        """Return (theta, residuals, slopes) at the minimum: Levenberg-Marquardt."""
         residual = self.residual(theta)
         jac = self.jacobian(theta, residual)
-        now = self.loss(theta, residual, weight)
+        now = self.loss(theta, residual, weight, scale)
+        damping = 0.0
         for _ in range(ROUNDS):
-            robust = weight / np.sqrt(1 + (residual / SCALE) ** 2) / SCALE**2
-            pull = (theta - self.centre) / self.width**2
-            gradient = jac.T @ (robust * residual) + pull
-            newton = np.linalg.solve(self.curvature(residual, jac, weight), gradient)
-            step: FloatArray = -np.asarray(newton, dtype=np.float64)
+            robust = weight / np.sqrt(1 + (residual / scale) ** 2) / scale**2
+            gradient = jac.T @ (robust * residual) + (theta - self.centre) / self.width**2
+            normal = self.curvature(residual, jac, weight, scale)
+            damped = normal + damping * np.diag(np.diag(normal))
+            step = -np.asarray(np.linalg.solve(damped, gradient), dtype=np.float64)
             step *= min(1.0, 1.0 / max(float(np.abs(step).max()), 1e-12))
-            found = self._shorter(theta, step, weight, now)
-            if found is None:
-                break
-            theta, residual, better = found
+            new = self.clipped(theta + step)
+            tried = self.residual(new)
+            better = self.loss(new, tried, weight, scale)
+            if better >= now:
+                damping = max(10 * damping, 0.1)
+                if damping > MOST_DAMPING:
+                    break
+                continue
+            gain, now, damping = now - better, better, damping / 10
+            theta, residual = new, tried
             jac = self.jacobian(theta, residual)
-            if now - better < CLOSE * max(now, 1e-9):
+            if gain < CLOSE * max(now, 1e-9):
                 break
-            now = better
         return theta, residual, jac
-
-    def _shorter(
-        self, theta: FloatArray, step: FloatArray, weight: FloatArray, now: float
-    ) -> tuple[FloatArray, FloatArray, float] | None:
-        """Return the first of ever shorter steps that is an improvement, if one is."""
-        for damp in (1.0, 0.5, 0.25, 0.1, 0.02):
-            new = self.clipped(theta + damp * step)
-            residual = self.residual(new)
-            better = self.loss(new, residual, weight)
-            if better < now:
-                return new, residual, better
-        return None

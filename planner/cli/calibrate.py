@@ -106,6 +106,9 @@ def calibrate(
             "nothing to calibrate with",
             hint="give --nccl-tests, --gemm, --profile or --steps; see meshwright calibrate --help",
         )
+    if out and (out.is_dir() or not out.parent.is_dir()):
+        what = "is a folder" if out.is_dir() else f"{out.parent}: no such folder"
+        raise SpecError(f"-o: {out}: {what}", hint="give a file in a folder that exists")
     from planner.calibrate.overlay import base_of
     from planner.specs.catalog import load_cluster
 

@@ -219,7 +219,8 @@ def up_projection_bytes(x: Inputs) -> FloatArray:
 
 @term(
     unit="bytes",
-    formula="6 T V/tp (Megatron); 12 T V/tp (FSDP2, fp32 loss); 14 T V (HF loss)",
+    formula="6 T V/tp (Megatron); 12 T V/tp (FSDP2, fp32 loss), / pieces + 4 T h where the loss is "
+    "made in pieces; 14 T V (HF loss)",
     source=MEGATRON_CORE,
     on=(*SHARD, "pp", "vpp"),
 )
@@ -229,4 +230,8 @@ def logits_bytes(x: Inputs) -> FloatArray:
     each = x.stack.logit_bytes or LOGIT_BYTES[x.stack.activations]
     if x.stack.activations == "hf":
         width = np.full(len(x.layouts), float(x.model.vocab))
-    return x.stages.last * (each * x.rank_tokens * width)[:, None]
+    pieces = x.stack.loss_chunks
+    held = each * x.rank_tokens * width / pieces
+    if pieces > 1:  # the gradient of what goes into the output layer adds up in fp32
+        held = held + 4.0 * x.rank_tokens * x.model.hidden
+    return x.stages.last * held[:, None]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
+from planner.estimate.again import dense_recompute_s, moe_recompute_s
 from planner.estimate.compute import (
     EXPERT_SHARD,
     SHARD,
@@ -19,7 +20,6 @@ from planner.estimate.compute import (
     mlp_forward_s,
     moe_elementwise_backward_s,
     moe_elementwise_forward_s,
-    selective_recompute_s,
 )
 from planner.estimate.inputs import FloatArray, Inputs, term
 from planner.estimate.kernels import hbm_s
@@ -49,7 +49,7 @@ def dense_compute_forward_s(x: Inputs) -> FloatArray:
 def dense_compute_backward_s(x: Inputs) -> FloatArray:
     """Kernels of one dense layer, backward, with recomputation and gradient accumulation."""
     once = attention_gemm_backward_s(x) + attention_core_backward_s(x)
-    once = once + mlp_backward_s(x) + dense_elementwise_backward_s(x) + selective_recompute_s(x)
+    once = once + mlp_backward_s(x) + dense_elementwise_backward_s(x) + dense_recompute_s(x)
     full = fully_recomputed_share(x) * dense_compute_forward_s(x)
     return once + full + _accumulate_s(x, dense_layer_parameters(x))
 
@@ -79,7 +79,7 @@ def moe_compute_backward_s(x: Inputs) -> FloatArray:
     if x.model.experts is None:
         return np.zeros(len(x.layouts))
     once = attention_gemm_backward_s(x) + attention_core_backward_s(x)
-    once = once + experts_backward_s(x) + moe_elementwise_backward_s(x) + selective_recompute_s(x)
+    once = once + experts_backward_s(x) + moe_elementwise_backward_s(x) + moe_recompute_s(x)
     full = fully_recomputed_share(x) * moe_compute_forward_s(x)
     return once + full + _accumulate_s(x, moe_layer_parameters(x) + expert_parameters(x))
 
@@ -95,20 +95,14 @@ def weight_s(x: Inputs, *, moe: bool) -> FloatArray:
     multiplies = attention_gemm_backward_s(x)
     if moe:
         multiplies = multiplies + experts_backward_s(x)
-        rest, whole, again = (
-            moe_elementwise_backward_s,
-            moe_compute_backward_s,
-            moe_compute_forward_s,
-        )
+        rest = moe_elementwise_backward_s(x) + moe_recompute_s(x)
+        whole, again = moe_compute_backward_s(x), moe_compute_forward_s(x)
     else:
         multiplies = multiplies + mlp_backward_s(x)
-        rest, whole, again = (
-            dense_elementwise_backward_s,
-            dense_compute_backward_s,
-            dense_compute_forward_s,
-        )
-    once = multiplies + attention_core_backward_s(x) + rest(x) + selective_recompute_s(x)
-    once = once + fully_recomputed_share(x) * again(x)
-    added = np.maximum(whole(x) - once, 0.0)
+        rest = dense_elementwise_backward_s(x) + dense_recompute_s(x)
+        whole, again = dense_compute_backward_s(x), dense_compute_forward_s(x)
+    once = multiplies + attention_core_backward_s(x) + rest
+    once = once + fully_recomputed_share(x) * again
+    added = np.maximum(whole - once, 0.0)
     out: FloatArray = 0.5 * multiplies + added
     return out

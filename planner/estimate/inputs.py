@@ -9,12 +9,12 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
 
-from planner.layouts.factored import Factored, all_of, codes_of, in_order
+from planner.layouts.factored import Factored, Index, all_of, codes_of, in_order
 from planner.layouts.split import StageKinds, all_stages, stage_kinds
 from planner.layouts.table import FOLDS, IntArray, Layouts
 from planner.sources import Source
@@ -24,6 +24,7 @@ from planner.specs.stack import Stack, stack_named, stack_with
 from planner.specs.workload import Workload
 
 FloatArray = NDArray[np.float64]
+T = TypeVar("T")
 
 MOST_SHARED = 1 << 13
 """Combinations of columns whose terms are computed for a whole space, and kept for all parts."""
@@ -119,11 +120,12 @@ class Inputs:
         name = workload.stack
         self.stack: Stack = stack_with(name, measured.numbers) if measured else stack_named(name)
         self._values: dict[Callable[[Inputs], FloatArray], FloatArray] = {}
-        self._reduced: dict[tuple[str, ...], tuple[Inputs, IntArray] | None] = {}
+        self._reduced: dict[tuple[str, ...], tuple[Inputs, Index] | None] = {}
         self.flows = flows
         self._kinds = kinds
         self._every_stage = every_stage
         self._alone = every_stage or flows is not None or kinds is not None
+        self._made: dict[Callable[[Inputs], Any], Any] = {}
         self._shared = shared or Shared()
         self._own = own
         self._stages: StageKinds | None = None
@@ -145,6 +147,13 @@ class Inputs:
             self._values[function] = value
         return self._values[function]
 
+    def once(self, function: Callable[[Inputs], T]) -> T:
+        """Return what a function makes of these inputs, made once however often it is asked for."""
+        if function not in self._made:
+            self._made[function] = function(self)
+        made: T = self._made[function]
+        return made
+
     def _columns(self, on: tuple[str, ...]) -> tuple[str, ...]:
         """Return what a term depends on; blocks of recompute are counted chunk by chunk.
 
@@ -164,13 +173,13 @@ class Inputs:
             self._schedules = np.unique(every)
         return bool(schedules[self._schedules].any())
 
-    def _reduce(self, on: tuple[str, ...]) -> tuple[Inputs, IntArray] | None:
+    def _reduce(self, on: tuple[str, ...]) -> tuple[Inputs, Index] | None:
         """Return inputs with the distinct rows of `on`, or None where that gains nothing."""
         if on not in self._reduced:
             self._reduced[on] = None if self._alone else self._distinct(on)
         return self._reduced[on]
 
-    def _distinct(self, on: tuple[str, ...]) -> tuple[Inputs, IntArray] | None:
+    def _distinct(self, on: tuple[str, ...]) -> tuple[Inputs, Index] | None:
         """Return one row of each distinct combination of `on`, and each row's combination."""
         rows = self.layouts
         if not isinstance(rows, Factored):

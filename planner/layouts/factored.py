@@ -26,7 +26,7 @@ Index = NDArray[np.integer[Any]]
 class Codes(NamedTuple):
     """Each row's number among the distinct combinations of some columns, and how many there are."""
 
-    code: IntArray
+    code: Index
     size: int
 
     def first(self) -> IntArray:
@@ -36,7 +36,7 @@ class Codes(NamedTuple):
         return rows
 
 
-def ranks_of(values: IntArray, bound: int | None = None) -> Codes:
+def ranks_of(values: Index, bound: int | None = None) -> Codes:
     """Return each value's rank among the distinct values, and how many there are.
 
     Small non-negative integers (below `bound`, default: the largest + 1) are ranked through a table
@@ -77,7 +77,8 @@ class Space:
         """Return the combinations of some columns, all of turns or all of options; kept."""
         if on not in self.known:
             of = self.turns if on and on[0] in TURN else self.options
-            self.known[on] = codes_of(of, on, len(next(iter(of.values()))))
+            found = codes_of(of, on, len(next(iter(of.values()))))
+            self.known[on] = Codes(found.code.astype(np.int32), found.size)
         return self.known[on]
 
 
@@ -131,7 +132,7 @@ class Factored(Layouts):
         """Return some rows, factored still."""
         return type(self)(self.space, self.base, self.turn[rows], self.option[rows])
 
-    def distinct(self, on: tuple[str, ...]) -> tuple[Factored, IntArray]:
+    def distinct(self, on: tuple[str, ...]) -> tuple[Factored, Index]:
         """Return rows with all combinations of `on`, and for each row of these the one it has."""
         turn_on, option_on = split(on)
         own = self.space.codes(turn_on).code[self.base] if turn_on else 0 * self.base
@@ -145,7 +146,7 @@ class Factored(Layouts):
         turns = self.space.codes(turn_on).size if turn_on else 1
         return turns * self.space.codes(option_on).size
 
-    def of_space(self, on: tuple[str, ...]) -> IntArray:
+    def of_space(self, on: tuple[str, ...]) -> Index:
         """Return each row's number among all combinations of the space (see `all_of`)."""
         turn_on, option_on = split(on)
         if not turn_on:
@@ -154,11 +155,11 @@ class Factored(Layouts):
         return paired(turns[self.turn], self.space.codes(option_on), self.option)
 
 
-def paired(turn_code: IntArray, options: Codes, option: Index) -> IntArray:
+def paired(turn_code: Index, options: Codes, option: Index) -> Index:
     """Return the number of (turn code, option's code) in a product of both."""
     if options.size == 1:
         return turn_code
-    code: IntArray = turn_code * options.size + options.code[option]
+    code: Index = turn_code * options.size + options.code[option]
     return code
 
 

@@ -7,19 +7,20 @@ is counted as such: `enumerated` is the size of the whole product, and rejected 
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from functools import cache
 
 import numpy as np
 
 from planner.layouts.factored import OPTION, SHAPE, TURN, Columns, Factored, Space
-from planner.layouts.ranges import MAX_CP, MAX_ETP, MAX_VPP, MICRO_BATCHES, Fix
+from planner.layouts.ranges import Fix
 from planner.layouts.rules import Context, Rule, rules_of, searched_schedules
 from planner.layouts.table import COLUMNS, NAMES, IntArray, Layouts
 from planner.pipeline.registry import SCHEDULES
 
 CHUNK_ROWS = 1 << 16
+SIZED = (*SHAPE, "micro_batch", "num_microbatches")
 
 
 @dataclass
@@ -105,17 +106,16 @@ def grid_of(context: Context, gpus: int, fix: Fix, tally: Tally) -> Grid | None:
     if not len(shapes["tp"]):
         return None
     inner = _turn_count(shapes, context, fix) * _state_count(shapes, fix)
+    inner = inner * len(_micro_batches(context, fix))
     tally.enumerated += int(inner.sum())
     shapes, inner = _sieve(shapes, inner, _bound_by(rules, SHAPE), context, tally)
     if not len(inner):
         return None
-    turns = _turns(shapes, context, fix)
-    turn_rules = [rule for rule in _bound_by(rules, TURN) if not set(rule.on) <= {*SHAPE}]
-    turns, _ = _sieve(turns, _state_count(turns, fix), turn_rules, context, tally)
+    turns = _turns(shapes, rules, context, fix, tally)
     if not len(turns["tp"]):
         return None
-    left = tuple(rule for rule in rules if not set(rule.on) <= {*TURN})
-    options, listed, first, count = _options(turns, fix)
+    alone = _bound_by(rules, OPTION)
+    options, listed, first, count = _options(turns, alone, context, fix, tally)
     ends = np.cumsum(count)
     edges = np.unique(np.searchsorted(ends, np.arange(0, ends[-1], CHUNK_ROWS), side="left"))
     return Grid(
@@ -125,12 +125,16 @@ def grid_of(context: Context, gpus: int, fix: Fix, tally: Tally) -> Grid | None:
         first=first,
         count=count,
         edges=np.append(edges, len(count)),
-        rules=left,
+        rules=tuple(r for r in rules if not ({*r.on} <= {*TURN} or {*r.on} <= {*OPTION})),
     )
 
 
-def _bound_by(rules: Iterable[Rule], columns: tuple[str, ...]) -> list[Rule]:
-    return [rule for rule in rules if set(rule.on) <= {*columns}]
+def _bound_by(
+    rules: Sequence[Rule], columns: tuple[str, ...], but: tuple[str, ...] = ()
+) -> list[Rule]:
+    """Return the rules that look at `columns` only, without those that need no more than `but`."""
+    bound = [rule for rule in rules if set(rule.on) <= {*columns}]
+    return [rule for rule in bound if not (but and set(rule.on) <= {*but})]
 
 
 def _blank(columns: Columns) -> Layouts:
@@ -140,7 +144,7 @@ def _blank(columns: Columns) -> Layouts:
 
 
 def _sieve(
-    columns: Columns, inner: IntArray, rules: list[Rule], context: Context, tally: Tally
+    columns: Columns, inner: IntArray, rules: Sequence[Rule], context: Context, tally: Tally
 ) -> tuple[Columns, IntArray]:
     """Drop the rows that break a rule; each counts `inner` layouts under the first it breaks."""
     layouts = _blank(columns)
@@ -169,9 +173,8 @@ def _shapes(context: Context, gpus: int, fix: Fix) -> Columns:
     for tp in fix.pick("tp", [d for d in divisors(gpus) if d <= top_tp], ceiling=gpus):
         if gpus % tp:
             continue
-        widths = [d for d in divisors(tp) if d <= MAX_ETP] if model.experts else [1]
-        etps = fix.pick("etp", widths)
-        for cp in fix.pick("cp", [d for d in divisors(gpus // tp) if d <= MAX_CP], ceiling=gpus):
+        etps = fix.pick("etp", divisors(tp) if model.experts else [1])
+        for cp in fix.pick("cp", divisors(gpus // tp), ceiling=gpus):
             if gpus % (tp * cp):
                 continue
             stages = [d for d in divisors(gpus // (tp * cp)) if d <= model.layers + 2]
@@ -192,7 +195,7 @@ def _schedules(vpp: int, searched: tuple[str, ...]) -> list[int]:
 
 def _turn_options(pp: int, context: Context, fix: Fix) -> list[tuple[int, int]]:
     """Return the (vpp, schedule) pairs that a pipeline of `pp` stages may run."""
-    top = 1 if pp == 1 else max(1, min(MAX_VPP, (context.model.layers + 2) // pp))
+    top = 1 if pp == 1 else max(1, (context.model.layers + 2) // pp)
     options = []
     for vpp in fix.pick("vpp", range(1, top + 1)):
         natural = [0] if pp == 1 else _schedules(vpp, searched_schedules(context))
@@ -202,27 +205,38 @@ def _turn_options(pp: int, context: Context, fix: Fix) -> list[tuple[int, int]]:
 
 def _turn_count(shapes: Columns, context: Context, fix: Fix) -> IntArray:
     per_pp = {int(pp): len(_turn_options(int(pp), context, fix)) for pp in np.unique(shapes["pp"])}
-    batches = len(fix.pick("micro_batch", MICRO_BATCHES))
-    return np.array([per_pp[int(pp)] * batches for pp in shapes["pp"]], dtype=np.int64)
+    return np.array([per_pp[int(pp)] for pp in shapes["pp"]], dtype=np.int64)
 
 
-def _turns(shapes: Columns, context: Context, fix: Fix) -> Columns:
-    """Expand each shape by (vpp, schedule) and micro_batch."""
-    batches = np.array(fix.pick("micro_batch", MICRO_BATCHES), dtype=np.int64)
-    parts: list[Columns] = []
-    for pp in np.unique(shapes["pp"]):
-        rows = {name: column[shapes["pp"] == pp] for name, column in shapes.items()}
+def _micro_batches(context: Context, fix: Fix) -> IntArray:
+    """Return the micro-batches that are tried: all divisors of the global batch."""
+    declared = divisors(context.workload.global_batch)
+    return np.array(fix.pick("micro_batch", declared), dtype=np.int64)
+
+
+def _turns(
+    shapes: Columns, rules: Sequence[Rule], context: Context, fix: Fix, tally: Tally
+) -> Columns:
+    """Expand each shape by micro_batch, then by (vpp, schedule); sieve as soon as a rule can."""
+    batches = _micro_batches(context, fix)
+    sized = {name: np.repeat(column, len(batches)) for name, column in shapes.items()}
+    sized["micro_batch"] = np.tile(batches, len(shapes["tp"]))
+    per_step = context.workload.global_batch // (sized["dp"] * sized["micro_batch"])
+    sized["num_microbatches"] = np.maximum(per_step, 1)
+    inner = _turn_count(sized, context, fix) * _state_count(sized, fix)
+    early = _bound_by(rules, SIZED, but=SHAPE)
+    sized, _ = _sieve(sized, inner, early, context, tally)
+    late = _bound_by(rules, TURN, but=SIZED)
+    parts = []
+    for pp in np.unique(sized["pp"]):
+        rows = {name: column[sized["pp"] == pp] for name, column in sized.items()}
         options = np.array(_turn_options(int(pp), context, fix), dtype=np.int64).reshape(-1, 2)
-        n, k, b = len(rows["tp"]), len(options), len(batches)
-        out = {name: np.repeat(column, k * b) for name, column in rows.items()}
-        out["vpp"] = np.tile(np.repeat(options[:, 0], b), n)
-        out["schedule"] = np.tile(np.repeat(options[:, 1], b), n)
-        out["micro_batch"] = np.tile(batches, n * k)
-        parts.append(out)
-    joined = {name: np.concatenate([p[name] for p in parts]) for name in parts[0]}
-    per_step = context.workload.global_batch // (joined["dp"] * joined["micro_batch"])
-    joined["num_microbatches"] = np.maximum(per_step, 1)
-    return joined
+        out = {name: np.repeat(column, len(options)) for name, column in rows.items()}
+        out["vpp"] = np.tile(options[:, 0], len(rows["tp"]))
+        out["schedule"] = np.tile(options[:, 1], len(rows["tp"]))
+        parts.append(_sieve(out, _state_count(out, fix), late, context, tally)[0])
+    none = {name: np.zeros(0, dtype=np.int64) for name in TURN}
+    return {name: np.concatenate([part[name] for part in [none, *parts]]) for name in TURN}
 
 
 def _state_options(tp: int, dp: int, plain: bool, fix: Fix) -> list[tuple[int, ...]]:
@@ -259,15 +273,28 @@ def _state_count(columns: Columns, fix: Fix) -> IntArray:
     return np.array([len(_options_of(int(k), fix)) for k in keys], dtype=np.int64)[inverse]
 
 
-def _options(turns: Columns, fix: Fix) -> tuple[Columns, IntArray, IntArray, IntArray]:
-    """Return the distinct options, lists of them end to end, and each turn's (first, count)."""
+def _options(
+    turns: Columns, rules: Sequence[Rule], context: Context, fix: Fix, tally: Tally
+) -> tuple[Columns, IntArray, IntArray, IntArray]:
+    """Return the distinct options, lists of them end to end, and each turn's (first, count).
+
+    Options that `rules` refuse by themselves are in no list, and counted for every turn.
+    """
     keys, inverse = _kind_of_state(turns)
     lists = [_options_of(int(key), fix) for key in keys]
     number: dict[tuple[int, ...], int] = {}
     for option in (option for listed in lists for option in listed):
         number.setdefault(option, len(number))
-    listed = np.array([number[o] for options in lists for o in options], dtype=np.int64)
-    count = np.array([len(options) for options in lists], dtype=np.int64)
     table = np.array(list(number), dtype=np.int64).reshape(-1, len(OPTION))
     columns = {name: np.ascontiguousarray(table[:, c]) for c, name in enumerate(OPTION)}
-    return columns, listed, (np.cumsum(count) - count)[inverse], count[inverse]
+    turns_of = np.zeros(len(number), dtype=np.int64)
+    for often, listed in zip(np.bincount(inverse, minlength=len(keys)), lists, strict=True):
+        turns_of[[number[option] for option in listed]] += often
+    blank = {name: np.ones(len(number), dtype=np.int64) for name in TURN}
+    numbers = {"number": np.arange(len(number))}
+    kept, _ = _sieve({**blank, **columns, **numbers}, turns_of, rules, context, tally)
+    allowed = {*kept["number"].tolist()}
+    chosen = [[n for option in listed if (n := number[option]) in allowed] for listed in lists]
+    count = np.array([len(listed) for listed in chosen], dtype=np.int64)
+    flat = np.array([n for listed in chosen for n in listed], dtype=np.int64)
+    return columns, flat, (np.cumsum(count) - count)[inverse], count[inverse]

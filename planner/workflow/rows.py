@@ -7,7 +7,6 @@ from collections.abc import Sequence
 from planner.estimate.record import estimate_record
 from planner.estimate.running import Judged
 from planner.layouts.grid import divisors
-from planner.layouts.ranges import MICRO_BATCHES
 from planner.layouts.rules import broken_rules
 from planner.layouts.table import Layouts
 from planner.plan import Estimate, Layout, RankedPlan, Search
@@ -55,7 +54,7 @@ def baseline(
             return []
     batch = request.workload.global_batch
     dp = max(d for d in divisors(batch) if d <= ranking.gpus)
-    widths = [d for d in divisors(batch // dp) if d <= max(MICRO_BATCHES)]
+    widths = [d for d in divisors(batch // dp) if d <= 64]
     rows = [ranked(request, plain(dp, b, batch), 0, len(plans) + 1) for b in widths]
     fits = [row for row in rows if row.feasible]
     best = min(fits, key=lambda row: row.estimate.step_time_s) if fits else rows[0]

@@ -11,6 +11,7 @@ from planner.errors import InfeasibleError
 from planner.objectives import Job
 from planner.plan import Plan, Request
 from planner.rank import Ranking
+from planner.specs.stack import stack_named
 from planner.units import seconds
 from planner.workflow.choosing import aimed
 from planner.workflow.on_fabric import on_fabric
@@ -21,6 +22,17 @@ from planner.workflow.searching import nothing_fits, search, with_offload
 from planner.workflow.spots import placed_layout
 
 
+def stack_of(own: str, asked: str) -> str:
+    """Return the stack that a target runs: the one asked for, where that is the target's kind.
+
+    What the target's files switch on is switched on either way.
+    """
+    if stack_named(asked).rules != stack_named(own).rules or asked == "any":
+        return own
+    flags = [flag for flag in own.split("+")[1:] if flag not in asked.split("+")]
+    return "+".join([asked, *flags])
+
+
 def plan_for_target(request: PlanRequest, target: str) -> Plan:
     """Return the best plan that a launch target can express, under the rules of its own stack.
 
@@ -28,7 +40,8 @@ def plan_for_target(request: PlanRequest, target: str) -> Plan:
     will do.
     """
     emitter = emitter_named(target)
-    workload = request.workload.model_copy(update={"stack": emitter.stack})
+    stack = stack_of(emitter.stack, request.workload.stack)
+    workload = request.workload.model_copy(update={"stack": stack})
     own = replace(request, workload=workload)
     whole, notes = with_offload(own, *search(own, quiet))
     whole, _ = on_fabric(own, whole, 1)

@@ -38,6 +38,7 @@ TIME_COLOURS = {
 SPARE = ("#99ddff", "#ffaabb", "#aaaa00", "#77aadd", "#bbcc33", "#eedd88")
 """Tol's bright and light schemes, which colour-blind people can tell apart (personal.sron.nl)."""
 BARS_SHOWN = 24
+WHISKERS = "4 of 5 published runs"
 FAR = 2.0
 """A point of the front that takes this many times the slowest plan listed is left out."""
 NEAR = 1.5
@@ -116,12 +117,41 @@ def time_chart(plans: Sequence[RankedPlan]) -> tuple[Chart, int]:
         }
         for term in terms
     ]
+    traces += [_whiskers(names, shown)] if any(p.estimate.step_time_high_s for p in shown) else []
     layout = {
         "barmode": "stack",
         "xaxis": {"title": {"text": "seconds a step"}, "rangemode": "tozero"},
         "yaxis": {"autorange": "reversed", "type": "category"},
     }
     return {"data": traces, "layout": layout}, len(shown)
+
+
+def _whiskers(names: Sequence[str], plans: Sequence[RankedPlan]) -> dict[str, Any]:
+    """Return the range of 4 of 5 published runs of such a stack, around the end of each bar."""
+    costs = [p.estimate for p in plans]
+    took = [c.step_time_s for c in costs]
+    lows, highs = [c.step_time_low_s for c in costs], [c.step_time_high_s for c in costs]
+    return {
+        "type": "scatter",
+        "mode": "markers",
+        "name": WHISKERS,
+        "y": names,
+        "x": took,
+        "marker": {"color": "#777777", "size": 3},
+        "error_x": {
+            "type": "data",
+            "symmetric": False,
+            "array": [max(0.0, (h or t) - t) for h, t in zip(highs, took, strict=True)],
+            "arrayminus": [max(0.0, t - (low or t)) for low, t in zip(lows, took, strict=True)],
+            "color": "#777777",
+            "thickness": 1.5,
+        },
+        "customdata": [
+            f"{low or t:.4g} to {high or t:.4g} s"
+            for low, high, t in zip(lows, highs, took, strict=True)
+        ],
+        "hovertemplate": "%{y}: %{customdata}<extra>" + WHISKERS + "</extra>",
+    }
 
 
 def front(plans: Sequence[RankedPlan]) -> list[RankedPlan]:

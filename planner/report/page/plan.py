@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from planner.plan import Plan, RankedPlan
-from planner.report.page import figures
+from planner.plan import Estimate, Plan, RankedPlan
+from planner.report.page import choices, figures
 from planner.report.page.commands import Command, commands
 from planner.report.page.document import Section, document
 from planner.report.page.gantt import gantt
@@ -54,6 +54,10 @@ def plan_page(
         Section("memory", "Memory", _memory(plan)),
         Section("front", "Pareto front", _front(plan)),
     ]
+    if plan.sizes:
+        parts.append(Section("sizes", "Sizes", choices.sizes(plan)))
+    if plan.sensitivity:
+        parts.append(Section("hardware", "Hardware", choices.hardware(plan)))
     if pipeline:
         body = section("pipeline", "The pipeline of the best plan", gantt(pipeline))
         parts.append(Section("pipeline", "Pipeline", body))
@@ -73,7 +77,7 @@ def _headline(best: RankedPlan) -> Html:
     risk = ", close to the limit" if cost.memory.at_risk else ""
     return cards(
         [
-            ("Step time", seconds(cost.step_time_s), ""),
+            ("Step time", seconds(cost.step_time_s), _range(cost)),
             ("Tokens/s", count(cost.tokens_per_s), ""),
             ("Tokens/s a GPU", f"{cost.tokens_per_s_per_gpu:,.0f}", ""),
             ("MFU", f"{cost.mfu:.1%}", f"{cost.mfu_causal:.1%} with causal attention halved"),
@@ -82,6 +86,14 @@ def _headline(best: RankedPlan) -> Html:
             ("Peak memory", gib(cost.memory.peak_bytes), f"{share:.0%} of what there is{risk}"),
         ]
     )
+
+
+def _range(cost: Estimate) -> str:
+    """Return how sure the step time is, in words."""
+    if not (cost.step_time_low_s and cost.step_time_high_s):
+        return ""
+    low, high = seconds(cost.step_time_low_s), seconds(cost.step_time_high_s)
+    return f"4 of 5 published runs of such a stack would take {low} to {high}"
 
 
 def _plans(plan: Plan, tie: float) -> Html:
@@ -134,7 +146,7 @@ def _row(
     degrees: list[TableCell] = [_word(getattr(lay, f)) for f in fields]
     return [
         (f"#{plan.rank}", plan.rank),
-        *((f"{getattr(plan, f):,}", getattr(plan, f)) for f in jobs),
+        *((f"{getattr(plan, f) or 0:,}", getattr(plan, f) or 0) for f in jobs),
         *degrees,
         (seconds(cost.step_time_s), cost.step_time_s),
         (f"{slower:+.1%}{near}" if slower else "best", slower),
@@ -172,7 +184,13 @@ def _time(plan: Plan) -> Html:
     return section(
         "time",
         "Where the step goes",
-        tag("p", "Exposed seconds: what is hidden behind other work does not count."),
+        tag(
+            "p",
+            "Exposed seconds: what is hidden behind other work does not count. "
+            "Whiskers hold 4 of 5 published runs of such a stack."
+            if cost.step_time_high_s
+            else "Exposed seconds: what is hidden behind other work does not count.",
+        ),
         figure("time-chart", chart, about=about, rows=bars),
         tag(
             "details",

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 MEASURED = Path(__file__).resolve().parents[2] / "measured" / "calibrate"
+EXAMPLES = Path(__file__).resolve().parents[3] / "examples" / "calibrate"
 REDUCING = ("all_reduce", "reduce_scatter")
 
 

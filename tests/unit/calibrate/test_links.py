@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
-from logs import MEASURED, log_text
+from logs import EXAMPLES, MEASURED, log_text
 
 from planner.calibrate.links import across_s, fit_links
 from planner.calibrate.nccl import Log, Timing, read_logs
@@ -48,7 +48,7 @@ def test_latency_and_bandwidth_in_a_node_are_found_within_five_percent(
 
 def test_only_the_measured_collective_and_group_size_change():
     before = load_cluster("dgx-h100")
-    logs = read_logs(MEASURED / "h100_all_reduce_8.log")
+    logs = read_logs(EXAMPLES / "h100_all_reduce.log")
     _, after = fit_links(before, logs)
     kept = [f for f in before.scale_up.collectives if (f.op, f.gpus) != ("all_reduce", 8)]
     assert set(map(CollectiveFit.model_dump_json, kept)) < set(

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
-from logs import MEASURED
+from logs import EXAMPLES
 
 from planner.calibrate.gemm import Multiply, read_multiplies
 from planner.calibrate.multiplies import fit_multiplies, multiplies_s
@@ -42,7 +42,7 @@ def test_a_card_as_shipped_changes_next_to_nothing():
 
 
 def test_a_real_h100_is_predicted_better_afterwards():
-    rows = read_multiplies(MEASURED / "h100_gemm.csv").rows
+    rows = read_multiplies(EXAMPLES / "h100_gemm.csv").rows
     found, after = fit_multiplies(load_cluster("dgx-h100"), rows, "h100_gemm.csv")
     quality = {f.group: f.quality for f in found.figures}["multiplies in bf16"]
     assert quality.median_before > 0.10

@@ -42,6 +42,18 @@ def test_a_number_that_no_measurement_depends_on_stays_as_it_ships():
     assert found.spread[2] >= 0.5
 
 
+def test_a_number_that_says_too_little_is_kept_and_the_others_fitted_without_it():
+    def curved(values):
+        latency, rate, bend = values
+        return latency + SIZES / rate + bend * 1e-9
+
+    numbers = (*LOOSE, Number("bend", 7.0, 0.5))
+    found = solve(curved, noisy(line((20e-6, 400e9))), numbers, keep_untold=True)
+    assert found.told.tolist() == [True, True, False]
+    assert found.values[2] == 7.0
+    assert found.values[:2] == pytest.approx([20e-6, 400e9], rel=0.03)
+
+
 def test_a_number_stays_within_its_bounds():
     numbers = (Number("latency", 1e-4, 3.0), Number("rate", 1e9, 3.0, high=300e9))
     found = solve(line, line((20e-6, 400e9)), numbers)
