@@ -230,7 +230,7 @@ def _scatter_s(x: Inputs, outside: FloatArray, experts: FloatArray) -> FloatArra
     total = _data_s(x, "reduce_scatter", width * outside, lay.tp, shard_ways(x))
     wide = lay.ep * lay.etp
     total = total + _data_s(x, "reduce_scatter", width * experts, wide, expert_shard_ways(x))
-    rounds = np.where((lay.zero == 2) & (lay.vpp > 1), lay.pp, 1)
+    rounds = np.where((lay.zero == 2) & (lay.vpp > 1) & (lay.folds == 0), lay.pp, 1)
     return np.where(lay.zero >= 2, total / rounds, 0.0)
 
 
@@ -327,4 +327,5 @@ def tied_embedding_s(x: Inputs) -> FloatArray:
     if not x.model.tied_embeddings:
         return np.zeros(len(x.layouts))
     sent = x.stack.gradient_reduce_bytes * embedding_parameters(x)
-    return np.where(x.layouts.pp > 1, point_to_point_s(x, sent), 0.0)
+    apart = (x.layouts.pp > 1) & (x.layouts.folds != 1)
+    return np.where(apart, point_to_point_s(x, sent), 0.0)

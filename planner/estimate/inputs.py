@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 
 from planner.layouts.factored import Factored, Index, all_of, codes_of, in_order
 from planner.layouts.split import StageKinds, all_stages, stage_kinds
-from planner.layouts.table import IntArray, Layouts
+from planner.layouts.table import FOLDS, IntArray, Layouts
 from planner.sources import Source
 from planner.specs.cluster import ClusterSpec
 from planner.specs.model import ModelSpec
@@ -134,6 +134,7 @@ class Inputs:
         self._own = own
         self._near = {} if near is None else near
         self._stages: StageKinds | None = None
+        self._schedules: IntArray | None = None
 
     def of(self, t: Term) -> FloatArray:
         """Return a term's values; computed on the distinct arguments only."""
@@ -159,10 +160,23 @@ class Inputs:
         return made
 
     def _columns(self, on: tuple[str, ...]) -> tuple[str, ...]:
-        """Return what a term depends on; blocks of recompute are counted chunk by chunk."""
+        """Return what a term depends on; blocks of recompute are counted chunk by chunk.
+
+        Which parts of the model a stage holds goes by the schedule where some fold the pipeline.
+        """
         if "recompute" in on and self.workload.recompute_method == "block":
-            return tuple(dict.fromkeys((*on, "pp", "vpp")))
+            on = tuple(dict.fromkeys((*on, "pp", "vpp")))
+        if ("pp" in on or "vpp" in on) and "schedule" not in on and self.runs(FOLDS > 0):
+            return (*on, "schedule")
         return on
+
+    def runs(self, schedules: NDArray[np.bool_]) -> bool:
+        """Return whether any layout has one of some schedules, given by code."""
+        if self._schedules is None:
+            rows = self.layouts
+            every = rows.space.turns["schedule"] if isinstance(rows, Factored) else rows.schedule
+            self._schedules = np.unique(every)
+        return bool(schedules[self._schedules].any())
 
     def _reduce(self, on: tuple[str, ...]) -> tuple[Inputs, Index] | None:
         """Return inputs with the distinct rows of `on`, or None where that gains nothing."""
@@ -208,7 +222,7 @@ class Inputs:
     def stages(self) -> StageKinds:
         """Return the kinds of stage of each layout; multi-token prediction sits on the last."""
         if self._stages is None:
-            reduced = self._reduce(("pp", "vpp"))
+            reduced = self._reduce(self._columns(("pp", "vpp")))
             if reduced is None:
                 self._stages = self._dealt()
             else:
