@@ -26,7 +26,8 @@ import typer
 
 from planner.cli.app import app, main
 from planner.emit import EMITTER_NAMES, emitter_named
-from planner.estimate import communication, compute, muon, optimizer, params, step
+from planner.emit.capabilities import FIELDS, words
+from planner.estimate import again, communication, compute, muon, optimizer, params, step
 from planner.estimate import experts as routing
 from planner.estimate.record import MEMORY_MODULES, TERMS
 from planner.layouts.rules import RULES
@@ -233,18 +234,30 @@ def targets() -> str:
     return table(("target", "planned with the rules of stack", "files tested with"), rows)
 
 
+def capabilities() -> str:
+    """Return what each target expresses of each field; 'any' is left to the rules."""
+    emitters = [emitter_named(name) for name in EMITTER_NAMES if name not in ("slurm", "k8s")]
+    rows = [
+        (code(field), *(plain(words(e.can[field])) for e in emitters))
+        for field in FIELDS
+        if any(e.can[field].values is not None for e in emitters)
+    ]
+    return table(("field", *(code(e.name) for e in emitters)), rows)
+
+
 BLOCKS: dict[str, Callable[[], str]] = {
     "help": helps,
     "objectives": objectives,
     "rules": rules,
     "targets": targets,
+    "capabilities": capabilities,
     "stacks": stacks,
     "models": models,
     "clusters": clusters,
     "accelerators": accelerators,
     "terms of params": partial(terms, params),
     "terms of memory": partial(terms, *MEMORY_MODULES),
-    "terms of compute": partial(terms, compute),
+    "terms of compute": partial(terms, compute, again),
     "terms of communication": partial(terms, communication),
     "terms of experts": partial(terms, routing),
     "terms of step": partial(terms, optimizer, muon, step),

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
+from tiny_experts import Experts, Split
 from torch import Tensor, nn
 from torch.distributed.device_mesh import DeviceMesh
 from torch.distributed.tensor import DTensor, Partial, Shard
@@ -26,6 +27,8 @@ class Shape:
     heads: int
     kv_heads: int
     ffn: int
+    experts: int  # 0: dense
+    top_k: int
     vocab: int
     seq_tokens: int
     layers: list[list[int]]  # [stage][virtual chunk]
@@ -47,6 +50,8 @@ class Shape:
             heads=heads,
             kv_heads=kv_heads,
             ffn=2 * heads * HEAD_DIM,
+            experts=up_to(4, lay["ep"]) if (routed := model.get("experts")) else 0,
+            top_k=min(2, routed["top_k"]) if routed else 0,
             vocab=up_to(256, lay["tp"]),
             seq_tokens=up_to(32, lay["tp"] * lay["cp"]),
             layers=[[min(n, depth) for n in stage] for stage in chunks],
@@ -121,11 +126,16 @@ class FeedForward(nn.Module):
 class Block(nn.Module):
     """One transformer layer, pre-norm; `recompute` is the plan's none, selective or full."""
 
-    def __init__(self, shape: Shape, cp: DeviceMesh, recompute: str) -> None:
+    def __init__(self, shape: Shape, cp: DeviceMesh, split: Split, recompute: str) -> None:
         super().__init__()
         self.attention_norm, self.ffn_norm = nn.RMSNorm(shape.hidden), nn.RMSNorm(shape.hidden)
         self.attention = Attention(shape, cp, recompute == "selective")
-        self.ffn = FeedForward(shape)
+        if shape.experts:
+            self.ffn: nn.Module = Experts(
+                shape.hidden, shape.ffn // 2, shape.experts, shape.top_k, split
+            )
+        else:
+            self.ffn = FeedForward(shape)
         self.full = recompute == "full"
 
     def forward(self, x: Tensor) -> Tensor:
@@ -152,15 +162,17 @@ class Chunk(nn.Module):
         return self.head(x) if self.head is not None else x
 
 
-def chunks_of(shape: Shape, grid: DeviceMesh, lay: dict[str, Any]) -> list[tuple[int, Chunk]]:
+def chunks_of(
+    shape: Shape, grid: DeviceMesh, ep: DeviceMesh, lay: dict[str, Any]
+) -> list[tuple[int, Chunk]]:
     """Return this stage's (global stage index, chunk); the seed makes equal layers on all ranks."""
-    pp, vpp = lay["pp"], lay["vpp"]
+    pp, vpp, split = lay["pp"], lay["vpp"], Split(ep, grid["tp"], lay["sp"])
     mine, stage = [], grid.get_local_rank("pp")
     for index in range(pp * vpp):
         blocks = []
         for layer in range(shape.layers[index % pp][index // pp]):
             torch.manual_seed(SEED + 1 + sum_before(shape, index, pp) + layer)
-            blocks.append(Block(shape, grid["cp"], lay["recompute"]))
+            blocks.append(Block(shape, grid["cp"], split, lay["recompute"]))
         torch.manual_seed(SEED)
         embed = nn.Embedding(shape.vocab, shape.hidden)
         head = nn.Sequential(

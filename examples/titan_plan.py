@@ -15,6 +15,8 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+import preflight
+import torch.distributed as dist
 from torch import nn
 from torchtitan.components.checkpoint import CheckpointManager
 from torchtitan.components.loss import ChunkedLossWrapper, CrossEntropyLoss
@@ -23,6 +25,10 @@ from torchtitan.components.optimizer import (
     LRSchedulersContainer,
     default_adamw,
     register_moe_load_balancing_hook,
+)
+from torchtitan.components.quantization import (
+    Float8GroupedExpertsConverter,
+    Float8LinearConverter,
 )
 from torchtitan.config import ParallelismConfig, TrainingConfig
 from torchtitan.distributed.pipeline_parallel import pipeline_llm
@@ -166,11 +172,41 @@ def model_spec(model: dict[str, Any]) -> ModelSpec:
             ),
             layers=layers(model, block),
         ),
-        parallelize_fn=parallelize_llama if llama else parallelize_qwen3,
+        parallelize_fn=agreed(parallelize_llama if llama else parallelize_qwen3),
         pipelining_fn=pipeline_llm,
         post_optimizer_build_fn=register_moe_load_balancing_hook if routed else None,
         state_dict_adapter=None,
     )
+
+
+def agreed(parallelize: Any) -> Any:
+    """Return the function that splits a model, after a look at the groups, before the first."""
+    seen: list[bool] = []
+
+    def run(model: Any, *, parallel_dims: Any, **options: Any) -> Any:
+        if not seen and dist.is_initialized():
+            meshes = {"tp": "tp", "cp": "cp", "dp": "batch", "pp": "pp", "ep": "ep"}
+            found = {axis: parallel_dims.get_optional_mesh(name) for axis, name in meshes.items()}
+            here = {axis: mesh.get_local_rank() if mesh else 0 for axis, mesh in found.items()}
+            preflight.check_groups(here, folder=HERE)
+            seen.append(True)
+        return parallelize(model, parallel_dims=parallel_dims, **options)
+
+    return run
+
+
+def in_float8(spec: ModelSpec, routed: bool) -> ModelSpec:
+    """Return the model with its projections, and its experts, multiplied in FP8 (torchao).
+
+    Scales are a row's; the router and the output layer stay in bf16. Gathers are in bf16 too.
+    """
+    kept = ["lm_head", "router.gate"]
+    how = [Float8LinearConverter.Config(filter_fqns=kept, model_compile_enabled=True)]
+    if routed:
+        how.append(Float8GroupedExpertsConverter.Config(model_compile_enabled=True))
+    for converter in how:
+        spec.model = converter.build().convert(spec.model)
+    return spec
 
 
 def stages(ranked: dict[str, Any]) -> list[list[str]] | None:
@@ -195,8 +231,11 @@ def planned() -> Trainer.Config:
     model = plan["request"]["model"]
     loss = CrossEntropyLoss.Config(global_vocab_size=model["vocab"])
     data = os.environ.get("DATASET_PATH") or None
+    spec = model_spec(model)
+    if plan["request"]["workload"]["precision"] == "fp8":
+        spec = in_float8(spec, model["experts"] is not None)
     return Trainer.Config(
-        model_spec=model_spec(model),
+        model_spec=spec,
         loss=ChunkedLossWrapper.Config(loss_fn=loss),
         hf_assets_path=os.environ.get("HF_ASSETS_PATH", "./assets"),
         optimizer=default_adamw(lr=3e-4),

@@ -1,8 +1,8 @@
 #!/usr/bin/env python3
 """Train a tiny stand-in of a planned model with the plan's own layout, to see that it starts.
 
-Degrees, rank order, schedule, sharding and recompute are the plan's. Shapes are scaled down (and
-dense, also where the model has experts), micro-batches are at most 4 a stage and 2 sequences each.
+Degrees, rank order, schedule, sharding and recompute are the plan's. Shapes are scaled down (where
+the model has experts, every layer has), micro-batches are at most 4 a stage and 2 sequences each.
 It runs on CUDA (nccl) and on CPU (gloo), in fp32 on synthetic tokens, and ends with every rank's
 coordinates and loss. A layout changes how the work is split, never the result: layouts that come
 to the same shapes and global batch print the same losses up to rounding.
@@ -12,6 +12,7 @@ to the same shapes and global batch print the same losses up to rounding.
 tp        Colwise/RowwiseParallel, with SequenceParallel where the plan has sp
 cp        each rank holds a slice of the sequence and gathers keys and values (as Llama 3 did)
 pp        torch.distributed.pipelining: GPipe, 1F1B, interleaved 1F1B
+ep        tokens travel to their experts and back by all-to-all; no ep: tp slices every expert
 zero 0-3  replicate; replicate and a sharded Adam; fully_shard that keeps weights; fully_shard
 """
 
@@ -20,153 +21,79 @@ from __future__ import annotations
 import argparse
 import json
 import os
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import preflight
 import torch
 import torch.distributed as dist
-from tiny_model import SEED, Chunk, Shape, chunks_of
+from tiny_model import SEED, Chunk, chunks_of
+from tiny_split import Job, experts_of, local, mend_gradients, split_data, split_tensors
 from torch import Tensor, nn
-from torch.distributed._composable.replicate_with_fsdp import replicate
-from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
-from torch.distributed.fsdp import FSDPModule, fully_shard
+from torch.distributed.device_mesh import DeviceMesh
+from torch.distributed.fsdp import FSDPModule
 from torch.distributed.pipelining import (
     PipelineStage,
     Schedule1F1B,
     ScheduleGPipe,
     ScheduleInterleaved1F1B,
 )
-from torch.distributed.tensor import DTensor, Replicate, Shard
-from torch.distributed.tensor.parallel import (
-    ColwiseParallel,
-    PrepareModuleInput,
-    RowwiseParallel,
-    SequenceParallel,
-    parallelize_module,
-)
-
-
-@dataclass(frozen=True)
-class Job:
-    """The plan's layout, and two meshes of the same ranks: DTensor shards over one, cp is in both.
-
-    grid: pp, dp, cp, tp, the plan's coordinates; mesh: pp, dp_replicate, dp_shard_cp, tp, where
-    context-parallel ranks count as data, because they hold other tokens and the same weights.
-    """
-
-    lay: dict[str, Any]
-    shape: Shape
-    grid: DeviceMesh
-    mesh: DeviceMesh
-
-    @classmethod
-    def of(cls, plan: dict[str, Any], device: str) -> Job:
-        """Return the job in the plan's rank order: rank = tp + TP * (cp + CP * (dp + DP * pp))."""
-        lay = plan["plans"][0]["layout"]
-        grid = {axis: lay[axis] for axis in ("pp", "dp", "cp", "tp")}
-        shards = lay["dp"] // lay["dp_replicate"] * lay["cp"]
-        mesh = {
-            "pp": lay["pp"],
-            "dp_replicate": lay["dp_replicate"],
-            "dp_shard_cp": shards,
-            "tp": lay["tp"],
-        }
-        grid, mesh = (
-            init_device_mesh(device, tuple(m.values()), mesh_dim_names=tuple(m))
-            for m in (grid, mesh)
-        )
-        return cls(lay, Shape.of(plan), grid, mesh)
-
-    @property
-    def coordinates(self) -> dict[str, int]:
-        return {axis: self.grid.get_local_rank(axis) for axis in ("tp", "cp", "dp", "pp")}
-
-    @property
-    def device(self) -> torch.device:
-        return torch.device(self.grid.device_type)
-
-
-def split_tensors(chunk: Chunk, tp: DeviceMesh, *, sp: bool) -> None:
-    """Apply tensor parallelism; with `sp`, 1/tp of the tokens travel between blocks."""
-    between = Shard(1) if sp else Replicate()
-    whole = {"input_layouts": (between,), "desired_input_layouts": (Replicate(),)}
-    norm = {"": SequenceParallel()} if sp else {}
-    for block in chunk.blocks:
-        columns = ("attention.wq", "attention.wk", "attention.wv", "ffn.gate", "ffn.up")
-        rows = ("attention.wo", "ffn.down")
-        parallelize_module(
-            block,
-            tp,
-            {
-                **{f"{n}_norm{k}": v for n in ("attention", "ffn") for k, v in norm.items()},
-                **{name: PrepareModuleInput(**whole) for name in ("attention", "ffn")},
-                **{name: ColwiseParallel() for name in columns},
-                **{name: RowwiseParallel(output_layouts=between) for name in rows},
-            },
-        )
-    if chunk.embed is not None:
-        plan = RowwiseParallel(input_layouts=Replicate(), output_layouts=between)
-        parallelize_module(chunk.embed, tp, plan)
-    if chunk.head is not None:
-        head = ColwiseParallel(
-            input_layouts=between, output_layouts=Replicate(), use_local_output=False
-        )
-        parallelize_module(chunk.head, tp, {**{f"0{k}": v for k, v in norm.items()}, "1": head})
-
-
-def split_data(chunk: Chunk, job: Job) -> None:
-    """Apply the ZeRO stage, block by block."""
-    lay, mesh = job.lay, job.mesh
-    if lay["dp_sync"] == "parameter-server" or lay["dp"] * lay["cp"] == 1:
-        return
-    if lay["zero"] < 2:
-        for module in (*chunk.blocks, chunk):
-            replicate(module, mesh=mesh["dp_shard_cp"])
-        return
-    axes = ("dp_replicate", "dp_shard_cp") if lay["dp_replicate"] > 1 else ("dp_shard_cp",)
-    for module in (*chunk.blocks, chunk):
-        fully_shard(module, mesh=mesh[axes], reshard_after_forward=lay["zero"] == 3)
-
-
-def local(tensor: Tensor) -> Tensor:
-    return tensor.to_local() if isinstance(tensor, DTensor) else tensor
 
 
 class Optimizer:
     """AdamW on all parameters, on an owned share of them (ZeRO-1), or on one server."""
 
-    def __init__(self, params: list[nn.Parameter], job: Job) -> None:
-        data = job.mesh["dp_shard_cp"]
-        self.params, self.group, n = params, data.get_group(), data.size()
-        self.server = job.lay["dp_sync"] == "parameter-server" and n > 1
-        sharded = job.lay["zero"] == 1 and n > 1
-        self.owners = [i % n if sharded else 0 for i in range(len(params))]
+    def __init__(self, chunks: list[Chunk], job: Job) -> None:
+        self.chunks, self.job = chunks, job
+        self.params = [p for chunk in chunks for p in chunk.parameters()]
+        self.server = job.lay["dp_sync"] == "parameter-server" and job.lay["dp"] > 1
+        self.groups = self._groups()
+        sharded = job.lay["zero"] == 1
+        self.owners = [
+            i % dist.get_world_size(group) if sharded else 0 for i, group in enumerate(self.groups)
+        ]
         self.shared = self.server or sharded
-        mine = [p for p, o in zip(params, self.owners, strict=True) if o == data.get_local_rank()]
-        held = mine if self.shared else params
+        owned = zip(self.params, self.owners, self.groups, strict=True)
+        mine = [p for p, owner, group in owned if owner == dist.get_rank(group)]
+        held = mine if self.shared else self.params
         # foreach cannot mix parameters that are split over tp with those that are not; the large
         # eps makes the losses depend on the scale of the gradients, which Adam hides otherwise
         self.adam = torch.optim.AdamW(held, lr=1e-2, eps=1e-3, foreach=False) if held else None
 
+    def _groups(self) -> list[Any]:
+        """Return for each parameter the ranks that hold the same one."""
+        routed = (
+            {p for e in experts_of(self.chunks) for p in e.routed.parameters()}
+            if self.job.lay["ep"] > 1
+            else set()
+        )
+        data, experts = (
+            mesh.get_group() for mesh in (self.job.mesh["dp_shard_cp"], self.job.experts["edp"])
+        )
+        return [experts if p in routed else data for p in self.params]
+
     def step(self) -> None:
+        mend_gradients(self.chunks, self.job)
         if self.server:
             self._gather()
         if self.adam:
             self.adam.step()
-        if self.shared:
-            for param, owner in zip(self.params, self.owners, strict=True):
-                dist.broadcast(local(param.detach()), group=self.group, group_src=owner)
+        for param, owner, group in zip(self.params, self.owners, self.groups, strict=True):
+            weight = local(param.detach())
+            if self.server:  # to each worker its own copy, where a broadcast would pass one on
+                copies = [weight] * group.size() if group.rank() == owner else None
+                dist.scatter(weight, copies, group=group, group_src=owner)
+            elif self.shared:
+                dist.broadcast(weight, group=group, group_src=owner)
         for param in self.params:
             param.grad = None
 
     def _gather(self) -> None:
         """Collect all gradients on the server, which averages them."""
-        n, first = dist.get_world_size(self.group), dist.get_rank(self.group) == 0
-        for param in self.params:
+        for param, group in zip(self.params, self.groups, strict=True):
+            n, first = dist.get_world_size(group), dist.get_rank(group) == 0
             parts = [torch.empty_like(param.grad) for _ in range(n)] if first else None
-            dist.gather(param.grad, parts, group=self.group, group_dst=0)
+            dist.gather(param.grad, parts, group=group, group_dst=0)
             if parts:
                 param.grad = torch.stack(parts).mean(0)
 
@@ -200,12 +127,13 @@ def pipeline(chunks: list[tuple[int, Chunk]], job: Job) -> Any:
 
 def train(job: Job, steps: int) -> list[float]:
     """Return the mean loss of each step, the same on every rank."""
-    chunks = [(i, c.to(job.device)) for i, c in chunks_of(job.shape, job.grid, job.lay)]
+    made = chunks_of(job.shape, job.grid, job.experts["ep"], job.lay)
+    chunks = [(i, c.to(job.device)) for i, c in made]
     for _, chunk in chunks:
         if job.lay["tp"] > 1:
             split_tensors(chunk, job.mesh["tp"], sp=job.lay["sp"])
         split_data(chunk, job)
-    optimizer = Optimizer([p for _, c in chunks for p in c.parameters()], job)
+    optimizer = Optimizer([c for _, c in chunks], job)
     schedule = pipeline(chunks, job) if job.lay["pp"] > 1 else None
     losses = []
     for step in range(steps):

@@ -174,10 +174,18 @@ def value(aim: Aim, job: Job, step_s: float, peak_bytes: float) -> float:
 
 def lower_envelope(step_s: FloatArray, peak_bytes: FloatArray) -> IntArray:
     """Return the rows that no other beats in both figures, fastest first; of equals, the first."""
-    order = np.lexsort((np.arange(len(step_s)), peak_bytes, step_s))
+    order = np.arange(len(step_s))
+    if not _ascending(step_s, peak_bytes):  # a ranking mostly is, and sorting one takes a while
+        order = np.lexsort((peak_bytes, step_s))
     peaks = peak_bytes[order]
     least_before = np.minimum.accumulate(np.concatenate([[inf], peaks]))[:-1]
     return order[peaks < least_before].astype(np.int64)
+
+
+def _ascending(first: FloatArray, then: FloatArray) -> bool:
+    """Return whether rows stand in the order of `first`, and of `then` where these are equal."""
+    up, ties = first[1:] > first[:-1], first[1:] == first[:-1]
+    return bool((up | (ties & (then[1:] >= then[:-1]))).all())
 
 
 def pareto(columns: tuple[FloatArray, ...]) -> IntArray:

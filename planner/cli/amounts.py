@@ -1,4 +1,4 @@
-"""Amounts as people type them: 15T tokens, 2M dollars, 30d, 20s, 8..128, 8|16|32."""
+"""Amounts as people type them: 15T tokens, 2M dollars, 30d, 20s, 8..128, 8,16,32."""
 
 from __future__ import annotations
 
@@ -38,12 +38,12 @@ def duration_s(text: str, *, option: str, example: str) -> float:
 
 
 def counts(text: str, *, option: str, doubling: bool = False) -> tuple[int, ...]:
-    """Return '8..12|16' as (8, 9, 10, 11, 12, 16); with `doubling` '8..32' is (8, 16, 32).
+    """Return "8..12,16" as (8, 9, 10, 11, 12, 16); with `doubling` "8..32" is (8, 16, 32).
 
     Raises SpecError for what is no list of counts, and for a range that is empty.
     """
     found: set[int] = set()
-    for part in text.split("|"):
+    for part in re.split(r"[|,]", text):
         low, dots, high = part.partition("..")
         first = _count(low, option, text)
         last = _count(high, option, text) if dots else first
@@ -62,6 +62,6 @@ def _count(word: str, option: str, text: str) -> int:
     if not (word.isascii() and word.isdigit() and len(word) <= 9 and int(word)):
         raise SpecError(
             f"{option}: {text[:80]!r} is not allowed, must be a whole number above zero, a list "
-            "(8|16) or a range (8..32)"
+            "(8,16) or a range (8..32)"
         )
     return int(word)

@@ -59,7 +59,8 @@ def write(
 
     A target that cannot express `found` gets the plan that `instead(target)` returns, and so does
     every target of a plan for no stack in particular, whose times are no framework's. Raises
-    SpecError for a target that cannot express it when there is no `instead`.
+    SpecError for a target that cannot express it when there is no `instead`, and names the
+    nearest layout that it can.
     """
     from planner.emit.base import Artifact, write_bundle
 
@@ -72,7 +73,10 @@ def write(
 
 def _of_target(found: Plan, target: str, instead: Callable[[str], Plan] | None) -> list[Artifact]:
     from planner.emit import bundle, emitter_named
+    from planner.workflow import refuse
 
+    if instead is None:
+        refuse(found, target)
     own = found.request.workload.stack != "any" and not emitter_named(target).unsupported(found)
     plan = found if own or instead is None else instead(target)
     return [a._replace(path=f"{target}/{a.path}") for a in bundle(plan, target)]

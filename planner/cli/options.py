@@ -243,8 +243,8 @@ Nodes = Annotated[
     str | None,
     typer.Option(
         "--nodes",
-        metavar="N..M|N|...",
-        help="Choose the number of nodes: every one of 8..128, or of 8|16|32.",
+        metavar="N..M|N,...",
+        help="Choose the number of nodes: every one of 8..128, or of 8,16,32.",
     ),
 ]
 Batches = Annotated[
@@ -252,7 +252,7 @@ Batches = Annotated[
     typer.Option(
         "--global-batch",
         metavar="N",
-        help="Sequences a step; to choose among: 512|768, or 256..1024 (which doubles). Default: "
+        help="Sequences a step; to choose among: 512,768, or 256..1024 (which doubles). Default: "
         "about 4M tokens, or 1024 a GPU if that is more.",
     ),
 ]
@@ -328,13 +328,9 @@ def recompute_of(modules: str | None, layers: str | None) -> dict[str, object]:
 
 def rule_of(text: str) -> Rule:
     """Return the value of --pipelines; SpecError for a rule that there is not."""
-    rules: tuple[Rule, ...] = ("under-leaf", "fastest")
-    if chosen := next((rule for rule in rules if rule == text), None):
-        return chosen
-    near = did_you_mean(text, rules)
-    raise SpecError(
-        f"--pipelines: {text[:80]!r} is not a rule", hint=near or "write under-leaf or fastest"
-    )
+    from planner.place import rule_named
+
+    return rule_named(text, "--pipelines")
 
 
 def _field(name: str, option: str) -> str:

@@ -24,7 +24,7 @@ Examples:
   meshwright plan llama-3.1-70b dgx-h100:32 --seq 8192 --global-batch 512
   meshwright plan deepseek-v3 dgx-h100:256 --fix "pp=8|16,recompute=full"
   meshwright plan llama-3.1-8b dgx-h100:2 -o launch --target torchrun,megatron
-  meshwright plan llama-3.1-70b dgx-h100 --nodes 8|16|32 --objective cost --price 2.5
+  meshwright plan llama-3.1-70b dgx-h100 --nodes 8,16,32 --objective cost --price 2.5
   meshwright plan llama-3.1-70b dgx-h100:64 --objective gpus --tokens 1T --deadline 30d
 """
 

@@ -12,7 +12,7 @@ from collections.abc import Iterator
 from typing import Any
 
 from planner.emit.base import Artifact, hosts_are_placeholders, placed
-from planner.emit.capabilities import only, refusals, usual
+from planner.emit.capabilities import ALL, only, refusals, usual
 from planner.emit.deepspeed_config import config as deepspeed_config
 from planner.emit.fabric import fabric_text
 from planner.emit.nodes import node_text
@@ -36,6 +36,7 @@ CAN = usual(
         why="the Trainer has adamw, sgd, adamw-8bit here",
     ),
     offload=only("none", "optimizer", "optimizer+params", why="Accelerate has no such offload"),
+    precision=ALL,
 )
 
 
@@ -104,6 +105,8 @@ def kept_problems(plan: Plan) -> Iterator[str]:
         yield f"DeepSpeed, which shards for Accelerate under zero=1, has no optimizer={kind.value}."
     if lay.offload != "none" and lay.offload != {1: "optimizer"}.get(lay.zero, "optimizer+params"):
         yield f"Accelerate has no offload={lay.offload} under zero={lay.zero}."
+    if lay.zero == 1 and plan.request.workload.precision is Precision.FP8:
+        yield "DeepSpeed, which shards for Accelerate under zero=1, has no FP8 training."
     if lay.offload != "none" and lay.zero == 0:
         yield f"Accelerate offloads what is sharded, so offload={lay.offload} needs zero > 0."
 
@@ -129,8 +132,12 @@ def config(plan: Plan) -> dict[str, Any]:
         "use_cpu": False,
         "debug": False,
     }
+    in_fp8 = plan.request.workload.precision is Precision.FP8
+    if in_fp8:
+        out["fp8_config"] = FP8
     if lay.zero >= 2:
-        out["fsdp_config"] = fsdp(lay)
+        # torchao's FP8 refuses weights that one rank loads for all
+        out["fsdp_config"] = fsdp(lay) | {"fsdp_cpu_ram_efficient_loading": not in_fp8}
         out["parallelism_config"] = {
             f"parallelism_config_{name}": value for name, value in sizes(lay).items()
         }
@@ -141,6 +148,13 @@ def config(plan: Plan) -> dict[str, Any]:
             "zero3_init_flag": False,
         }
     return out
+
+
+FP8 = {
+    "fp8_backend": "AO",  # torchao, which FSDP2 can shard; what travels stays in bf16
+    "fp8_enable_fsdp_float8_all_gather": False,
+    "fp8_pad_inner_dim": True,
+}
 
 
 def distributed_type(lay: Layout) -> str:
@@ -159,7 +173,6 @@ def fsdp(lay: Layout) -> dict[str, Any]:
         "fsdp_reshard_after_forward": lay.zero == 3,
         "fsdp_activation_checkpointing": lay.recompute == "full",
         "fsdp_offload_params": lay.offload == "optimizer+params",
-        "fsdp_cpu_ram_efficient_loading": True,
         "fsdp_state_dict_type": "SHARDED_STATE_DICT",
     }
 
@@ -266,6 +279,11 @@ def start_text(plan: Plan) -> str:
         )
     if plan.request.workload.optimizer is Optimizer.ADAMW_8BIT:
         parts.append("8-bit AdamW is torchao's: `pip install torchao` beside Accelerate.")
+    if plan.request.workload.precision is Precision.FP8:
+        parts.append(
+            "FP8 is torchao's: `pip install torchao` beside Accelerate. `trainer_args.json` says "
+            "neither bf16\nnor fp16, because the Trainer would put either over it."
+        )
     if lay.zero == 1:
         parts.append("ZeRO-1 is DeepSpeed's: `pip install deepspeed==0.19.8` beside Accelerate.")
     parts.append(

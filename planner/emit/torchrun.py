@@ -15,7 +15,9 @@ from planner.emit.fabric import fabric_text
 from planner.emit.shared import example, shared_artifacts
 from planner.plan import Layout, Plan
 
-CAN = usual("train.py", dp_sync=ALL, capacity_factor=ALL)
+PARTS = ("tiny_model.py", "tiny_experts.py", "tiny_split.py")
+"""What train.py imports."""
+CAN = usual("train.py", dp_sync=ALL)
 
 
 class Torchrun:
@@ -30,7 +32,7 @@ class Torchrun:
         """Return one sentence for each part of the layout that `train.py` cannot apply."""
         lay = plan.best.layout
         return [
-            *_not_in_the_example(lay),
+            *_not_in_the_example(plan),
             *_split_unevenly(plan),
             *_no_such_schedule(lay),
             *refusals(plan, CAN),
@@ -49,22 +51,36 @@ class Torchrun:
             Artifact("env.sh", ENVIRONMENT + fabric_text(plan)),
             Artifact("commands.txt", _commands(plan)),
             Artifact("train.py", example("train_tiny.py"), executable=True),
-            Artifact("tiny_model.py", example("tiny_model.py")),
+            *(Artifact(name, example(name)) for name in PARTS),
         ]
 
 
 EMITTER = Torchrun()
 
 
-def _not_in_the_example(lay: Layout) -> list[str]:
+def _not_in_the_example(plan: Plan) -> list[str]:
     """Return what the training script has no code for."""
+    lay = plan.best.layout
     out = []
-    if lay.ep > 1 or lay.etp > 1:
-        out.append(f"train.py has no experts to split (ep={lay.ep}, etp={lay.etp}).")
     if lay.zero < 2 and lay.dp_replicate > 1:
         out.append(f"dp_replicate={lay.dp_replicate} needs fully_shard, that is, zero 2 or 3.")
-    if lay.dp_sync == "parameter-server" and (lay.zero or lay.tp * lay.pp * lay.cp > 1):
-        out.append("A parameter server holds whole weights: tp, pp and cp are 1 and zero is 0.")
+    if lay.dp_sync == "parameter-server" and (lay.zero or lay.tp * lay.pp * lay.cp * lay.ep > 1):
+        out.append("A parameter server holds whole weights: tp, pp, cp, ep are 1 and zero is 0.")
+    return [*out, *_experts(plan)]
+
+
+def _experts(plan: Plan) -> list[str]:
+    """Return what its layers of experts cannot do: ep over neighbours, or else slices over tp."""
+    lay = plan.best.layout
+    if plan.request.model.experts is None:
+        return [f"ep={lay.ep} needs a model with experts."] if lay.ep > 1 else []
+    out = []
+    if lay.etp != (held := lay.tp if lay.ep == 1 else 1):
+        out.append(f"train.py splits an expert over etp={held} with ep={lay.ep}, not {lay.etp}.")
+    if lay.ep > 1 and lay.tp > 1 and not lay.sp:
+        out.append(f"train.py exchanges tokens (ep={lay.ep}) under tp={lay.tp} only with sp=true.")
+    if (lay.dp // lay.dp_replicate * lay.cp * lay.tp) % lay.ep:
+        out.append(f"ep={lay.ep} does not divide the ranks that shard a stage.")
     return out
 
 

@@ -24,7 +24,7 @@ SCHEDULES = {"1f1b": "1F1B", "gpipe": "GPipe", "interleaved": "Interleaved1F1B"}
 CAN = usual(
     "torchtitan",
     zero=only(0, 2, 3, why="FSDP2 shards gradients and optimizer state together: zero 2 or 3"),
-    precision=only(Precision.BF16, why="This bundle trains torchtitan in bf16"),
+    precision=only(Precision.BF16, Precision.FP8, why="This bundle trains torchtitan in bf16"),
     offload=only("none", "optimizer+params", why="FSDP2 offloads whole shards: optimizer+params"),
     formats=only("pure-bf16", why="torchtitan has pure-bf16 alone"),
 )
@@ -280,6 +280,11 @@ def start_text(plan: Plan) -> str:
         "`./run.sh --training.steps=100`.\nA plan knows shapes only: rotary base, router scoring "
         "and the optimizer in `titan_plan.py` are a\nstart, yours to set.",
     ]
+    if plan.request.workload.precision is Precision.FP8:
+        parts.append(
+            "FP8 is torchao's: `pip install torchao` beside torchtitan. Projections and experts "
+            "multiply in FP8\nwith a scale a row, what travels stays in bf16."
+        )
     if nodes > 1 and hosts_are_placeholders(plan):
         parts.append(
             "The cluster lists no hosts: set NODE_RANK (the line in `hosts.txt`, from 0) and\n"

@@ -6,11 +6,11 @@ import numpy as np
 
 from planner.estimate.collectives import (
     all_to_all_s,
+    expert_ranks_per_domain,
     group_s,
     inside_s,
     leaf_slowdown,
     point_to_point_s,
-    ranks_per_domain,
 )
 from planner.estimate.compute import EXPERT_SHARD, SHARD
 from planner.estimate.experts import busiest_rank, routed_tokens
@@ -52,7 +52,9 @@ def _tp_s(x: Inputs, gathers: float, scatters: float, reduces: float) -> FloatAr
     gather = group_s(x, "all_gather", buffer, one, lay.tp)
     scatter = group_s(x, "reduce_scatter", buffer, one, lay.tp)
     split = gathers * gather + scatters * scatter
-    return np.where(lay.sp == 1, split, reduces * reduce) * x.stack.tp_exposed
+    moved = np.where(lay.sp == 1, split, reduces * reduce) * x.stack.tp_exposed
+    calls = np.where(lay.sp == 1, gathers + scatters, reduces)
+    return moved + calls * x.stack.tp_wait_s * np.log2(lay.tp)
 
 
 @term(
@@ -106,7 +108,7 @@ def _copies(x: Inputs) -> tuple[FloatArray, FloatArray]:
     one = np.ones(len(lay))
     if experts is None or x.stack.dispatcher == "alltoall":
         return one, one
-    domains = np.maximum(lay.ep // ranks_per_domain(x, lay.etp, lay.ep), 1)
+    domains = np.maximum(lay.ep // expert_ranks_per_domain(x), 1)
     ranks, k = lay.ep.astype(np.float64), experts.top_k
     inside = ranks * (1 - (1 - 1 / ranks) ** k) / k
     outside = domains * (1 - (1 - 1 / domains) ** k) / k
@@ -133,6 +135,7 @@ def ep_forward_s(x: Inputs) -> FloatArray:
         lay.ep,
         inside_share=inside,
         outside_share=outside,
+        local=expert_ranks_per_domain(x),
     )
     gathered = inside_s(x, "all_gather", sent * lay.etp, lay.etp)
     scattered = inside_s(x, "reduce_scatter", sent * lay.etp, lay.etp)
@@ -275,7 +278,8 @@ def gradient_sync_s(x: Inputs) -> FloatArray:
     copies = copies + _bucketed_s(
         x, "all_reduce", experts / expert_ways, wide * expert_ways, lay.dp_replicate
     )
-    sharded = np.where(lay.zero == 1, scatter, 0.0) + np.where(lay.dp_replicate > 1, copies, 0.0)
+    summed = reduce if x.stack.zero1 == "all-reduce" else scatter
+    sharded = np.where(lay.zero == 1, summed, 0.0) + np.where(lay.dp_replicate > 1, copies, 0.0)
     return np.where(lay.zero == 0, reduce, sharded)
 
 

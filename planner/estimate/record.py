@@ -8,6 +8,7 @@ import numpy as np
 
 from planner.estimate import (
     activations,
+    again,
     buffers,
     communication,
     compute,
@@ -30,7 +31,7 @@ from planner.layouts.rules import Context
 from planner.layouts.table import Layouts
 
 MEMORY_MODULES = (states, activations, in_flight, buffers, fsdp, memory)
-MODULES = (params, experts, compute, communication, *MEMORY_MODULES, muon, optimizer, step)
+MODULES = (params, experts, compute, again, communication, *MEMORY_MODULES, muon, optimizer, step)
 
 
 def _terms() -> tuple[Term, ...]:

@@ -10,7 +10,7 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from planner.place.certificate import Rule
+    from planner.place.certificate import RULES, Rule, rule_named
     from planner.place.check import PlacementError, check_placement
     from planner.place.clock import Clock, contended
     from planner.place.hosts import FreeNodes, free_nodes, nodes_from_file, with_hosts
@@ -21,6 +21,7 @@ if TYPE_CHECKING:
 _HOME = {
     "Clock": "clock",
     "Load": "traffic",
+    "RULES": "certificate",
     "Rule": "certificate",
     "Tree": "tree",
     "FreeNodes": "hosts",
@@ -32,10 +33,12 @@ _HOME = {
     "loads_of": "placing",
     "nodes_from_file": "hosts",
     "place": "placing",
+    "rule_named": "certificate",
     "with_hosts": "hosts",
 }
 
 __all__ = [
+    "RULES",
     "Clock",
     "FreeNodes",
     "Load",
@@ -49,6 +52,7 @@ __all__ = [
     "loads_of",
     "nodes_from_file",
     "place",
+    "rule_named",
     "with_hosts",
 ]
 

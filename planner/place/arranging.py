@@ -21,6 +21,9 @@ from planner.place.tree import Tree
 from planner.plan import Layout
 from planner.specs.cluster import ClusterSpec
 
+NAMED = 3
+"""Leafs that are named where more could be."""
+
 
 @dataclass(frozen=True)
 class Job:
@@ -189,6 +192,22 @@ def notes_of(job: Job) -> list[str]:
     if spare := len(job.usable) - job.nodes:
         notes.append(many(spare, "spare node"))
     return notes
+
+
+def spares_said(job: Job, nodes: IntArray) -> list[str]:
+    """Return where the spare nodes stand: one under its own leaf replaces a node for nothing."""
+    spare = np.setdiff1d(job.usable, nodes)
+    used = np.unique(job.tree.leaf[nodes])
+    if not len(spare) or len(used) == 1:
+        return []
+    held = np.isin(used, job.tree.leaf[spare])
+    advice = "a node that fails there is replaced under its own leaf"
+    if held.all():
+        return [f"every leaf used has a spare node: {advice}"]
+    bare = [job.cluster.leaf_name(leaf) for leaf in used[~held].tolist()]
+    named = ", ".join(bare[:NAMED]) + (f" and {len(bare) - NAMED:,} more" * (len(bare) > NAMED))
+    some, all_used = f"{int(held.sum()):,}", many(len(used), "leaf", "leafs")
+    return [f"leafs with a spare node: {some} of the {all_used} used ({advice}); none: {named}"]
 
 
 def _thinned(job: Job) -> str:

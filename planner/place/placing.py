@@ -5,7 +5,15 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import replace
 
-from planner.place.arranging import Job, Map, arranged, hostname_order, job_of, notes_of
+from planner.place.arranging import (
+    Job,
+    Map,
+    arranged,
+    hostname_order,
+    job_of,
+    notes_of,
+    spares_said,
+)
 from planner.place.bound import least_loads
 from planner.place.certificate import Choice, Rule, certificate
 from planner.place.check import check_placement
@@ -87,6 +95,7 @@ def place(
         notes=[
             *(found.notes if choice.nodes is found.nodes else ()),
             *notes_of(job),
+            *spares_said(job, choice.nodes),
             *choice.notes,
         ],
     )

@@ -140,7 +140,7 @@ def _cells(
     """Return heading -> text of one row; without `fields` the layout is one text."""
     estimate, memory = plan.estimate, plan.estimate.memory
     mark = "!" if _over(plan) else "*" if memory.at_risk else " "
-    cells = {"#": str(plan.rank)} | {JOB[f]: f"{getattr(plan, f):,}" for f in jobs}
+    cells = {"#": str(plan.rank)} | {JOB[f]: f"{getattr(plan, f) or 0:,}" for f in jobs}
     if fields is None:
         cells["layout"] = plan.layout.short().replace(",", " ")
     else:

@@ -18,22 +18,32 @@ from planner.specs.profiles import STACKS
 
 __all__ = ["FLAGS", "STACKS", "Stack", "stack_named", "stack_with"]
 
-EP_OVERLAP = 0.118
+EP_OVERLAP = 0.101
 """Share of the all-to-all that stays exposed when it overlaps computation (fit; 5 to 30 %)."""
-FUSED_MOE = 0.587
+FUSED_MOE = 0.546
 """Memory traffic of fused layers with experts over unfused (fit; Megatron-Bridge 0.5)."""
 DROPPED_HOST_S = 3.4e-3
 """Host time of a layer with experts of static shapes, x 0.74 under partial graphs (fit)."""
-ASYNC_TP = 0.66
+ASYNC_TP = 0.8
 """Share of the tensor-parallel traffic that torch's asynchronous form leaves exposed (fit)."""
-EAGER = 1.68
+CUDNN_ATTENTION = 0.934
+"""Rate of cuDNN's attention called by torch over the class's figure (fit; torchtitan)."""
+EAGER = 1.88
 """Memory traffic of PyTorch without a compiler over with one (fit; torchtitan)."""
-ROWWISE_RATE = 0.878
+ROWWISE_RATE = 0.925
 """Rate of FP8 multiplies with a scale per row over one per tensor (fit; torchao's CUTLASS)."""
-ROWWISE_CAST = 5.21
-CURRENT_CAST = 1.26
+ROWWISE_CAST = 6.56
+CURRENT_CAST = 1.19
 MXFP8_CAST = 1.55
-"""Bytes of FP8 casts over delayed scaling: a scale per row; current scaling; MXFP8 (fits)."""
+NVFP4_CAST = 1.67
+"""Bytes of casts over FP8's with delayed scaling: a scale per row; current scaling; MXFP8; NVFP4
+(fits; NVFP4's start: 7.5 bytes an element against 4.5)."""
+NVFP4_RATE = 1.98
+"""Rate of multiplies in NVFP4 over FP8: 1.8 on GB200, 1.95 on GB300 (fit to 18 runs)."""
+
+PACKED_TOKENS = 256
+"""A sample of fine-tuning data: SQuAD's, which NeMo's and Megatron-Bridge's recipes pack, have some
+200 tokens."""
 
 # flag -> (what it changes, in words, the fields)
 FLAGS: dict[str, tuple[str, dict[str, Any]]] = {
@@ -86,10 +96,21 @@ FLAGS: dict[str, tuple[str, dict[str, Any]]] = {
         "logits and loss in eight pieces of the sequence (torchtitan 0.3's ChunkedLossWrapper)",
         {"loss_chunks": 8},
     ),
-    "cudnn": ("fused attention of the cuDNN class", {"attention_kernel": "te"}),
+    "nvfp4": (
+        "with precision fp8: multiplies in NVFP4 where the GPU has it",
+        {"fp4_rate": NVFP4_RATE, "fp8_cast": NVFP4_CAST},
+    ),
+    "cudnn": (
+        "fused attention of the cuDNN class",
+        {"attention_kernel": "te", "attention": CUDNN_ATTENTION},
+    ),
     "token-drop": (
         "a fixed number of tokens an expert: graphs cover it",
         {"host_moe_s": DROPPED_HOST_S, "host_expert_s": 0.0},
+    ),
+    "packed": (
+        "sequences packed of short documents, attention within each",
+        {"document_tokens": PACKED_TOKENS},
     ),
     "flash": ("fused attention", {"attention_kernel": "fa2", "host_fallback": 1.0}),
     "unfused": ("unfused attention", {"attention_kernel": "unfused", "host_fallback": 1.46}),

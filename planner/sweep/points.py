@@ -12,6 +12,7 @@ from typing import Any
 
 from planner.errors import PlannerError, SpecError, did_you_mean
 from planner.layouts.ranges import FIXABLE, parse_fix
+from planner.place import RULES, rule_named
 from planner.specs.catalog import load_cluster, load_model
 from planner.specs.changing import changed
 from planner.specs.cluster import ClusterSpec
@@ -142,12 +143,21 @@ def _point(index: int, settings: Settings, shelf: _Shelf) -> Point:
         fix = _fix(settings)
         parse_fix(fix)
         inputs |= _inputs(workload, fix, settings.get("gpus"))
+        rule = rule_named(settings.get("pipelines") or RULES[0], "pipelines")
+        inputs |= {"pipelines": rule} if "pipelines" in settings else {}
         request = PlanRequest(
-            model, cluster, workload, fix=fix, top=1, gpus=_gpus(settings, cluster)
+            model,
+            cluster,
+            workload,
+            fix=fix,
+            top=1,
+            gpus=_gpus(settings, cluster),
+            pipelines=rule,
         )
     except PlannerError as error:
         return Point(index, _digest([_as_given(settings)]), inputs, refused=refusal(error))
     parts = [model_id, cluster_id, workload.model_dump(mode="json"), fix, request.gpus]
+    parts += [rule] if rule != RULES[0] else []
     return Point(index, _digest(parts), inputs, request=request)
 
 
@@ -158,7 +168,8 @@ def _as_given(settings: Settings) -> dict[str, Cell]:
     work = {column: settings.get(name) for name, column in WORKLOAD.items()}
     fix = {"fix": ",".join(f"{k}={v}" for k, v in _pairs(settings).items())}
     dotted = {n: _cell(v) for n, v in settings.items() if "." in n and not n.startswith("fix.")}
-    return {**known, **work, **fix, **dotted}
+    rule = {"pipelines": _cell(settings["pipelines"])} if "pipelines" in settings else {}
+    return {**known, **work, **fix, **rule, **dotted}
 
 
 def _inputs(workload: Workload, fix: Mapping[str, str], gpus: int | None) -> dict[str, Cell]:

@@ -33,6 +33,7 @@ NAMES = {
     "optimizer": TEXT,
     "stack": TEXT,
     "fix": FIX,
+    "pipelines": TEXT,
     "max_memory": NUMBER,
     "risk_memory": NUMBER,
     "expert_imbalance": NUMBER,

@@ -3,6 +3,7 @@
 from planner.workflow.auditing import audit
 from planner.workflow.checking import check
 from planner.workflow.explaining import explain
+from planner.workflow.expressing import nearest_layout, refuse
 from planner.workflow.placing import place
 from planner.workflow.planning import plan
 from planner.workflow.request import PlanRequest
@@ -16,8 +17,10 @@ __all__ = [
     "check",
     "explain",
     "narrowed",
+    "nearest_layout",
     "place",
     "plan",
     "plan_for_target",
+    "refuse",
     "simulate",
 ]

@@ -12,14 +12,17 @@ from typing import NamedTuple
 
 import numpy as np
 
+from planner.errors import InfeasibleError
 from planner.estimate.leading import MOST_TO_RUN
 from planner.estimate.running import Judged, actions_of, judge, runs
 from planner.layouts.table import IntArray
 from planner.objectives import Aim, Job, Objective, allowed_step_s, lower_envelope, score
 from planner.plan import Search
-from planner.rank import ROUNDS, Ranking, settle
+from planner.rank import ROUNDS, SHAPE, Ranking, settle
 from planner.workflow.on_fabric import on_fabric
 from planner.workflow.request import PlanRequest
+from planner.workflow.rows import layout_record
+from planner.workflow.spots import placed_layout
 
 LEADING = 4096
 """Rows of one job that are kept where several jobs are looked at, beside the best of each shape."""
@@ -112,10 +115,18 @@ def best_spots(found: Sequence[Looked], top: int) -> list[Spot]:
 def settled(found: Sequence[Looked], top: int) -> list[Looked]:
     """Return the jobs with the rows that are shown run action by action, and put where they belong.
 
-    Running may slow a row down past others, or past a limit; those then move up and are run.
+    Running may slow a row down past others, or past a limit; those then move up and are run. Where
+    uplinks are narrow, they are timed on the links that their placement gets.
     """
-    if len(found) == 1 and found[0].request.aim.objective is not Objective.MEMORY:
+    by_time = found[0].request.aim.objective is not Objective.MEMORY
+    if len(found) == 1 and by_time:
         return [_settled_by_time(found[0], top)]
+    done = _run_shown(found, top)
+    return _placed(done, top) if by_time else _with_room(done)
+
+
+def _run_shown(found: Sequence[Looked], top: int) -> list[Looked]:
+    """Return the jobs with the best rows over all of them run."""
     done, left = list(found), MOST_TO_RUN // 2
     for _ in range(ROUNDS):
         new = _to_run(done, best_spots(done, top))
@@ -131,11 +142,58 @@ def settled(found: Sequence[Looked], top: int) -> list[Looked]:
 
 def _settled_by_time(one: Looked, top: int) -> Looked:
     ranking = settle(one.request.context, one.ranking, top)
-    ranking, notes = on_fabric(one.request, ranking, top)
-    one = replace(one, notes=(*one.notes, *notes))
+    one = _on_its_links(replace(one, ranking=ranking), top)
     if one.request.aim.limited:  # the front is of all that fit
-        return replace(one, ranking=aimed(ranking, one.request.aim, one.job))
-    return replace(one, ranking=ranking, front=envelope(ranking))
+        return one
+    return replace(one, front=envelope(one.ranking))
+
+
+def _placed(found: Sequence[Looked], top: int) -> list[Looked]:
+    """Return the jobs with those whose rows are shown timed where they would be placed.
+
+    A map only slows a step down, so a job that is not among the best without one never will be.
+    """
+    done, placed = list(found), set[int]()
+    while waiting := [spot.at for spot in best_spots(done, top) if spot.at not in placed]:
+        placed.add(waiting[0])
+        done[waiting[0]] = _on_its_links(done[waiting[0]], top)
+    return done
+
+
+def _with_room(found: Sequence[Looked]) -> list[Looked]:
+    """Return the jobs without leading layouts whose tensor groups find no scale-up domain.
+
+    Raises InfeasibleError where none can be placed.
+    """
+    done, refusal = list(found), None
+    while spots := best_spots(done, 1):
+        one, row = done[spots[0].at], spots[0].row
+        if one.request.cluster.domain_nodes == 1:
+            return done
+        try:
+            placed_layout(one.request, layout_record(one.ranking.layouts, row))
+        except InfeasibleError as error:
+            refusal = refusal or error
+            done[spots[0].at] = replace(one, ranking=_without_like(one.ranking, row))
+        else:
+            return done
+    if refusal is not None:
+        raise refusal
+    return done
+
+
+def _without_like(ranking: Ranking, row: int) -> Ranking:
+    """Return a ranking without the layouts of the same degrees as `row`."""
+    columns = [getattr(ranking.layouts, name) for name in SHAPE]
+    like = np.logical_and.reduce([column == column[row] for column in columns])
+    return taken(ranking, np.flatnonzero(~like))
+
+
+def _on_its_links(one: Looked, top: int) -> Looked:
+    """Return a job with its leading layouts placed, timed so, and put in order again."""
+    ranking, notes = on_fabric(one.request, one.ranking, top)
+    best = aimed(ranking, one.request.aim, one.job)
+    return replace(one, ranking=best, notes=(*one.notes, *notes))
 
 
 def _to_run(found: Sequence[Looked], spots: Sequence[Spot]) -> list[Spot]:

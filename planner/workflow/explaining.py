@@ -16,6 +16,7 @@ from planner.layouts.rules import rules_broken
 from planner.layouts.table import Layouts
 from planner.workflow.comparing import compared
 from planner.workflow.completing import Completed, completed
+from planner.workflow.hosts import host_bound
 from planner.workflow.mending import mends, sentences
 from planner.workflow.request import PlanRequest
 from planner.workflow.rows import ranked
@@ -51,6 +52,7 @@ def explain(request: PlanRequest, layout: Mapping[str, str]) -> Explanation:
     terms = [TermValue.model_validate(t) for t in term_values(request.context, found.layouts, 0)]
     memory = opened_memory(request.context, found.layouts, 0)
     lines, against = compared(request, opened, found.gpus)
+    waits = host_bound("this layout", opened.estimate, request.workload.stack)
     return Explanation(
         legal=True,
         feasible=found.feasible,
@@ -69,6 +71,7 @@ def explain(request: PlanRequest, layout: Mapping[str, str]) -> Explanation:
         gradient_sync=sync,
         notes=[
             *found.notes,
+            *waits,
             *unused(request.workload, opened.layout, opened.stage_layers),
         ],
     )

@@ -40,29 +40,46 @@ SAID = 0.0005
 def on_fabric(request: PlanRequest, ranking: Ranking, top: int) -> tuple[Ranking, list[str]]:
     """Return the ranking with the leading layouts placed by the request's rule, and what to say.
 
-    Where no uplink is narrower than the NICs below it, every map takes the estimated time: then
-    only layouts without room fall out. Raises InfeasibleError where nothing can be placed.
+    Where no uplink is narrower than the NICs below it, and no expert group can be torn out of a
+    scale-up domain, every map takes the estimated time: then only layouts without room fall out.
+    Raises InfeasibleError where nothing can be placed.
     """
-    if not ranking.feasible:
+    if not len(ranking.layouts):
         return ranking, []
-    if not contended(request.cluster):
-        return _with_room(request, ranking), []
+    domains = request.cluster.domain_nodes > 1 and request.model.experts is not None
+    if not contended(request.cluster) and not domains:
+        return _with_room(request, ranking, top), []
     board = _Board.of(request, ranking)
     left = _find_best(board)
     order = _shown_too(board, top)
     return board.ranking_in(order), _remarks(board, int(order[0]), left)
 
 
-def _with_room(request: PlanRequest, ranking: Ranking) -> Ranking:
-    """Return the ranking without leading layouts whose tensor groups find no scale-up domain."""
+def _with_room(request: PlanRequest, ranking: Ranking, top: int) -> Ranking:
+    """Return the ranking without layouts whose tensor groups find no scale-up domain."""
     if request.cluster.domain_nodes == 1:
         return ranking
-    least, none = ranking.step_s, np.zeros(ranking.feasible, dtype=np.bool_)
-    board = _Board(request, ranking, request.context, least, least, none)
-    while not _loads(board, int(board.order()[0])):
-        if none.all():
-            raise board.refusal or InfeasibleError("no layout can be placed")
-    return board.ranking_in(board.order()) if none.any() else ranking
+    roomless = np.zeros(len(ranking.layouts), dtype=np.bool_)
+    board = _Board(request, ranking, request.context, ranking.step_s, ranking.step_s, roomless)
+    while waiting := _unsure(board, top):
+        for row in waiting:
+            _loads(board, row)
+    return board.ranking_in(_placeable(board)) if board.roomless.any() else ranking
+
+
+def _unsure(board: _Board, top: int) -> list[int]:
+    """Return the rows that will be shown with tensor groups over nodes, not placed so far."""
+    order = _placeable(board)
+    shown = order[board.ranking_in(order).best_of_each_shape(top)]
+    over = board.ranking.layouts.tp[shown] > board.request.cluster.node.gpus
+    return [row for row in shown[over].tolist() if board.key(row) not in board.loads]
+
+
+def _placeable(board: _Board) -> IntArray:
+    """Return the rows in order; raises InfeasibleError where none has room."""
+    if not len(order := board.order()):
+        raise board.refusal or InfeasibleError("no layout can be placed")
+    return order
 
 
 @dataclass
@@ -243,9 +260,7 @@ def _shown_too(board: _Board, top: int) -> IntArray:
     A layout that its map makes slower than others of its shape makes room for the next of them.
     """
     for _ in range(ROUNDS):
-        order = board.order()
-        if not len(order):
-            raise board.refusal or InfeasibleError("no layout can be placed")
+        order = _placeable(board)
         shown = order[board.ranking_in(order).best_of_each_shape(top)].tolist()
         waiting = [row for row in shown if row not in board.judged]
         for row in waiting:
@@ -266,7 +281,9 @@ def _remarks(board: _Board, best: int, left: int) -> list[str]:
         most = 1 - board.least_s[board.might_win()].min() / board.best_s
         told = [f"{said}; {left:,} more might be up to {most:.1%} faster, by their lower bounds"]
     else:
-        told = [f"{said}: no other can be faster there, by its lower bound"]
+        kept = len(ranking.layouts)
+        other = "other" if kept == ranking.feasible else f"other of the {kept:,} kept"
+        told = [f"{said}: no {other} can be faster there, by its lower bound"]
     took = board.placed_s[0]
     if best == 0 or (np.isfinite(took) and took < board.best_s * (1 + SAID)):
         return told

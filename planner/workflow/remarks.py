@@ -16,6 +16,7 @@ from planner.rank import Ranking
 from planner.specs.workload import Workload
 from planner.units import seconds
 from planner.workflow.choosing import Looked
+from planner.workflow.hosts import host_bound
 from planner.workflow.request import PlanRequest
 from planner.workflow.rows import layout_record, ranked
 from planner.workflow.sizing import Jobs
@@ -52,15 +53,14 @@ def remarks(best: Looked, plans: Sequence[RankedPlan], jobs: Jobs) -> list[str]:
     work = request.workload
     notes = [*_aim(best), *_jobs(jobs)]
     notes.append("each row is the best of its (tp, pp, cp, ep, etp, dp); --fix shows its variants")
-    notes += _ran(ranking)
+    notes += _ran(ranking, request.aim.objective)
     if first.memory.at_risk:
         notes.append(_calmer(ranking, first, work.risk_memory))
     close = closeness(work)
     ties = int((ranking.step_s <= first.step_time_s * (1 + close)).sum())
     if ties > 1 and request.aim.objective is not Objective.MEMORY:
         notes.append(f"{ties:,} layouts are within {close:.0%}, less than the estimate's error")
-    if first.time_s.get("host", 0) > 0.1 * first.step_time_s:
-        notes.append("the first plan is host-bound: try a larger micro-batch or CUDA graphs")
+    notes += host_bound("the first plan", first, work.stack)
     return notes
 
 
@@ -110,12 +110,14 @@ def _runs(values: Sequence[int]) -> str:
     return ", ".join(told)
 
 
-def _ran(ranking: Ranking) -> list[str]:
+def _ran(ranking: Ranking, objective: Objective) -> list[str]:
     """Return how many pipelines were run, and why the fastest cannot be among the others."""
     told = ranking.leaders
     if not told.pipelines:
         return []
     ran = f"{len(told.judged):,} of {told.pipelines:,} pipelines were run action by action"
+    if objective is Objective.MEMORY:
+        return [f"{ran}, the rows shown among them"]
     if told.left:
         short = 1 - told.next_s / told.best_s
         return [

@@ -16,13 +16,16 @@ from planner.estimate.running import Judged, judge
 from planner.layouts.ranges import parse_fix
 from planner.layouts.table import Layouts
 from planner.objectives import Job
+from planner.place import contended
 from planner.plan import Sensitivity, WhatIf
 from planner.rank import rank
 from planner.specs.changing import changed
 from planner.specs.cluster import ClusterSpec
 from planner.workflow.choosing import aimed
+from planner.workflow.on_fabric import on_fabric
 from planner.workflow.request import PlanRequest, Progress
 from planner.workflow.rows import layout_record
+from planner.workflow.spots import placed_layout
 
 FACTORS = (0.5, 2.0)
 
@@ -102,9 +105,9 @@ def _case(
         factor=factor,
         changes={path: value for path, value in changes.items() if not isinstance(value, list)},
         first_fits=_fits(other, layouts, judged),
-        first_step_time_s=judged.step_s,
+        first_step_time_s=_on_its_links_s(other, layouts, judged),
     )
-    ranking = rank(other.context, gpus, parse_fix(request.fix))
+    ranking, _ = on_fabric(other, rank(other.context, gpus, parse_fix(request.fix)), 1)
     best = aimed(ranking, request.aim, Job(gpus, request.workload.tokens))
     if not len(best.layouts):
         return told
@@ -116,6 +119,13 @@ def _case(
             "same_layout": first == layout_record(layouts, 0),
         }
     )
+
+
+def _on_its_links_s(request: PlanRequest, layouts: Layouts, judged: Judged) -> float:
+    """Return what the layout takes where it would be placed: narrow uplinks slow it down."""
+    if not contended(request.cluster):
+        return judged.step_s
+    return placed_layout(request, layout_record(layouts, 0)).step_time_s or judged.step_s
 
 
 def _fits(request: PlanRequest, layouts: Layouts, judged: Judged) -> bool:

@@ -63,7 +63,7 @@ def open_jobs(request: PlanRequest) -> Iterator[PlanRequest]:
         raise SpecError(
             f"{len(nodes):,} node counts with {len(batches):,} batches are more than the "
             f"{MOST_JOBS:,} jobs that one plan is chosen from",
-            hint="list fewer of them: --nodes 8|16|32",
+            hint="list fewer of them: --nodes 8,16,32",
         )
     if not nodes and len(batches) == 1:
         yield replace(request, batches=(), workload=_batch_of(request, batches[0]))

@@ -22,7 +22,7 @@ from planner.workflow.searching import nothing_fits, search, with_offload
 from planner.workflow.spots import placed_layout
 
 
-def _stack_of(own: str, asked: str) -> str:
+def stack_of(own: str, asked: str) -> str:
     """Return the stack that a target runs: the one asked for, where that is the target's kind.
 
     What the target's files switch on is switched on either way.
@@ -40,7 +40,7 @@ def plan_for_target(request: PlanRequest, target: str) -> Plan:
     will do.
     """
     emitter = emitter_named(target)
-    stack = _stack_of(emitter.stack, request.workload.stack)
+    stack = stack_of(emitter.stack, request.workload.stack)
     workload = request.workload.model_copy(update={"stack": stack})
     own = replace(request, workload=workload)
     whole, notes = with_offload(own, *search(own, quiet))

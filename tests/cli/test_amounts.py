@@ -46,7 +46,7 @@ def test_what_is_no_duration_is_refused(text):
     ("text", "doubling", "numbers"),
     [
         ("8", False, (8,)),
-        ("16|8|16", False, (8, 16)),
+        ("16|8,16", False, (8, 16)),
         ("8..12", False, (8, 9, 10, 11, 12)),
         ("1..3|8", False, (1, 2, 3, 8)),
         ("256..1500", True, (256, 512, 1024)),
@@ -57,7 +57,7 @@ def test_counts_are_lists_and_ranges(text, doubling, numbers):
     assert counts(text, option="--nodes", doubling=doubling) == numbers
 
 
-@pytest.mark.parametrize("text", ["", "0", "-1", "8..", "..8", "9..8", "8,16", "1..9999999", "x"])
+@pytest.mark.parametrize("text", ["", "0", "-1", "8..", "..8", "9..8", "8;16", "1..9999999", "x"])
 def test_what_is_no_count_is_refused(text):
     with pytest.raises(SpecError, match="--nodes: "):
         counts(text, option="--nodes")

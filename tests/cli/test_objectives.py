@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import re
+import shlex
 
 import pytest
 
@@ -128,3 +130,36 @@ def test_a_row_of_another_batch_is_simulated_with_its_own(capsys, tmp_path):
         cli.main(["simulate", str(file), "--plan-rank", str(row["rank"]), "--json"])
         told = json.loads(capsys.readouterr().out)
         assert told["step_time_s"] == pytest.approx(row["estimate"]["step_time_s"])
+
+
+def test_the_page_of_a_plan_shows_its_sizes_and_the_hardware(capsys, tmp_path):
+    pytest.importorskip("plotly")
+    words = ["--nodes", "1,2,3", "--objective", "cost", "--price", "2", "--sensitivity"]
+    assert cli.main(["plan", "qwen2.5-1.5b", "dgx-h100", *words, "--top", "3", "--json"]) == 0
+    told = capsys.readouterr().out
+    (tmp_path / "plan.json").write_text(told)
+    assert cli.main(["report", str(tmp_path / "plan.json"), "-o", str(tmp_path / "r.html")]) == 0
+    page = (tmp_path / "r.html").read_text()
+    assert 'id="sizes"' in page
+    for size in json.loads(told)["sizes"]:
+        assert f">{size['value']:,.0f}<" in page
+    assert 'id="hardware"' in page
+    for row in json.loads(told)["sensitivity"]:
+        assert f">{row['about']}<" in page
+
+
+def test_the_page_of_a_plan_asks_again_with_its_objective(capsys, tmp_path):
+    pytest.importorskip("plotly")
+    words = ["--objective", "cost", "--price", "2", "--tokens", "100B", "--max-step-time", "90s"]
+    assert cli.main(["plan", "qwen2.5-1.5b", "dgx-h100:1", *words, "--top", "3", "--json"]) == 0
+    first = json.loads(capsys.readouterr().out)
+    (tmp_path / "plan.json").write_text(json.dumps(first))
+    assert cli.main(["report", str(tmp_path / "plan.json"), "-o", str(tmp_path / "r.html")]) == 0
+    page = (tmp_path / "r.html").read_text()
+    (typed,) = re.findall(r"meshwright (plan qwen2[^<\n]*)", page)
+    capsys.readouterr()
+    assert cli.main([*shlex.split(typed), "--top", "3", "--json"]) == 0
+    again = json.loads(capsys.readouterr().out)
+    for document in (first, again):
+        document.pop("timing")
+    assert again == first

@@ -81,7 +81,7 @@ def plan_of(
 
 def place(rank: int, lay: dict[str, Any]) -> dict[str, Any]:
     """Return the coordinates by taking digits off the rank, tp first and pp last."""
-    out: dict[str, Any] = {"leaf": "leaf0", "ep": 0}
+    out: dict[str, Any] = {"leaf": "leaf0", "ep": rank // lay["etp"] % lay["ep"]}
     for axis in ("tp", "cp", "dp", "pp"):
         rank, out[axis] = divmod(rank, lay[axis])
     return out

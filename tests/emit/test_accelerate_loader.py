@@ -147,6 +147,24 @@ def test_the_trainer_reads_its_arguments(zero, recompute, tmp_path):
         HfArgumentParser(TrainingArguments).parse_dict(settings | {"activation_checkpoint_": True})
 
 
+@pytest.mark.parametrize("zero", [0, 2, 3])
+def test_fp8_reaches_every_rank_and_the_trainer_leaves_it_alone(zero, tmp_path):
+    pytest.importorskip("transformers")
+    from transformers import HfArgumentParser, TrainingArguments
+
+    bundle = written(tmp_path, plan(MODELS["dense"], dp=8, zero=zero, precision="fp8"))
+    _, env = environment(bundle)
+    assert env["ACCELERATE_MIXED_PRECISION"] == "fp8"
+    assert env["ACCELERATE_FP8_BACKEND"] == "AO"
+    if zero:  # Accelerator refuses to start otherwise
+        assert env["FSDP_CPU_RAM_EFFICIENT_LOADING"] == "false"
+    told = json.loads((bundle / "trainer_args.json").read_text("utf-8"))
+    told |= {"use_cpu": True, "output_dir": str(tmp_path)}
+    with mock.patch.dict(os.environ, env):
+        (args,) = HfArgumentParser(TrainingArguments).parse_dict(told)
+    assert args.mixed_precision == "fp8"
+
+
 def test_planted_mistakes_are_caught(tmp_path):
     answer = plan(MODELS["dense"], dp=8, zero=2)
     file = written(tmp_path, answer) / "accelerate.yaml"

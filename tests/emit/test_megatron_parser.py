@@ -93,10 +93,11 @@ def expected(answer: Plan) -> dict[str, Any]:
         "virtual_pipeline_model_parallel_size": lay.vpp if lay.vpp > 1 else None,
         "context_parallel_size": lay.cp,
         "expert_model_parallel_size": lay.ep,
-        "expert_tensor_parallel_size": lay.etp,
+        "expert_tensor_parallel_size": lay.etp if spec.experts else lay.tp,
         "data_parallel_size": lay.dp,
         "num_distributed_optimizer_instances": lay.dp_replicate,
-        "use_distributed_optimizer": lay.zero >= 1,
+        # Muon deals whole matrices out, which has a flag of its own
+        "use_distributed_optimizer": lay.zero >= 1 and work.optimizer != "muon",
         "use_megatron_fsdp": lay.zero >= 2,
         "overlap_grad_reduce": True,
         "overlap_param_gather": lay.zero >= 1,

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 import slurm_rig
+from many_plans import MANY, many
 from plan_grid import MODELS, plan
 
 from planner.emit.base import write_bundle
@@ -17,6 +18,7 @@ from planner.plan import Plan
 
 pytestmark = pytest.mark.frameworks
 
+ALL = ("node9", "node1", "node10", "node2")
 LEAFS = {"leafa": ["node1", "node10"], "leafb": ["node2", "node9"]}
 
 
@@ -36,10 +38,22 @@ def recorded(folder: Path, answer: Plan) -> Path:
     return folder / "bundle"
 
 
+def renamed(answer: Plan, hosts: tuple[str, ...]) -> Plan:
+    """Return the plan on nodes that the controller has."""
+    assert answer.placement
+    names = dict(zip(answer.placement.hosts, hosts, strict=True))
+    ranks = [r.model_copy(update={"host": names[r.host]}) for r in answer.placement.ranks]
+    cluster = answer.request.cluster.model_copy(update={"hosts": hosts})
+    request = answer.request.model_copy(update={"cluster": cluster})
+    placement = answer.placement.model_copy(update={"ranks": ranks})
+    return answer.model_copy(update={"request": request, "placement": placement})
+
+
 def under(answer: Plan, leafs: str) -> Plan:
     """Return the plan with its nodes under the leafs named, a letter a node."""
     assert answer.placement
-    ranks = [r.model_copy(update={"leaf": leafs[r.rank // 8]}) for r in answer.placement.ranks]
+    leaf = dict(zip(answer.placement.hosts, leafs, strict=False))
+    ranks = [r.model_copy(update={"leaf": leaf[r.host]}) for r in answer.placement.ranks]
     placement = answer.placement.model_copy(update={"ranks": ranks})
     return answer.model_copy(update={"placement": placement})
 
@@ -75,13 +89,20 @@ def test_nodes_without_names_fill_the_plan_leaf_by_leaf(slurm, tmp_path):
     assert groups == {frozenset(held) for held in LEAFS.values()}
 
 
-@pytest.mark.parametrize("tp", [1, 2, 4])
-@pytest.mark.parametrize("pp", [1, 2, 4])
-def test_the_controller_would_run_it(slurm, tmp_path, tp, pp):
-    answer = plan(MODELS["dense"], tp=tp, pp=pp, dp=32 // tp // pp, placeholders=True)
-    done = submitted(recorded(tmp_path, under(answer, "aabb")), slurm, "--test-only")
-    assert done.returncode == 0, done.stderr
-    assert "to start at" in done.stderr
+def test_the_controller_would_run_200_jobs(slurm, tmp_path):
+    """sbatch --test-only: the controller looks for nodes, and starts nothing."""
+    plans = [a for a in many(EMITTER, 4 * MANY) if a.placement and len(a.placement.hosts) <= 4]
+    told = {}
+    for number, answer in enumerate(plans[: MANY + 8]):
+        nodes = len(answer.placement.hosts) if answer.placement else 0
+        listed = answer.request.cluster.hosts is not None
+        known = renamed(answer, ALL[:nodes]) if listed else under(answer, "aabb")
+        (folder := tmp_path / str(number)).mkdir()
+        done = submitted(recorded(folder, known), slurm, "--test-only")
+        if done.returncode or "to start at" not in done.stderr:
+            told[answer.best.layout.short()] = done.stderr
+    assert number >= MANY
+    assert told == {}
 
 
 def test_more_nodes_than_the_leafs_hold_are_refused(slurm, tmp_path):

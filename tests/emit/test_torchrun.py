@@ -14,6 +14,7 @@ from planner.emit.base import write_bundle
 from planner.emit.torchrun import EMITTER
 from planner.plan import Plan
 
+EXPERTS = {"experts": {"count": 8, "top_k": 2, "ffn": 512}}
 RECORDER = """#!/bin/bash
 printf '%s\\0' "$@" >>"$RECORD"
 printf 'END\\0' >>"$RECORD"
@@ -175,7 +176,10 @@ def test_the_environment_can_be_set_from_outside(tmp_path):
 @pytest.mark.parametrize(
     ("layout", "says"),
     [
-        ({"dp": 2, "ep": 2}, "no experts"),
+        ({"dp": 2, "ep": 2}, "needs a model with experts"),
+        ({"tp": 2, "dp": 2, "etp": 1, "model": EXPERTS}, "etp=2 with ep=1, not 1"),
+        ({"tp": 2, "dp": 2, "ep": 2, "model": EXPERTS}, "only with sp=true"),
+        ({"dp": 4, "dp_replicate": 2, "zero": 3, "ep": 4, "model": EXPERTS}, "does not divide"),
         ({"dp": 4, "dp_replicate": 2, "zero": 1}, "dp_replicate=2 needs fully_shard"),
         ({"dp": 2, "tp": 2, "dp_sync": "parameter-server"}, "parameter server"),
         ({"dp": 2, "zero": 1, "dp_sync": "parameter-server"}, "parameter server"),
@@ -205,6 +209,7 @@ def test_what_the_script_cannot_apply_is_said_in_one_sentence(layout, says):
         {"pp": 4, "num_microbatches": 3, "schedule": "gpipe"},
         {"pp": 2, "vpp": 2, "num_microbatches": 6, "schedule": "interleaved"},
         {"cp": 2, "tp": 2, "zero": 1, "dp": 2},
+        {"tp": 2, "sp": True, "dp": 2, "ep": 4, "zero": 3, "model": EXPERTS},
     ],
 )
 def test_what_the_script_applies_is_not_refused(layout):

@@ -20,12 +20,16 @@ from plans import plan_of
 
 from planner.emit import bundle
 from planner.emit.base import write_bundle
+from planner.estimate.sync import gradient_sync
 from planner.plan import Plan
 
 pytest.importorskip("torch")
 pytestmark = pytest.mark.frameworks
 
-LINE = re.compile(r"^rank (\d+) coordinates tp=(\d+) cp=(\d+) dp=(\d+) pp=(\d+) loss=(\S+)$", re.M)
+LINE = re.compile(
+    r"^rank (\d+) coordinates tp=(\d+) cp=(\d+) dp=(\d+) pp=(\d+) ep=(\d+) loss=(\S+)$", re.M
+)
+EXPERTS = {"experts": {"count": 8, "top_k": 2, "ffn": 512}}
 
 
 @contextlib.contextmanager
@@ -83,7 +87,7 @@ def losses_of(out: str) -> list[float]:
 def assert_ranks_stand_as_planned(out: str, plan: Plan) -> None:
     assert plan.placement
     seen = {int(rank): tuple(map(int, place)) for rank, *place, _ in LINE.findall(out)}
-    assert seen == {r.rank: (r.tp, r.cp, r.dp, r.pp) for r in plan.placement.ranks}, out
+    assert seen == {r.rank: (r.tp, r.cp, r.dp, r.pp, r.ep) for r in plan.placement.ranks}, out
     assert all(math.isfinite(float(loss)) for *_, loss in LINE.findall(out))
 
 
@@ -114,6 +118,80 @@ def test_a_layout_starts_with_its_coordinates_and_trains_as_one_rank_does(tmp_pa
     assert_ranks_stand_as_planned(out, plan)
     assert losses_of(out) == pytest.approx(alone, rel=1e-5)
     assert alone[0] != pytest.approx(alone[-1], rel=1e-3)  # the steps do change the model
+
+
+@pytest.fixture(scope="module")
+def experts_alone(tmp_path_factory: pytest.TempPathFactory) -> list[float]:
+    """Return the losses of the same experts and batch on one rank: nothing is sent anywhere."""
+    plan = plan_of(num_microbatches=4, model=EXPERTS)
+    code, out = run(written(tmp_path_factory.mktemp("experts") / "out", plan))
+    assert code == 0, out
+    return losses_of(out)
+
+
+EXPERT_LAYOUTS: dict[str, dict[str, Any]] = {
+    "ep-fsdp": {"dp": 4, "ep": 2, "zero": 3},
+    "ep-hsdp": {"dp": 4, "ep": 2, "dp_replicate": 2, "zero": 3, "recompute": "full"},
+    "ep-replicas": {"dp": 4, "ep": 4},
+    "ep-zero1": {"dp": 4, "ep": 2, "zero": 1},
+    "ep-over-tp": {"tp": 2, "sp": True, "dp": 2, "ep": 4, "zero": 2, "num_microbatches": 2},
+    "ep-in-tp": {"tp": 2, "sp": True, "dp": 2, "ep": 2, "num_microbatches": 2},
+    "ep-pipeline": {"pp": 2, "dp": 2, "ep": 2, "num_microbatches": 2, "schedule": "1f1b"},
+    "ep-cp": {"cp": 2, "dp": 2, "ep": 4, "zero": 3, "num_microbatches": 2},
+    "slices": {"tp": 2, "etp": 2, "dp": 2, "zero": 3, "num_microbatches": 2},
+    "slices-sp": {"tp": 2, "etp": 2, "sp": True, "dp": 2, "num_microbatches": 2},
+}
+
+
+@pytest.mark.parametrize("name", EXPERT_LAYOUTS)
+def test_experts_train_as_on_one_rank_wherever_they_are(tmp_path, experts_alone, name):
+    plan = plan_of(model=EXPERTS, **EXPERT_LAYOUTS[name])
+    code, out = run(written(tmp_path / "out", plan))
+    assert code == 0, out
+    assert_ranks_stand_as_planned(out, plan)
+    assert losses_of(out) == pytest.approx(experts_alone, rel=1e-5)
+    assert experts_alone[0] != pytest.approx(experts_alone[-1], rel=1e-3)
+
+
+def counted(folder: Path, plan: Plan) -> tuple[float, dict[int, tuple[float, float]]]:
+    """Return the parameters of the stand-in, and (sent, received) bytes of each rank in a step."""
+    bundle = written(folder / "out", plan)
+    code, out = run(
+        bundle,
+        TRAIN_SCRIPT=str(Path(__file__).with_name("count_traffic.py")),
+        SKIP_PREFLIGHT="1",
+        MESHWRIGHT_BUNDLE=str(bundle),
+    )
+    assert code == 0, out
+    (held,) = set(re.findall(r"^parameters (\d+)$", out, re.M))
+    rows = re.findall(r"^traffic (\d+) (\d+) (\d+)$", out, re.M)
+    return float(held), {int(rank): (float(sent), float(got)) for rank, sent, got in rows}
+
+
+HEADERS = 0.04
+"""Share that gloo's own headers, the barrier and the loss may add for a model this small."""
+
+
+def test_a_parameter_server_moves_the_bytes_that_the_estimate_says(tmp_path):
+    plan = plan_of(dp=4, dp_sync="parameter-server")
+    parameters, seen = counted(tmp_path, plan)
+    server, *_ = gradient_sync(parameters, 3, 4)  # rank 0 serves three others
+    assert server.scheme == "parameter server"
+    for bytes_seen in seen[0]:  # its link, each way
+        assert bytes_seen == pytest.approx(server.busiest_link_bytes, rel=HEADERS)
+    for worker in (1, 2, 3):
+        assert seen[worker] == pytest.approx((server.per_gpu_sent_bytes,) * 2, rel=HEADERS)
+    assert sum(sent for sent, _ in seen.values()) == pytest.approx(server.total_bytes, rel=HEADERS)
+
+
+def test_a_ring_moves_the_bytes_that_the_estimate_says(tmp_path):
+    parameters, seen = counted(tmp_path, plan_of(dp=4))
+    _, ring, *_ = gradient_sync(parameters, 4, 4)
+    assert ring.scheme == "ring all-reduce"
+    assert set(seen) == {0, 1, 2, 3}
+    for sent, received in seen.values():
+        assert (sent, received) == pytest.approx((ring.per_gpu_sent_bytes,) * 2, rel=HEADERS)
+    assert sum(sent for sent, _ in seen.values()) == pytest.approx(ring.total_bytes, rel=HEADERS)
 
 
 def test_two_nodes_find_their_ranks_by_host_and_interleave_a_pipeline(tmp_path):

@@ -85,7 +85,7 @@ REFUSED = [
     (plan(DENSE, dp=8, zero=1), "zero=1"),
     (plan(DENSE, dp=4, tp=2, zero=0), "plain data parallelism only"),
     (plan(DENSE, dp=8, zero=3, dp_replicate=3), "must divide dp=8"),
-    (plan(DENSE, dp=8, zero=3, precision="fp8"), "precision=fp8"),
+    (plan(DENSE, dp=8, zero=3, precision="fp16"), "precision=fp16"),
     (plan(DENSE, dp=8, zero=3, seq=16384), "16384 tokens are more"),
     (plan(DENSE, dp=2, tp=2, cp=2, zero=3, seq=4100), "8 slices"),
     (plan(MOE, dp=8, zero=3, capacity_factor=1.5), "capacity_factor"),

@@ -110,6 +110,25 @@ def test_the_model_has_the_parameters_that_the_plan_counts(name, tmp_path):
     assert sum(weights.values()) == count_parameters(spec).total
 
 
+@pytest.mark.parametrize("name", ["dense", "moe"])
+def test_fp8_is_in_every_layer_and_not_in_what_chooses(name, tmp_path):
+    """torchao swaps the layers; its question for the GPU's generation is answered as by Hopper."""
+    answer = plan(MODELS[name], dp=8, zero=3, precision="fp8")
+    bundle = written(tmp_path, answer)
+    with titan_harness.on_hopper():
+        made = titan_harness.read(bundle, titan_harness.arguments(bundle))
+    kinds = {f: type(c).__qualname__ for f, c, *_ in made.model_spec.model.traverse(linear())}
+    kept = {fqn for fqn, kind in kinds.items() if not kind.startswith("Float8")}
+    assert {fqn.split(".")[-1] for fqn in kept} <= {"lm_head", "gate"}
+    assert len(kinds) - len(kept) >= 2 * answer.request.model.layers
+
+
+def linear() -> Any:
+    from torchtitan.models.common import Linear
+
+    return Linear.Config
+
+
 @pytest.mark.parametrize(
     ("name", "row"),
     [

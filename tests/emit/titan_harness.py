@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import sys
 import warnings
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 from unittest import mock
@@ -20,6 +22,18 @@ def load() -> Any:
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         return pytest.importorskip("torchtitan.config", exc_type=ImportError)
+
+
+@contextlib.contextmanager
+def on_hopper() -> Iterator[None]:
+    """Answer torchtitan's question for a GPU that has FP8; skip where torchao is not installed."""
+    load()
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        pytest.importorskip("torchao.float8", exc_type=ImportError)
+        from torchtitan.components.quantization import float8
+    with mock.patch.object(float8, "has_cuda_capability", return_value=True):
+        yield
 
 
 def arguments(bundle: Path) -> list[str]:

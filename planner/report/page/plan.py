@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from planner.plan import Estimate, Plan, RankedPlan
-from planner.report.page import figures
+from planner.report.page import choices, figures
 from planner.report.page.commands import Command, commands
 from planner.report.page.document import Section, document
 from planner.report.page.gantt import gantt
@@ -54,6 +54,10 @@ def plan_page(
         Section("memory", "Memory", _memory(plan)),
         Section("front", "Pareto front", _front(plan)),
     ]
+    if plan.sizes:
+        parts.append(Section("sizes", "Sizes", choices.sizes(plan)))
+    if plan.sensitivity:
+        parts.append(Section("hardware", "Hardware", choices.hardware(plan)))
     if pipeline:
         body = section("pipeline", "The pipeline of the best plan", gantt(pipeline))
         parts.append(Section("pipeline", "Pipeline", body))
@@ -142,7 +146,7 @@ def _row(
     degrees: list[TableCell] = [_word(getattr(lay, f)) for f in fields]
     return [
         (f"#{plan.rank}", plan.rank),
-        *((f"{getattr(plan, f):,}", getattr(plan, f)) for f in jobs),
+        *((f"{getattr(plan, f) or 0:,}", getattr(plan, f) or 0) for f in jobs),
         *degrees,
         (seconds(cost.step_time_s), cost.step_time_s),
         (f"{slower:+.1%}{near}" if slower else "best", slower),

@@ -70,6 +70,29 @@ def test_the_first_plan_is_the_best_of_all_layouts_of_all_sizes(objective):
     assert found.objective.name == objective.value
 
 
+@pytest.mark.parametrize("objective", [o for o in Objective if o is not Objective.GPUS])
+def test_rows_are_the_best_of_each_shape_and_size_in_order(objective):
+    """Written with loops over all layouts; without pipelines no time changes when it is run."""
+    aim = Aim(objective, **RATES)
+    asked = request(aim=aim, nodes=(1, 2, 3), batches=(48, 96), fix={**SMALL, "pp": "1"}, top=12)
+    best: dict[tuple, tuple] = {}
+    for job in open_jobs(asked):
+        ranking = rank(job.context, job.gpus, parse_fix(job.fix))
+        one = Job(job.gpus, job.workload.tokens)
+        for row in range(len(ranking.layouts)):
+            lay = ranking.layouts.row(row)
+            time, peak = float(ranking.step_s[row]), float(ranking.peak_bytes[row])
+            worth = value(aim, one, time, peak)
+            worth /= one.tokens if objective is Objective.STEP_TIME else 1
+            worth *= -1 if objective is Objective.TOKENS_PER_GPU else 1
+            key = (one, *(lay[n] for n in ("tp", "pp", "cp", "ep", "etp", "dp")))
+            best[key] = min(best.get(key, (np.inf,)), (worth, time / one.tokens, job.gpus))
+    wanted = sorted(best.values())[:12]
+    rows = [p for p in plan(asked).plans if not p.note]
+    told = [(p.estimate.step_time_s / (p.global_batch * 4096), p.layout.gpus) for p in rows]
+    assert told == [(pytest.approx(time), gpus) for _, time, gpus in wanted]
+
+
 def test_the_lightest_layout_is_the_fastest_of_the_lightest():
     fix = {**SMALL, "pp": "1"}
     found = plan(request(aim=Aim(Objective.MEMORY), fix=fix))
@@ -81,6 +104,20 @@ def test_the_lightest_layout_is_the_fastest_of_the_lightest():
     peaks = [p.estimate.memory.peak_bytes for p in found.plans if not p.note]
     assert peaks == sorted(peaks)
     assert not any(p.tie for p in found.plans)
+
+
+def test_the_lightest_layout_that_finds_no_room_makes_room_for_the_next():
+    """20 trays stand in two racks of 40 GPUs: five groups of 16 do not."""
+    fix = {"tp": "8|16", "micro_batch": "1", "recompute": "full", "zero": "3", "cp": "1"}
+    asked = request(
+        cluster="gb200-nvl72:20", aim=Aim(Objective.MEMORY), batch=80, fix={**fix, "pp": "1"}
+    )
+    lightest = rank(asked.context, 80, parse_fix(asked.fix))
+    best = int(lightest.peak_bytes.argmin())
+    assert int(lightest.layouts.tp[best]) == 16
+    found = plan(asked)
+    assert found.best.layout.tp == 8
+    assert len(found.placement.ranks) == 80
 
 
 def test_without_an_objective_nothing_changes():
@@ -241,6 +278,21 @@ def test_the_size_chosen_is_planned_as_if_it_had_been_asked_for():
     assert found.placement == alone.placement
 
 
+def test_on_narrow_uplinks_too_the_size_chosen_is_planned_as_if_alone():
+    fix = {"pp": "1|2", "micro_batch": "1", "recompute": "none", "cp": "1"}
+    found = plan(request(cluster="h100-tor-4to1:12", nodes=(9, 12), batch=144, fix=fix))
+    alone = plan(request(cluster="h100-tor-4to1:12", batch=144, fix=fix))
+    assert found.best.nodes == 12
+    assert found.best.estimate == alone.best.estimate
+    assert found.placement == alone.placement
+    assert found.placement.step_time_s == pytest.approx(found.best.estimate.step_time_s)
+
+
+def test_limits_that_nothing_meets_are_told_on_racks_too():
+    with pytest.raises(InfeasibleError, match="the fastest layout takes"):
+        plan(request(cluster="gb200-nvl72:4", aim=Aim(max_step_s=1e-3)))
+
+
 def test_named_hosts_stay_and_as_many_of_them_are_used():
     cluster = load_cluster("dgx-h100:4")
     named = {**cluster.model_dump(mode="json"), "hosts": ["a", "b", "c", "d"]}
@@ -354,6 +406,18 @@ def test_worse_hardware_never_speeds_a_layout_up_and_the_best_is_never_behind_it
             assert case.same_layout == (case.layout == found.best.layout)
     assert told["hbm_size"].cases[1].step_time_s <= base
     assert -1.05 < told["matmul_peak"].elasticity < -0.5
+
+
+def test_on_narrow_uplinks_a_case_is_timed_on_the_links_that_it_gets():
+    fix = {"pp": "2", "tp": "4", "micro_batch": "1", "recompute": "none", "cp": "1", "vpp": "1"}
+    asked = request(cluster="h100-tor-4to1:12", batch=144, fix=fix, sensitivity=True)
+    found = plan(asked)
+    base = found.best.estimate.step_time_s
+    (nic,) = [s for s in found.sensitivity if s.figure == "nic_bandwidth"]
+    low, high = nic.cases
+    assert low.first_step_time_s > base > high.first_step_time_s
+    assert low.step_time_s <= low.first_step_time_s
+    assert nic.elasticity < 0
 
 
 def test_a_case_is_the_plan_on_a_cluster_with_that_figure():

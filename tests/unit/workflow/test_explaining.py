@@ -56,6 +56,18 @@ def test_json_keeps_its_keys_and_opens_memory_by_stage():
     assert all(known.issuperset(row["terms"]) for row in rows)
 
 
+def test_the_best_is_told_in_figures_that_agree_with_the_lines():
+    told = explain(request(), {"tp": "2", "pp": "2"})
+    took = told.against.best_step_time_s
+    assert told.against.slower == pytest.approx(told.estimate.step_time_s / took - 1)
+    assert told.compared[0].startswith(f"{told.against.slower:.1%} slower")
+    fields = told.against.best.model_dump(mode="json", exclude={"num_microbatches"})
+    words = {n: str(int(v) if isinstance(v, bool) else v) for n, v in fields.items()}
+    best = explain(request(), words)
+    assert best.against.slower == 0
+    assert best.estimate.step_time_s == took
+
+
 def test_a_layout_that_cannot_fit_is_opened_at_its_fastest_and_its_lightest_is_told():
     told = explain(request("llama-3.1-70b"), {"tp": "2", "pp": "1", "zero": "0"})
     assert told.legal

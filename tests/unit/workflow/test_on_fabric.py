@@ -24,7 +24,7 @@ def request(cluster="dgx-h100:16", *, leaf=4, ways=8.0, rule="under-leaf", fix="
     return PlanRequest(
         load_model(more.pop("model", "llama-3.1-70b")),
         found.model_copy(update={"fabric": found.fabric.model_copy(update=fabric)}),
-        Workload(seq_tokens=4096, global_batch=more.pop("batch", 64)),
+        Workload(seq_tokens=2048, global_batch=more.pop("batch", 64)),
         fix=fields,
         pipelines=rule,
         **more,
