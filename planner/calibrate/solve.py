@@ -174,15 +174,9 @@ class _Problem:
             out: FloatArray = np.log(self.predict(np.exp(theta))) - self.log_measured
         return np.nan_to_num(out, nan=50.0, posinf=50.0, neginf=-50.0)
 
-    def jacobian(
-        self, theta: FloatArray, base: FloatArray, idle: NDArray[np.bool_] | None = None
-    ) -> FloatArray:
-        """Return d residual / d number; that of `idle` numbers is known to be zero."""
+    def jacobian(self, theta: FloatArray, base: FloatArray) -> FloatArray:
         columns = []
         for i in range(len(theta)):
-            if idle is not None and idle[i]:
-                columns.append(np.zeros(len(base)))
-                continue
             moved = theta.copy()
             step = -STEP if theta[i] + STEP > np.log(self.numbers[i].high) else STEP
             moved[i] += step
@@ -209,7 +203,6 @@ class _Problem:
         """Return (theta, residuals, slopes) at the minimum: Levenberg-Marquardt."""
         residual = self.residual(theta)
         jac = self.jacobian(theta, residual)
-        idle = np.asarray((jac == 0.0).all(axis=0))
         now = self.loss(theta, residual, weight, scale)
         damping = 0.0
         for _ in range(ROUNDS):
@@ -229,7 +222,7 @@ class _Problem:
                 continue
             gain, now, damping = now - better, better, damping / 10
             theta, residual = new, tried
-            jac = self.jacobian(theta, residual, idle)
+            jac = self.jacobian(theta, residual)
             if gain < close * max(now, 1e-9):
                 break
         return theta, residual, jac

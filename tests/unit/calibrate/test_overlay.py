@@ -51,7 +51,7 @@ def test_every_figure_stands_beside_what_it_was_and_how_well_it_fits(found, tmp_
 def test_only_what_was_measured_is_in_the_overlay(found, tmp_path):
     text = written(found, tmp_path).read_text()
     assert "fabric" not in text
-    assert "attention:" in text  # of the stack
+    assert "stacks:" in text
     assert "gpus: 4" not in text
 
 
