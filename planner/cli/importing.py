@@ -181,7 +181,7 @@ def _request(
         cluster=machines.name,
         seq=seq or job.seq_tokens,
         global_batch=batch or job.global_batch,
-        precision=job.precision,
+        precision=job.precision or "bf16",
         optimizer=job.optimizer,
         stack=stack or job.stack,
         capacity_factor=job.capacity_factor if spec.experts else None,
@@ -248,7 +248,7 @@ def _parameters(spec: ModelSpec) -> int:
 
 def _stated(job: Job) -> dict[str, Any]:
     names = ("seq_tokens", "global_batch", "precision", "optimizer", "stack")
-    return {name: getattr(job, name) for name in names}
+    return {name: getattr(job, name) for name in names} | {"precision": job.precision or "bf16"}
 
 
 def _write(output: Path, request: PlanRequest | None) -> None:

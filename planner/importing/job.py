@@ -24,6 +24,7 @@ class Job:
     seq_tokens: int | None = None
     global_batch: int | None = None
     precision: str = "bf16"
+    """Empty where a script decides it that reads a plan.json of its own."""
     optimizer: str = "adamw"
     capacity_factor: float | None = None
     recompute_modules: tuple[str, ...] | None = None

@@ -331,7 +331,7 @@ def _with_plan(job: Job, plan: Plan | None) -> Job:
         gpus=job.gpus or lay.gpus,
         seq_tokens=job.seq_tokens or work.seq_tokens,
         global_batch=job.global_batch or work.global_batch,
-        precision=work.precision.value if alone else job.precision,
+        precision=work.precision.value if alone else job.precision or work.precision.value,
         optimizer=work.optimizer.value if alone else job.optimizer,
         capacity_factor=job.capacity_factor or work.capacity_factor,
         recompute_modules=work.recompute_modules if alone else job.recompute_modules,

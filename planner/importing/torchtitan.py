@@ -191,7 +191,7 @@ def _precision(facts: Facts) -> tuple[str, list[str]]:
         recipe = facts.text("float8.recipe_name", "quantize.linear.float8.recipe_name").lower()
         scales = {"rowwise": ["fp8-rowwise"]}.get(recipe, [])
         return "fp8", flags + (["mxfp8"] if "mx" in made else scales)
-    return "bf16", flags
+    return "" if facts.text("config") == "planned" else "bf16", flags
 
 
 def _optimizer(facts: Facts) -> str:

@@ -146,7 +146,9 @@ def test_precision_and_optimizer_come_back(target, tmp_path):
             made = plan(MODELS["dense"], dp=4, zero=3, precision=precision, optimizer=optimizer)
         if emitter_named(target).unsupported(made):
             continue
-        job = read_back(made, target, tmp_path / "-".join(pair), FILES[target])
+        # torchtitan's script takes FP8 from plan.json
+        names = None if target == "torchtitan" else FILES[target]
+        job = read_back(made, target, tmp_path / "-".join(pair), names)
         assert (job.precision, job.optimizer) == pair
         read.append(pair)
     assert ("bf16", "adamw") in read
