@@ -26,6 +26,7 @@ import typer
 
 from planner.cli.app import app, main
 from planner.emit import EMITTER_NAMES, emitter_named
+from planner.emit.capabilities import FIELDS, words
 from planner.estimate import again, communication, compute, muon, optimizer, params, step
 from planner.estimate import experts as routing
 from planner.estimate.record import MEMORY_MODULES, TERMS
@@ -233,11 +234,23 @@ def targets() -> str:
     return table(("target", "planned with the rules of stack", "files tested with"), rows)
 
 
+def capabilities() -> str:
+    """Return what each target expresses of each field; 'any' is left to the rules."""
+    emitters = [emitter_named(name) for name in EMITTER_NAMES if name not in ("slurm", "k8s")]
+    rows = [
+        (code(field), *(plain(words(e.can[field])) for e in emitters))
+        for field in FIELDS
+        if any(e.can[field].values is not None for e in emitters)
+    ]
+    return table(("field", *(code(e.name) for e in emitters)), rows)
+
+
 BLOCKS: dict[str, Callable[[], str]] = {
     "help": helps,
     "objectives": objectives,
     "rules": rules,
     "targets": targets,
+    "capabilities": capabilities,
     "stacks": stacks,
     "models": models,
     "clusters": clusters,

@@ -15,6 +15,8 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+import preflight
+import torch.distributed as dist
 from torch import nn
 from torchtitan.components.checkpoint import CheckpointManager
 from torchtitan.components.loss import ChunkedLossWrapper, CrossEntropyLoss
@@ -181,11 +183,27 @@ def model_spec(model: dict[str, Any]) -> ModelSpec:
             ),
             layers=layers(model, block),
         ),
-        parallelize_fn=parallelize_llama if llama else parallelize_qwen3,
+        parallelize_fn=agreed(parallelize_llama if llama else parallelize_qwen3),
         pipelining_fn=pipeline_llm,
         post_optimizer_build_fn=register_moe_load_balancing_hook if routed else None,
         state_dict_adapter=None,
     )
+
+
+def agreed(parallelize: Any) -> Any:
+    """Return the function that splits a model, after a look at the groups, before the first."""
+    seen: list[bool] = []
+
+    def run(model: Any, *, parallel_dims: Any, **options: Any) -> Any:
+        if not seen and dist.is_initialized():
+            meshes = {"tp": "tp", "cp": "cp", "dp": "batch", "pp": "pp", "ep": "ep"}
+            found = {axis: parallel_dims.get_optional_mesh(name) for axis, name in meshes.items()}
+            here = {axis: mesh.get_local_rank() if mesh else 0 for axis, mesh in found.items()}
+            preflight.check_groups(here, folder=HERE)
+            seen.append(True)
+        return parallelize(model, parallel_dims=parallel_dims, **options)
+
+    return run
 
 
 def in_float8(spec: ModelSpec, routed: bool) -> ModelSpec:

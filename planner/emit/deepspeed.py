@@ -23,7 +23,9 @@ CAN = usual(
     "DeepSpeed",
     tp=only(1, why="DeepSpeed splits tensors only for Hugging Face models (AutoTP)"),
     cp=only(1, why="DeepSpeed has no ring context parallelism"),
-    ep=only(1, why="DeepSpeed's experts are a layer of their own, not in this bundle"),
+    ep=only(
+        *(1,), why="DeepSpeed's experts are a layer that the model is written with (moe.layer.MoE)"
+    ),
     etp=only(1, why="DeepSpeed's experts are not split in this bundle"),
     vpp=only(1, why="DeepSpeed runs pipelines as plain 1F1B, without virtual chunks"),
     schedule=only("none", "1f1b", why="DeepSpeed runs pipelines as plain 1F1B"),

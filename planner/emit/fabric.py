@@ -64,7 +64,7 @@ def _accelerator(cluster: ClusterSpec) -> Iterator[Setting]:
     """Yield what AMD's guide to training on Instinct GPUs asks for."""
     if cluster.accelerator.vendor != "amd":
         return
-    if any(name in cluster.accelerator.name for name in ("MI300", "MI325")):
+    if any(name in cluster.accelerator.name.upper() for name in ("MI300", "MI325")):
         yield Setting(
             "NCCL_MIN_NCHANNELS", "112", "AMD's guide: fewer channels do not fill the xGMI mesh"
         )
@@ -126,7 +126,7 @@ def _transport(cluster: ClusterSpec) -> Iterator[Setting]:
 def _efa(cluster: ClusterSpec) -> Iterator[Setting]:
     """Yield what the libfabric plugin of AWS needs."""
     yield Setting("FI_PROVIDER", "efa", "libfabric takes the adapters for EFA, not their TCP side")
-    if "V100" not in cluster.accelerator.name:
+    if "V100" not in cluster.accelerator.name.upper():
         yield Setting(
             "FI_EFA_USE_DEVICE_RDMA", "1", "GPUs read and write each other without the host"
         )

@@ -234,8 +234,8 @@ KINDS: Mapping[str, Kind] = {
     ),
     "jobset.yaml": Kind(
         yaml_facts,
-        ("*.completions", "*.parallelism", "*.completionMode", "*/gpu", "*.values.*"),
+        ("*.completions", "*.parallelism", "*.completionMode", "*/gpu", "*/efa", "*.values.*"),
     ),
-    "trainjob.yaml": Kind(yaml_facts, ("*.numNodes", "*.numProcPerNode", "*/gpu")),
+    "trainjob.yaml": Kind(yaml_facts, ("*.numNodes", "*.numProcPerNode", "*/gpu", "*/efa")),
 }
 """By file name: no two targets use one name for different things."""

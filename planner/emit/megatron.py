@@ -12,7 +12,7 @@ from planner.emit.fabric import fabric_text
 from planner.emit.megatron_flags import flags
 from planner.emit.megatron_rules import CAN, problems, queue_text
 from planner.emit.nodes import node_text
-from planner.emit.shared import shared_artifacts
+from planner.emit.shared import example, shared_artifacts
 from planner.emit.states import threads
 from planner.plan import Plan
 
@@ -41,6 +41,7 @@ class Megatron:
             *shared,
             Artifact("megatron.args", args_text(plan, self.tested_with)),
             Artifact("env.sh", env_text(plan)),
+            Artifact("checked.py", example("checked.py")),
             Artifact("run.sh", run_text(plan), executable=True),
         ]
 
@@ -112,7 +113,9 @@ start() {{ # a port, a script and its options
 
 # Every rank where the plan has it? SKIP_PREFLIGHT=1 leaves the question out.
 [[ -n "${{SKIP_PREFLIGHT:-}}" ]] || start "$((MASTER_PORT + 1))" "$HERE/preflight.py"
-start "$MASTER_PORT" "$MEGATRON_PATH/pretrain_gpt.py" "${{ARGS[@]}}" "${{DATA_ARGS[@]}}" "$@"
+# checked.py runs the script, and compares its groups with the plan's once it has made them
+start "$MASTER_PORT" "$HERE/checked.py" "$MEGATRON_PATH/pretrain_gpt.py" \\
+  "${{ARGS[@]}}" "${{DATA_ARGS[@]}}" "$@"
 """
 
 
@@ -135,8 +138,9 @@ logging and what changes no shape (rotary base, scoring of the router) are Megat
 start, yours to set. Where you start `pretrain_gpt.py` another way, source `env.sh` too: it belongs
 to the flags.
 
-`run.sh` first checks on every rank that it stands where the plan has it; SKIP_PREFLIGHT=1 leaves
-that out. MASTER_ADDR, MASTER_PORT and NODE_RANK override what it finds."""
+`run.sh` first checks on every rank that it stands where the plan has it (SKIP_PREFLIGHT=1 leaves
+that out), and `checked.py` that Megatron's groups are the plan's. MASTER_ADDR, MASTER_PORT and
+NODE_RANK override what it finds."""
 
 
 EMITTER = Megatron()

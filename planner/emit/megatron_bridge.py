@@ -135,10 +135,10 @@ def start_text(plan: Plan) -> str:
         "It trains on random tokens until `DATA` at the top of `run.sh` names your data. Words "
         "after\n`./run.sh` are further overrides: `./run.sh train.train_iters=10`.",
         "`plan.overrides` is the plan, an override a line, fit for any recipe, also with Bridge's "
-        "own\n`run_recipe.py --recipe NAME $(grep -v '^#' plan.overrides)`. `model.overrides` "
-        "gives Bridge's recipe\nfor any GPT the shapes of the model; where Bridge has a recipe of "
-        "the model's own, name it:\n"
-        "`RECIPE=megatron.bridge.recipes.llama:llama3_8b_pretrain_config ./run.sh`.",
+        "own\n`run_recipe.py`; read it with `mapfile -t WORDS < <(grep -v '^#' plan.overrides)`.\n"
+        "`model.overrides` gives Bridge's recipe for any GPT the shapes of the model. Where Bridge "
+        "has a\nrecipe of the model's own, name it: "
+        "`RECIPE=megatron.bridge.recipes.llama:llama3_8b_pretrain_config\n./run.sh`.",
         "A plan knows shapes only: the learning rate and what changes no shape (rotary base, "
         "scoring of the\nrouter) are the recipe's, yours to set.",
     ]

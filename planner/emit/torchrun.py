@@ -17,7 +17,7 @@ from planner.plan import Layout, Plan
 
 PARTS = ("tiny_model.py", "tiny_experts.py", "tiny_split.py")
 """What train.py imports."""
-CAN = usual("train.py", dp_sync=ALL, capacity_factor=ALL)
+CAN = usual("train.py", dp_sync=ALL)
 
 
 class Torchrun:

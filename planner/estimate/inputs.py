@@ -77,10 +77,12 @@ class Flows:
     rings: FloatArray
     sends: FloatArray
     experts: FloatArray
+    apart: IntArray
+    """Ranks of an expert group, of those that fit into a scale-up domain, that stand outside."""
 
     def take(self, rows: Any) -> Flows:
         """Return the rows that an index, a slice or a mask picks."""
-        return Flows(self.rings[rows], self.sends[rows], self.experts[rows])
+        return Flows(self.rings[rows], self.sends[rows], self.experts[rows], self.apart[rows])
 
 
 @dataclass(frozen=True)
@@ -105,12 +107,14 @@ class Inputs:
         kinds: StageKinds | None = None,
         shared: Shared | None = None,
         own: tuple[str, ...] = (),
+        near: dict[tuple[str, ...], Inputs] | None = None,
     ) -> None:
         """Take the layouts; `every_stage` keeps all stages apart (for one layout, to show them).
 
         With `flows` the uplinks carry those of a placement, row by row. `kinds` are the stages
         of another cut of the layers than the usual one, without multi-token prediction. `shared`
-        is one for all parts of a space, `own` the columns whose combinations the layouts are.
+        is one for all parts of a space, `own` the columns whose combinations the layouts are, and
+        `near` what is known of the combinations of their part.
         """
         self.model = model
         self.cluster = cluster
@@ -128,6 +132,7 @@ class Inputs:
         self._made: dict[Callable[[Inputs], Any], Any] = {}
         self._shared = shared or Shared()
         self._own = own
+        self._near = {} if near is None else near
         self._stages: StageKinds | None = None
         self._schedules: IntArray | None = None
 
@@ -191,8 +196,16 @@ class Inputs:
             return None
         if rows.everywhere(on) <= MOST_SHARED:
             return self._everywhere(on), rows.of_space(on)
-        every, code = rows.distinct(on)
-        return (self._with(every), code) if len(every) * 2 <= len(rows) else None
+        if on not in self._near:
+            if rows.combinations(on) * 2 > len(rows):
+                return None
+            self._near[on] = self._with(rows.every(on))
+        return self._near[on], rows.of_every(on)
+
+    def only(self, rows: Any) -> Inputs:
+        """Return the inputs of some rows, which share what was computed of few combinations."""
+        around = (self.model, self.cluster, self.workload)
+        return Inputs(*around, self.layouts.only(rows), shared=self._shared, near=self._near)
 
     def _everywhere(self, on: tuple[str, ...]) -> Inputs:
         """Return the inputs of all combinations that the space has, which its parts share."""

@@ -27,13 +27,13 @@ from planner.layouts.rules import Context
 from planner.layouts.split import cuts_freely
 from planner.layouts.table import IntArray, Layouts
 
-MOST_KEPT = 1 << 22
+MOST_KEPT = 1 << 21
 """Fitting rows that a search keeps; 30 bytes each, and as much again while they are sorted."""
 NEARLY, NEARLY_KEPT = 1.15, 64
 """Pipelines that need up to so much more than may be used, and how many of these (the fastest by
 lower bound) are tried with a cut of their layers that memory allows."""
-PARALLEL_ROWS = 1 << 19
-"""Rows (a third of a second) from which on a second core gains more than its start costs."""
+PARALLEL_ROWS = 1 << 20
+"""Rows (half a second) from which on a second core gains more than a copy of the process costs."""
 
 
 class Rows(NamedTuple):
@@ -171,9 +171,9 @@ def _part(grid: Grid, shared: Shared, at: int) -> Part:
         part.nearly = _nearly(x, layouts, peak, shared)
         low = int(np.where(inside, np.inf, peak).argmin())
         part.lightest, part.lightest_bytes = layouts.take([low]), float(peak[low])
-        layouts, peak = layouts.only(np.flatnonzero(inside)), peak[inside]
-        x = Inputs(*grid.context, layouts, shared=shared)
-    if len(layouts):
+        x, peak = x.only(np.flatnonzero(inside)), peak[inside]
+    if len(peak):
+        layouts = layouts.only(np.flatnonzero(inside))
         turn, option = layouts.base[layouts.turn].astype(np.int32), layouts.option.astype(np.int32)
         part.rows = Rows(turn, option, step_s(x), least_step_s(x), peak)
     return part

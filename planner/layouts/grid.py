@@ -14,7 +14,7 @@ from functools import cache
 import numpy as np
 
 from planner.layouts.factored import OPTION, SHAPE, TURN, Columns, Factored, Space
-from planner.layouts.ranges import Fix
+from planner.layouts.ranges import Fix, most_cp
 from planner.layouts.rules import Context, Rule, rules_of, searched_schedules
 from planner.layouts.table import COLUMNS, NAMES, IntArray, Layouts
 from planner.pipeline.registry import SCHEDULES
@@ -75,11 +75,10 @@ class Grid:
     def _sieve(self, rows: Factored) -> tuple[Factored, Tally]:
         tally, alive = Tally(), np.ones(len(rows), dtype=np.bool_)
         for rule in self.rules:
-            every, code = rows.distinct(rule.on)
-            breaks = rule.broken(every, self.context)
+            breaks = rule.broken(rows.every(rule.on), self.context)
             if not breaks.any():
                 continue
-            broken = breaks[code] & alive
+            broken = breaks[rows.of_every(rule.on)] & alive
             if count := int(np.count_nonzero(broken)):
                 tally.rejected[rule.name] += count
                 alive &= ~broken
@@ -174,7 +173,8 @@ def _shapes(context: Context, gpus: int, fix: Fix) -> Columns:
         if gpus % tp:
             continue
         etps = fix.pick("etp", divisors(tp) if model.experts else [1])
-        for cp in fix.pick("cp", divisors(gpus // tp), ceiling=gpus):
+        cps = [d for d in divisors(gpus // tp) if d <= most_cp(context.workload.seq_tokens)]
+        for cp in fix.pick("cp", cps, ceiling=gpus):
             if gpus % (tp * cp):
                 continue
             stages = [d for d in divisors(gpus // (tp * cp)) if d <= model.layers + 2]

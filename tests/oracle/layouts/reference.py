@@ -42,7 +42,7 @@ def everything(
     for tp in choose(fix, "tp", small_tp):
         if gpus % tp:
             continue
-        for cp in choose(fix, "cp", divisors(gpus // tp)):
+        for cp in choose(fix, "cp", [d for d in divisors(gpus // tp) if d <= 64]):
             if gpus % (tp * cp):
                 continue
             rest = gpus // (tp * cp)
