@@ -180,11 +180,15 @@ def _part(grid: Grid, shared: Shared, at: int) -> Part:
 
 
 def _nearly(x: Inputs, layouts: Factored, peak: FloatArray, shared: Shared) -> Rows | None:
-    """Return pipelines that another cut of their layers may make fit, those of least bound."""
+    """Return pipelines that another cut of their layers may make fit, those of least bound.
+
+    A cut moves what GPUs hold; what their hosts hold has to fit as it is.
+    """
     if not cuts_freely(x.workload.stack):
         return None
     budget = budget_bytes(x)
     piped = (peak > budget) & (peak <= NEARLY * budget) & (layouts.pp > 1)
+    piped &= fits(x, np.minimum(peak, budget))
     if not piped.any():
         return None
     rows = layouts.only(np.flatnonzero(piped))
