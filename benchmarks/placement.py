@@ -1,44 +1,60 @@
 """How long `place` takes, how many pipelines it splits, and what its maps gain over others.
 
-    python benchmarks/placement.py [LARGEST_GPUS]
+    python benchmarks/placement.py times [LARGEST_GPUS]
     python benchmarks/placement.py gains [GPUS]
+    python benchmarks/placement.py network
+    python benchmarks/placement.py --write-docs     all three, into docs/placement.md
 
-The first prints times from 512 to 100,096 GPUs, both rules in turn. Each row is a process of its
-own, so that peak memory and the import of ortools are its own too. Seconds are of the whole call:
-solving (with the import of ortools, about 0.3 s, where a pipeline has to be split), expanding, one
-record a rank, checking; for `fastest` also scoring every order.
+`times` goes from 512 to 100,096 GPUs: healthy, 1 % and 5 % of the nodes down, and 30 to 60 % of
+every leaf held by others. Each row is a process of its own, so peak memory is its own too; ortools
+is imported before the clock starts. `proof` is the search for the fewest splits with its proof;
+`place` is the whole call by either rule: solving, expanding, one record a rank, checking, every
+order scored in seconds.
 
-The second compares maps on five fabrics: splits, bytes that leave leafs in a step (activations and
-their gradients, gradients and parameters of the replicas), and the estimate's step time. It is a
-model's answer, not a measurement on hardware.
+`gains` compares maps on five fabrics: splits, bytes that leave leafs in a step (activations and
+their gradients, gradients and parameters of the replicas), and the estimate's step time. `network`
+is examples/network.yaml. Both are a model's answers, not measurements on hardware.
 """
 
 from __future__ import annotations
 
 import json
+import platform
 import random
+import re
 import resource
 import subprocess
 import sys
 import time
+from collections.abc import Iterator
+from pathlib import Path
 
 import numpy as np
 
 from planner.layouts.rules import Context
-from planner.place import Clock, place
+from planner.place import RULES, Clock, Tree, free_nodes, place
+from planner.place.arranging import arranged, job_of
 from planner.place.fastest import scored
-from planner.place.tree import Tree
 from planner.plan import Layout
 from planner.specs.catalog import load_model
 from planner.specs.cluster import ClusterSpec
 from planner.specs.parameters import count_parameters
 from planner.specs.workload import Workload
+from planner.sweep.evaluate import evaluate
+from planner.sweep.points import points_of
+from planner.sweep.study import read_study
 from planner.units import seconds
 
 GPUS, LEAF_NODES = 8, 32
 SIZES = (512, 2_048, 16_384, 100_096)
 STAGES = (12, 16, 20, 24)
-DOWN = (0.0, 0.05)
+SCENES = {"healthy": 0.0, "1 % down": 0.01, "5 % down": 0.05, "fragmented": None}
+"""Share of the nodes that are down; fragmented: others hold 30 to 60 % of every leaf."""
+TARGETS = {16_384: (0.2, 0.8, 300), 100_096: (0.5, 3.0, 300)}
+"""GPUs -> CPU seconds of the proof and of one `place`, MiB without the import of ortools."""
+ROOT = Path(__file__).resolve().parents[1]
+PAGE = ROOT / "docs" / "placement.md"
+STUDY = ROOT / "examples" / "network.yaml"
 LEAFS_PER_POD = 12
 FABRICS = {
     "1:1": {},
@@ -91,34 +107,73 @@ def clock_of(cluster: ClusterSpec, layout: Layout) -> Clock:
     return Clock(Context(load_model(MODEL), cluster, workload), layout)
 
 
-def down_nodes(cluster: ClusterSpec, share: float) -> list[int]:
-    """Return the nodes that are down, the same for everyone who asks."""
-    return random.Random(1).sample(range(cluster.nodes), round(share * cluster.nodes))
+def out_nodes(cluster: ClusterSpec, scene: str) -> list[int]:
+    """Return the nodes that cannot be used, the same for everyone who asks."""
+    chance, share = random.Random(1), SCENES[scene]
+    if share is not None:
+        return chance.sample(range(cluster.nodes), round(share * cluster.nodes))
+    leafs = [
+        list(range(at, min(at + LEAF_NODES, cluster.nodes)))
+        for at in range(0, cluster.nodes, LEAF_NODES)
+    ]
+    return [
+        n
+        for leaf in leafs
+        for n in chance.sample(leaf, round(chance.uniform(0.3, 0.6) * len(leaf)))
+    ]
 
 
-def measure(gpus: int, pp: int, down: float, rule: str) -> dict[str, float | str]:
-    """Place once, on as many pipelines as the healthy nodes hold."""
+def measure(gpus: int, pp: int, scene: str) -> dict[str, float | str]:
+    """Place once by each rule, on as many pipelines as the usable nodes hold."""
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    import ortools.sat.python.cp_model  # noqa: F401, PLC0415  its import is not ours to time
+
+    loaded = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     cluster = cluster_of(gpus // GPUS, leaf_oversubscription=4.0)
-    picked = down_nodes(cluster, down)
+    picked = out_nodes(cluster, scene)
     layout = layout_of(pp, (cluster.nodes - len(picked)) // pp)
     unhealthy = [cluster.host(n) for n in picked]
-    clock = clock_of(cluster, layout) if rule == "fastest" else None
-    wall, cpu = time.perf_counter(), time.process_time()
-    found = place(cluster, layout, unhealthy=unhealthy, clock=clock, pipelines=rule)
-    return {
-        "cpu_s": time.process_time() - cpu,
-        "wall_s": time.perf_counter() - wall,
-        "peak_mib": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024,
-        "splits": found.splits,
-        "gap": found.gap,
-        "by_name": found.baseline["splits"],
-        "status": found.status,
-        "dp": layout.dp,
-    }
+    free, tree = free_nodes(cluster, unhealthy), Tree.of(cluster)
+    started = time.process_time()
+    fewest = arranged(job_of(cluster, layout, free, tree=tree), keep=True)
+    row: dict[str, float | str] = {"proof_s": time.process_time() - started, "fewest": fewest.bound}
+    for rule in RULES:
+        clock = clock_of(cluster, layout)
+        wall, cpu = time.perf_counter(), time.process_time()
+        found = place(cluster, layout, unhealthy=unhealthy, clock=clock, pipelines=rule)
+        row[f"{rule} cpu_s"] = time.process_time() - cpu
+        row[f"{rule} wall_s"] = time.perf_counter() - wall
+        row[f"{rule} gap"] = found.gap
+        row[f"{rule} splits"] = found.splits
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    row |= {"peak_mib": (peak - (loaded - before)) / 1024, "dp": layout.dp}
+    return row | {"by_name": found.baseline["splits"]}
 
 
-def orders(cluster: ClusterSpec, layout: Layout, usable: np.ndarray) -> dict[str, np.ndarray]:
-    """Return nodes in rank order for people's usual ways; ranks have replicas inside stages."""
+def by_slurm(usable: np.ndarray, needed: int) -> np.ndarray:
+    """Return the nodes that Slurm's tree selection takes (best fit by leaf), in order of names.
+
+    The tightest leaf that holds what is left, else the one with most free nodes.
+    """
+    free = {k: usable[usable // LEAF_NODES == k].tolist() for k in np.unique(usable // LEAF_NODES)}
+    taken: list[int] = []
+    while (left := needed - len(taken)) > 0:
+        fitting = [k for k, nodes in free.items() if len(nodes) >= left]
+        leaf = (
+            min(fitting, key=lambda k: (len(free[k]), k))
+            if fitting
+            else max(free, key=lambda k: (len(free[k]), -k))
+        )
+        taken += free.pop(leaf)[:left]
+    return np.sort(np.array(taken, dtype=np.int64))
+
+
+def orders(layout: Layout, usable: np.ndarray) -> dict[str, np.ndarray]:
+    """Return nodes in rank order for people's usual ways.
+
+    Megatron numbers replicas inside stages unless it is told otherwise
+    (--use-tp-pp-dp-mapping: stages inside replicas).
+    """
     needed = layout.pp * layout.dp
 
     def by_pipeline(nodes: np.ndarray) -> np.ndarray:
@@ -131,13 +186,12 @@ def orders(cluster: ClusterSpec, layout: Layout, usable: np.ndarray) -> dict[str
     whole = height < (free // layout.pp * layout.pp)[leaf]
     # greedy: whole pipelines into the emptiest leafs first, what is left over behind them
     greedy = usable[np.lexsort((usable, leaf, -free[leaf], ~whole))]
-    return {
-        "hostname order, replicas inner": usable[:needed],
-        "hostname order, stages inner": by_pipeline(usable),
-        "random order, replicas inner": shuffled[:needed],
-        "random order, stages inner": by_pipeline(shuffled),
-        "greedy, whole pipelines first": by_pipeline(greedy),
-    }
+    slurm = by_slurm(usable, needed)
+    maps = (
+        usable[:needed], by_pipeline(usable), slurm, by_pipeline(slurm), shuffled[:needed],
+        by_pipeline(shuffled), by_pipeline(greedy),
+    )  # fmt: skip
+    return dict(zip(WAYS, maps, strict=False))
 
 
 def crossing_bytes(cluster: ClusterSpec, layout: Layout, nodes: np.ndarray) -> float:
@@ -152,73 +206,139 @@ def crossing_bytes(cluster: ClusterSpec, layout: Layout, nodes: np.ndarray) -> f
     return 2 * sent * (inner + wraps) + rings * shard * (layout.dp - 1) / layout.dp
 
 
-def gains(gpus: int) -> None:
-    """Print what each way to order ranks takes, on five fabrics, healthy and with 5 % down."""
-    print(f"{MODEL}, {gpus:,} GPUs, tp 8, pp 16, vpp 7, {MICROBATCHES} micro-batches a step\n")
-    print("| fabric | down | order | splits | GB between leafs | step | over the fastest |")
-    print("|--------|-----:|-------|-------:|-----------------:|-----:|-----------------:|")
+WAYS = (
+    "hostnames, replicas inner",
+    "hostnames, stages inner",
+    "Slurm's best fit, replicas inner",
+    "Slurm's best fit, stages inner",
+    "random, replicas inner",
+    "random, stages inner",
+    "greedy, whole pipelines first",
+    "`under-leaf`",
+    "`fastest`",
+)
+
+
+def gains(gpus: int) -> Iterator[str]:
+    """Yield what each way to order ranks takes, on five fabrics, whole, broken and shared."""
+    yield (
+        f"{MODEL}, {gpus:,} GPUs under leafs of {LEAF_NODES} nodes, tp 8, pp 16, vpp 7, "
+        f"{MICROBATCHES} micro-batches a step; on fragmented nodes the job takes 70 % of what is "
+        "free.\n"
+    )
+    yield "A cell: step time over the fastest, split pipeline edges, TB between leafs in a step.\n"
+    yield f"| fabric | nodes | fastest step | bound | {' | '.join(WAYS)} |"
+    yield "|---|---|---:|---:|" + "---|" * len(WAYS)
     for name, fabric in FABRICS.items():
-        for down in DOWN:
-            cluster = cluster_of(gpus // GPUS, **fabric)
-            out = down_nodes(cluster, down)
-            usable = np.setdiff1d(np.arange(cluster.nodes), out)
-            layout = layout_of(16, len(usable) // 16, vpp=7)
-            clock = clock_of(cluster, layout)
-            maps = orders(cluster, layout, usable)
-            index = {cluster.host(n): n for n in range(cluster.nodes)}
-            for rule in ("under-leaf", "fastest"):
-                found = place(
-                    cluster,
-                    layout,
-                    unhealthy=[cluster.host(n) for n in out],
-                    clock=clock,
-                    pipelines=rule,
-                )
-                maps[f"meshwright --pipelines {rule}"] = np.array([index[h] for h in found.hosts])
-            rows = scored(clock, Tree.of(cluster), GPUS, maps, None)
-            least = rows[-1].seconds
-            for row in rows:
-                moved = crossing_bytes(cluster, layout, row.nodes) / 1e9
-                print(
-                    f"| {name} | {down:.0%} | {row.words} | {row.splits:,} | {moved:,.0f} "
-                    f"| {seconds(row.seconds)} | {row.seconds / least - 1:+.2%} |"
-                )
-            bound = found.step_time_bound_s
-            print(f"| {name} | {down:.0%} | (no contention at all) | | | {seconds(bound)} "
-                  f"| {bound / least - 1:+.2%} |", flush=True)  # fmt: skip
+        for scene in ("healthy", "5 % down", "fragmented"):
+            yield _gains(cluster_of(gpus // GPUS, **fabric), name, scene)
 
 
-def main() -> None:
-    if len(sys.argv) == 5:
-        gpus, pp, down, rule = int(sys.argv[1]), int(sys.argv[2]), float(sys.argv[3]), sys.argv[4]
-        print(json.dumps(measure(gpus, pp, down, rule)))
-        return
-    if sys.argv[1:2] == ["gains"]:
-        gains(int(sys.argv[2]) if len(sys.argv) > 2 else 16_384)
-        return
-    largest = int(sys.argv[1]) if len(sys.argv) > 1 else SIZES[-1]
-    print(
-        "|   GPUs | down | pp |  dp | rule       | splits |  gap  | by name | status   | CPU s "
-        "| wall s |  MiB |"
+def _gains(cluster: ClusterSpec, fabric: str, scene: str) -> str:
+    out = out_nodes(cluster, scene)
+    usable = np.setdiff1d(np.arange(cluster.nodes), out)
+    share = 0.7 if scene == "fragmented" else 1.0
+    layout = layout_of(16, int(share * len(usable)) // 16, vpp=7)
+    clock, maps = clock_of(cluster, layout), orders(layout, usable)
+    index = {cluster.host(n): n for n in range(cluster.nodes)}
+    unhealthy = [cluster.host(n) for n in out]
+    for rule in RULES:
+        found = place(cluster, layout, unhealthy=unhealthy, clock=clock, pipelines=rule)
+        maps[f"`{rule}`"] = np.array([index[h] for h in found.hosts])
+    rows = scored(clock, Tree.of(cluster), GPUS, maps, None)
+    least = rows[-1].seconds
+    cells = [
+        f"{row.seconds / least - 1:+.1%}, {row.splits:,}, "
+        f"{crossing_bytes(cluster, layout, row.nodes) / 1e12:.1f}"
+        for row in rows
+    ]
+    bound = f"{(found.step_time_bound_s or 0.0) / least - 1:+.1%}"
+    return f"| {' | '.join([fabric, scene, seconds(least), bound, *cells])} |"
+
+
+def times(largest: int) -> Iterator[str]:
+    """Yield CPU seconds, memory and splits of every size, number of stages and scene."""
+    yield (
+        "| GPUs | nodes | pp | dp | fewest splits | by name | proof | place under-leaf | place "
+        "fastest | its gap | MiB |"
     )
-    print(
-        "|-------:|-----:|---:|----:|------------|-------:|------:|--------:|----------|------:"
-        "|-------:|-----:|"
-    )
+    yield "|---:|---|---:|---:|---:|---:|---:|---:|---:|---:|---:|"
+    worst: dict[int, list[float]] = {}
     for gpus in (size for size in SIZES if size <= largest):
         for pp in STAGES:
-            for down in DOWN:
-                for rule in ("under-leaf", "fastest"):
-                    call = [sys.executable, __file__, str(gpus), str(pp), str(down), rule]
-                    row = json.loads(subprocess.run(call, check=True, capture_output=True).stdout)
-                    print(
-                        f"|{gpus:>7,} |{down:>5.0%} |{pp:>3} |{row['dp']:>4} | {rule:<10} "
-                        f"|{row['splits']:>7} |{row['gap']:>6.2%} |{row['by_name']:>8} "
-                        f"| {row['status']:<8} "
-                        f"|{row['cpu_s']:>6.2f} |{row['wall_s']:>7.2f} |{row['peak_mib']:>5.0f} |",
-                        flush=True,
-                    )
+            for scene in SCENES:
+                call = [sys.executable, __file__, "one", str(gpus), str(pp), scene]
+                row = json.loads(subprocess.run(call, check=True, capture_output=True).stdout)
+                placed_s = [row[f"{rule} cpu_s"] for rule in RULES]
+                took = [row["proof_s"], max(placed_s), row["peak_mib"]]
+                worst[gpus] = [max(pair) for pair in zip(took, worst.get(gpus, took), strict=True)]
+                yield (
+                    f"| {gpus:,} | {scene} | {pp} | {row['dp']} | {row['fewest']} "
+                    f"| {row['by_name']} | {row['proof_s']:.3f} s | {placed_s[0]:.2f} s "
+                    f"| {placed_s[1]:.2f} s | {row['fastest gap']:.2%} | {row['peak_mib']:.0f} |"
+                )
+    yield f"\nCPU seconds ({platform.machine()}, Python {platform.python_version()}), one core."
+    for gpus, (proof, whole, mib) in worst.items():
+        if gpus in TARGETS:
+            wanted = TARGETS[gpus]
+            yield (
+                f"Worst at {gpus:,} GPUs: proof {proof:.2f} s (aim: {wanted[0]}), "
+                f"place {whole:.2f} s (aim: {wanted[1]}), {mib:.0f} MiB without ortools "
+                f"(aim: {wanted[2]})."
+            )
+
+
+def network() -> Iterator[str]:
+    """Yield the step time on every network of the study, and over the best of them."""
+    points = points_of(read_study(STUDY), STUDY)
+    rows = [{**point.inputs, **evaluate(point.request)} for point in points if point.request]
+    least = min(float(row["step_time_s"]) for row in rows)
+    axis = "cluster.fabric.leaf_oversubscription"
+    ways = list(dict.fromkeys(row[axis] for row in rows))
+    yield f"| leafs | NICs a node | `--pipelines` | {' | '.join(f'{w}:1' for w in ways)} |"
+    yield "|---|---:|---|" + "---:|" * len(ways)
+    by_line: dict[tuple[str, ...], list[str]] = {}
+    for row in rows:
+        kind, nodes = row["cluster.fabric.kind"], row["cluster.fabric.nodes_per_leaf"]
+        what = f"{nodes} nodes, {'rails' if kind == 'rail' else 'top of rack'}"
+        line = (what, str(row["cluster.node.nics"]), f"`{row['pipelines']}`")
+        took = float(row["step_time_s"])
+        by_line.setdefault(line, []).append(f"{seconds(took)} ({took / least - 1:+.1%})")
+    for line, cells in by_line.items():
+        yield f"| {' | '.join((*line, *cells))} |"
+
+
+def write_docs() -> None:
+    """Write all three tables between their marks in docs/placement.md."""
+    text = PAGE.read_text(encoding="utf-8")
+    for name, made in {
+        "times": times(SIZES[-1]), "gains": gains(16_384), "network": network(),
+    }.items():  # fmt: skip
+        block = re.compile(
+            rf"(<!-- measured: benchmarks/placement.py {name} -->\n).*?(<!-- end -->)", re.DOTALL
+        )
+        lines = "\n".join(made)
+        text = block.sub(lambda m, lines=lines: f"{m[1]}{lines}\n{m[2]}", text)
+    PAGE.write_text(text, encoding="utf-8")
+
+
+def main(words: list[str]) -> int:
+    """Print one of the tables, or write all of them."""
+    if words == ["--write-docs"]:
+        write_docs()
+    elif words[:1] == ["one"]:
+        print(json.dumps(measure(int(words[1]), int(words[2]), words[3])))
+    elif words[:1] == ["network"]:
+        print("\n".join(network()))
+    elif words[:1] in (["times"], ["gains"]):
+        size = int(words[1]) if len(words) > 1 else SIZES[-1] if words[0] == "times" else 16_384
+        for line in (times if words[0] == "times" else gains)(size):
+            print(line, flush=True)
+    else:
+        print(__doc__)
+        return 2
+    return 0
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(main(sys.argv[1:]))

@@ -56,10 +56,8 @@ def main() -> None:
     print(f"{len(theta)} numbers, {known} of them known better from the runs than before")
     residuals = Residuals(
         fitted,
-        left_out(problem, theta, jac, family_folds(table)),
-        left_out(
-            problem, theta, jac, np.unique(table.source, return_inverse=True)[1].astype(np.int64)
-        ),
+        left_out(problem, theta, fitted, jac, family_folds(table)),
+        left_out(problem, theta, fitted, jac, source_folds(table)),
     )
     rows = scores(table, residuals)
     for row in rows:
@@ -71,12 +69,19 @@ def main() -> None:
         write_intervals(table, residuals)
 
 
-def left_out(problem: Problem, theta: FloatArray, jac: FloatArray, fold: IntArray) -> FloatArray:
+def source_folds(table: Table) -> IntArray:
+    """Return each run's fold; a source is one."""
+    return np.unique(table.source, return_inverse=True)[1].astype(np.int64)
+
+
+def left_out(
+    problem: Problem, theta: FloatArray, fitted: FloatArray, jac: FloatArray, fold: IntArray
+) -> FloatArray:
     """Return each run's residual when its fold is left out, from the slopes of the full fit."""
     out = np.full(len(problem.table), np.nan)
     for k in np.unique(fold):
         weight = np.where(fold == k, 0.0, problem.table.weight)
-        _, residual, _ = fit(problem, theta, weight, jac=jac, chords=2)
+        _, residual, _ = fit(problem, theta, weight, jac=jac, residual=fitted, chords=2)
         out[fold == k] = residual[fold == k]
     return out
 

@@ -100,15 +100,17 @@ def fit(
     weight: FloatArray,
     *,
     jac: FloatArray | None = None,
+    residual: FloatArray | None = None,
     rounds: int = 4,
     chords: int = 3,
 ) -> tuple[FloatArray, FloatArray, FloatArray]:
     """Return (theta, residuals, jacobian) at the minimum, starting from `theta`.
 
-    With `jac` the slopes are kept: enough to leave one source out from the fit of all.
+    With `jac` the slopes are kept: enough to leave one source out from the fit of all. `residual`
+    is that at `theta`, where it is known.
     """
     centre, width = problem.prior()
-    residual, given = problem.residuals(theta), jac is not None
+    residual, given = problem.residuals(theta) if residual is None else residual, jac is not None
     for _ in range(1 if given else rounds):
         if not given:
             jac = problem.jacobian(theta, residual)

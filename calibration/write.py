@@ -62,7 +62,7 @@ def _write_profiles(planner: Planner, found: Mapping[tuple[str, str, str], float
     wanted["any"] = {
         f: planner.mean_of_lineages(f)
         for f in FIELDS
-        if f not in ("attention", "overlap", "host_s", "host_tp", "host_moe_s")
+        if f not in ("attention", "overlap", "host_s", "host_tp", "host_wait", "host_moe_s")
     }
     text = PROFILES.read_text(encoding="utf-8")
     PROFILES.write_text(_edited(text, _profile_edits(planner, text, wanted)), encoding="utf-8")

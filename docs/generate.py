@@ -13,6 +13,7 @@ import contextlib
 import io
 import os
 import re
+import runpy
 import shlex
 import sys
 from collections.abc import Callable, Iterable, Sequence
@@ -26,10 +27,11 @@ import typer
 from planner.cli.app import app, main
 from planner.emit import EMITTER_NAMES, emitter_named
 from planner.emit.capabilities import FIELDS, words
-from planner.estimate import communication, compute, muon, optimizer, params, step
+from planner.estimate import again, communication, compute, muon, optimizer, params, step
 from planner.estimate import experts as routing
 from planner.estimate.record import MEMORY_MODULES, TERMS
 from planner.layouts.rules import RULES
+from planner.objectives import FORMULAS
 from planner.specs.catalog import (
     accelerator_names,
     cluster_names,
@@ -43,7 +45,12 @@ from planner.specs.stack import STACKS
 from planner.units import count
 
 ROOT = Path(__file__).resolve().parents[1]
-PAGES = ("README.md", "docs/cli.md", "docs/model.md", "docs/specs.md", "docs/rules.md")
+PAGES = (
+    *("README.md", "docs/cli.md", "docs/model.md", "docs/specs.md", "docs/rules.md"),
+    "docs/calibrate.md",
+    *("docs/library.md", "docs/objectives.md"),
+    *("docs/gallery.md", "docs/import.md"),
+)
 BLOCK = re.compile(r"(<!-- generated: (?P<name>[^>]+?) -->\n).*?(<!-- end -->)", re.DOTALL)
 SYMBOLS = {"<": "\\<", "|": "\\|", "*": "\\*", "_": "\\_"}
 
@@ -76,7 +83,8 @@ def printed(line: str) -> str:
     before = dict(os.environ)
     os.environ.update(COLUMNS="80", NO_COLOR="1")
     try:
-        with contextlib.redirect_stdout(out), contextlib.redirect_stderr(io.StringIO()):
+        quiet = contextlib.redirect_stderr(io.StringIO())
+        with contextlib.chdir(ROOT), contextlib.redirect_stdout(out), quiet:
             exit_code = main(words)
     finally:
         os.environ.clear()
@@ -89,6 +97,30 @@ def printed(line: str) -> str:
 def console(line: str) -> str:
     """Return a command and its output as a fenced block."""
     return f"```console\n$ {line}\n{printed(line)}\n```"
+
+
+def beginning(line: str) -> str:
+    """Return a command and its output down to where a report goes into time and memory."""
+    shown = re.split(r"\n\n(?=Where the|Terms\n|Why #2|Layouts rejected|Notes\n)", printed(line))[0]
+    return f"```console\n$ {line}\n{shown}\n```"
+
+
+def script(name: str) -> str:
+    """Return a script of docs/examples and what it prints."""
+    path = ROOT / "docs/examples" / name
+    out = io.StringIO()
+    with contextlib.redirect_stdout(out):
+        runpy.run_path(str(path))
+    return f"```python\n{path.read_text(encoding='utf-8')}```\n\n```text\n{out.getvalue()}```"
+
+
+def objectives() -> str:
+    """Return what a plan may be chosen for, and how that is counted."""
+    rows = [
+        (code(name.value), plain(f.unit), code(f.text), plain(str(f.source or "")))
+        for name, f in FORMULAS.items()
+    ]
+    return table(("objective", "unit", "counted as", "source"), rows)
 
 
 def command_paths() -> list[str]:
@@ -215,6 +247,7 @@ def capabilities() -> str:
 
 BLOCKS: dict[str, Callable[[], str]] = {
     "help": helps,
+    "objectives": objectives,
     "rules": rules,
     "targets": targets,
     "capabilities": capabilities,
@@ -224,7 +257,7 @@ BLOCKS: dict[str, Callable[[], str]] = {
     "accelerators": accelerators,
     "terms of params": partial(terms, params),
     "terms of memory": partial(terms, *MEMORY_MODULES),
-    "terms of compute": partial(terms, compute),
+    "terms of compute": partial(terms, compute, again),
     "terms of communication": partial(terms, communication),
     "terms of experts": partial(terms, routing),
     "terms of step": partial(terms, optimizer, muon, step),
@@ -232,7 +265,11 @@ BLOCKS: dict[str, Callable[[], str]] = {
 
 
 def block(name: str) -> str:
-    """Return a block's text by its name: one of BLOCKS, or `output of COMMAND`."""
+    """Return a block's text: of BLOCKS, or `output of COMMAND`, `top of COMMAND`, `script FILE`."""
+    if name.startswith("top of "):
+        return beginning(name.removeprefix("top of "))
+    if name.startswith("script "):
+        return script(name.removeprefix("script "))
     if name.startswith("output of "):
         return console(name.removeprefix("output of "))
     return BLOCKS[name]()

@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 import json
-from typing import Any, Final, Literal
+from typing import TYPE_CHECKING, Any, Final, Literal
 
 from pydantic import ConfigDict, Field
 
+from planner.frames import frame
 from planner.plan import Estimate, Layout, PlanRecord
+
+if TYPE_CHECKING:
+    from polars import DataFrame
 
 EXPLAIN_SCHEMA: Final = "meshwright.explain/1"
 
@@ -77,6 +81,34 @@ class Mend(PlanRecord):
         return ", ".join(f"{n}={_word(a)} -> {_word(b)}" for n, (a, b) in self.changes.items())
 
 
+class BrokenRule(PlanRecord):
+    """A rule that the layout breaks: its name, the sentence with its figures, who enforces it."""
+
+    name: str
+    sentence: str
+    where: str = ""
+
+
+class Against(PlanRecord):
+    """The layout against the best of as many GPUs: what it takes more, term by term.
+
+    Positive is more than the best; both of the terms in `time_s` and of the parts in
+    `memory_bytes`, which are those of each layout's fullest stage.
+    """
+
+    best: Layout
+    best_step_time_s: float
+    best_peak_bytes: float
+    place: int | None = Field(None, description="Among the layouts that fit; None: it does not.")
+    of: int
+    slower_s: float
+    slower: float = Field(description="Share of the best step time.")
+    larger_bytes: float
+    tie: bool = Field(False, description="Too close for the estimate to tell them apart.")
+    time_s: dict[str, float]
+    memory_bytes: dict[str, float]
+
+
 def _word(value: object) -> str:
     return str(value).lower() if isinstance(value, bool) else str(value)
 
@@ -101,7 +133,11 @@ class Explanation(PlanRecord):
     peak_points: list[str] = Field(
         default_factory=list, description="FSDP2: the point of a step at which each stage peaks."
     )
+    broken_rules: list[BrokenRule] = Field(
+        default_factory=list, description="Every rule that it breaks, the first one first."
+    )
     compared: list[str] = Field(default_factory=list)
+    against: Against | None = Field(None, description="The same as `compared`, for scripts.")
     gradient_sync: list[SyncRow] = Field(default_factory=list)
     notes: list[str] = Field(default_factory=list)
 
@@ -109,7 +145,28 @@ class Explanation(PlanRecord):
         frozen=True, extra="ignore", allow_inf_nan=False, populate_by_name=True
     )
 
+    def to_frame(self) -> DataFrame:
+        """Return a polars frame, one row a term: name, value, unit, formula, source."""
+        return frame([term.model_dump(mode="json") for term in self.terms])
+
     def to_json(self) -> str:
         """Return the document that `explain --json` prints."""
         data: dict[str, Any] = self.model_dump(mode="json", by_alias=True)
         return json.dumps(data, allow_nan=False, separators=(",", ":")) + "\n"
+
+
+class Switch(PlanRecord):
+    """What a setting outside the layout costs: the same layout without the flag of its stack."""
+
+    flag: str
+    advice: str
+    step_time_s: float
+    slower: float = Field(description="Share of the job's step time; below zero, it gains.")
+
+
+class Audit(PlanRecord):
+    """The answer about a job that exists; nothing is `better` where its layout does not fit."""
+
+    explanation: Explanation
+    better: list[Mend] = Field(default_factory=list)
+    switches: list[Switch] = Field(default_factory=list)

@@ -7,14 +7,18 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import Any, Final, Literal, Self
+from typing import TYPE_CHECKING, Any, Final, Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from planner.errors import SpecError
+from planner.frames import frame
 from planner.specs.cluster import ClusterSpec
 from planner.specs.model import ModelSpec
 from planner.specs.workload import Workload
+
+if TYPE_CHECKING:
+    from polars import DataFrame
 
 PLAN_SCHEMA: Final = "meshwright.plan/1"
 
@@ -42,7 +46,9 @@ class Layout(PlanRecord):
     num_microbatches: int
     recompute: Literal["none", "selective", "full"]
     schedule: Literal["none", "gpipe", "1f1b", "interleaved"]
-    offload: Literal["none", "optimizer", "optimizer+params"] = "none"
+    offload: Literal[
+        "none", "optimizer", "optimizer+params", "optimizer-nvme", "optimizer+params-nvme"
+    ] = "none"
     dp_sync: Literal["all-reduce", "parameter-server"] = "all-reduce"
 
     @property
@@ -92,6 +98,7 @@ class Memory(PlanRecord):
 
     peak_bytes: float
     limit_bytes: float
+    budget_bytes: float | None = Field(None, description="What --max-memory leaves of the limit.")
     at_risk: bool = Field(False, description="Fits, but so close that allocators thrash.")
     host_bytes: float = Field(0.0, description="Kept in a node's own memory with offload.")
     host_limit_bytes: float | None = Field(None, description="Memory of a node; None: not known.")
@@ -128,12 +135,28 @@ class Estimate(PlanRecord):
     dropped_tokens: float = Field(0.0, description="Expected share dropped by the expert capacity.")
 
 
+class Run(PlanRecord):
+    """A whole training run at the speed of one layout; money and energy where their rates are."""
+
+    tokens: float
+    steps: int
+    seconds: float
+    usd: float | None = None
+    mwh: float | None = None
+
+
 class RankedPlan(PlanRecord):
     """One row of the ranked table. `stage_layers` is layers per (stage, virtual chunk)."""
 
     rank: int
     layout: Layout
     estimate: Estimate
+    nodes: int | None = Field(None, description="Nodes that its GPUs are on.")
+    global_batch: int | None = Field(None, description="Sequences in one of its steps.")
+    tie: bool = Field(False, description="Within the estimate's own error of the first row.")
+    usd_per_trillion_tokens: float | None = None
+    mwh_per_trillion_tokens: float | None = None
+    run: Run | None = Field(None, description="Of --tokens.")
     stage_layers: list[list[int]] = Field(
         default_factory=list, description="[stage][virtual chunk] -> transformer layers held."
     )
@@ -179,7 +202,7 @@ class Placement(PlanRecord):
         None, description="Of the estimate, with the uplinks loaded as this map loads them."
     )
     step_time_bound_s: float | None = Field(
-        None, description="The same without any contention: no map is faster."
+        None, description="The same with what uplinks carry at the least: no map is faster."
     )
     orders: list[OrderTime] = Field(default_factory=list)
     moved_ranks: int | None = Field(
@@ -209,6 +232,10 @@ class Placement(PlanRecord):
         if not found.ranks:
             raise SpecError(f"{path}: holds a placement without ranks", hint=hint)
         return found
+
+    def to_frame(self) -> DataFrame:
+        """Return a polars frame, one row a rank."""
+        return frame([rank.model_dump(mode="json") for rank in self.ranks])
 
     @property
     def hosts(self) -> list[str]:
@@ -242,6 +269,78 @@ class Search(PlanRecord):
     )
 
 
+class Chosen(PlanRecord):
+    """What the first plan is the best in, and what it had to keep to."""
+
+    name: str = "step-time"
+    unit: str = "s"
+    value: float | None = Field(None, description="The objective of the first plan.")
+    formula: str = ""
+    source: str = ""
+    usd_per_gpu_hour: float | None = None
+    usd_source: str = ""
+    watts_per_gpu: float | None = None
+    watts_source: str = ""
+    tokens: float | None = None
+    deadline_s: float | None = None
+    budget_usd: float | None = None
+    max_step_time_s: float | None = None
+
+
+class Size(PlanRecord):
+    """One node count and batch that was looked at: its best layout, or why it has none."""
+
+    nodes: int
+    gpus: int
+    global_batch: int
+    enumerated: int = 0
+    legal: int = 0
+    feasible: int = 0
+    within_limits: int = Field(0, description="Of the feasible, those that meet every limit.")
+    value: float | None = Field(None, description="The objective of its best layout.")
+    step_time_s: float | None = None
+    peak_bytes: float | None = None
+    layout: Layout | None = None
+    reason: str = ""
+
+
+class FrontPoint(PlanRecord):
+    """A layout that no other beats in time a token, peak memory and GPUs at once."""
+
+    rank: int | None = Field(None, description="Its row among `plans`, where it is one.")
+    nodes: int
+    gpus: int
+    global_batch: int
+    layout: Layout
+    step_time_s: float
+    tokens_per_s: float
+    peak_bytes: float
+    simulated: bool = Field(False, description="Its pipeline was run; else a closed form.")
+
+
+class WhatIf(PlanRecord):
+    """The plan on a cluster with one figure multiplied by `factor`."""
+
+    factor: float
+    changes: dict[str, float | dict[str, float]] = Field(description="Dotted path -> new value.")
+    first_fits: bool = Field(description="Whether the plan's own first layout still fits.")
+    first_step_time_s: float | None = Field(None, description="Of the plan's own first layout.")
+    layout: Layout | None = Field(None, description="The best layout there; None: none fits.")
+    step_time_s: float | None = None
+    same_layout: bool = False
+
+
+class Sensitivity(PlanRecord):
+    """What one hardware figure does to the winner."""
+
+    figure: str
+    about: str
+    elasticity: float | None = Field(
+        None, description="d ln(step time) / d ln(figure) of the first layout, over the factors."
+    )
+    cases: list[WhatIf]
+
+
 class Plan(PlanRecord):
     """The whole answer of `plan`: ranked layouts, the first of them placed."""
 
@@ -250,6 +349,14 @@ class Plan(PlanRecord):
     search: Search
     plans: list[RankedPlan]
     placement: Placement | None = None
+    objective: Chosen = Field(default_factory=Chosen)
+    sizes: list[Size] = Field(
+        default_factory=list, description="Where node counts or batches were to be chosen."
+    )
+    pareto: list[FrontPoint] = Field(
+        default_factory=list, description="Fastest first, of all layouts that fit."
+    )
+    sensitivity: list[Sensitivity] = Field(default_factory=list)
     notes: list[str] = Field(default_factory=list)
     timing: dict[str, float] = Field(default_factory=dict)
 
@@ -261,6 +368,26 @@ class Plan(PlanRecord):
     def best(self) -> RankedPlan:
         """Return the plan ranked first."""
         return self.plans[0]
+
+    def request_of(self, row: RankedPlan) -> Request:
+        """Return what was asked for, with the batch of one row, which may not be the first's."""
+        work = self.request.workload
+        if row.global_batch in (None, work.global_batch):
+            return self.request
+        own = work.model_copy(update={"global_batch": row.global_batch})
+        return self.request.model_copy(update={"workload": own})
+
+    def to_frame(self) -> DataFrame:
+        """Return a polars frame, one row a ranked plan: layout, figures, `time_s.*`, `memory.*`."""
+        rows = [row.model_dump(mode="json") for row in self.plans]
+        kept = ("rank", "nodes", "global_batch", "feasible", "tie", "note")
+        money = ("usd_per_trillion_tokens", "mwh_per_trillion_tokens")
+        return frame(
+            [
+                {n: r[n] for n in kept} | r["layout"] | r["estimate"] | {n: r[n] for n in money}
+                for r in rows
+            ]
+        )
 
     def to_json(self) -> str:
         """Return the document that `plan --json` prints."""

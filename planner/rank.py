@@ -13,14 +13,12 @@ from dataclasses import dataclass, field, replace
 
 import numpy as np
 
-from planner.estimate.bounds import least_step_s
 from planner.estimate.inputs import FloatArray, Inputs
 from planner.estimate.leading import MOST_TO_RUN, Leaders, leaders
-from planner.estimate.memory import budget_bytes, limit_bytes, peak_bytes
-from planner.estimate.memory import fits as fitting
+from planner.estimate.memory import budget_bytes, limit_bytes
 from planner.estimate.running import Judged, actions_of, judge, runs
-from planner.estimate.step import step_s
-from planner.layouts.grid import Tally, legal_layouts
+from planner.estimate.scoring import score
+from planner.layouts.grid import Tally
 from planner.layouts.ranges import Fix
 from planner.layouts.rules import Context
 from planner.layouts.table import COLUMNS, IntArray, Layouts
@@ -45,12 +43,13 @@ class Ranking:
     lightest_bytes: float
     limit_bytes: float
     budget_bytes: float
+    fitted: int
     leaders: Leaders = field(default_factory=Leaders)
 
     @property
     def feasible(self) -> int:
-        """Return how many layouts fit."""
-        return len(self.layouts)
+        """Return how many layouts fit; of very many not all are kept (see `score`)."""
+        return self.fitted
 
     def best_of_each_shape(self, top: int) -> IntArray:
         """Return the rows of the first `top` distinct (tp, pp, cp, ep, etp, dp), best first."""
@@ -66,54 +65,49 @@ class Ranking:
         return np.array(list(seen.values()), dtype=np.int64)
 
 
-def rank(context: Context, gpus: int, fix: Fix) -> Ranking:
+def rank(context: Context, gpus: int, fix: Fix, *, cores: int | None = None) -> Ranking:
     """Return every legal layout of `gpus` GPUs that `fix` allows, scored and ordered.
 
     A layout that was not run has its closed form, or its lower bound where that is more.
 
-    Ties in time go to the smaller peak, then to the earlier row of the enumeration.
+    Ties in time go to the smaller peak, then to the earlier row of the enumeration. The result does
+    not depend on `cores`, by default all that this process may use.
     """
-    tally = Tally()
-    nothing = Inputs(*context, Layouts.empty())
-    budget = budget_bytes(nothing)
-    parts, times, least, peaks = [], [], [], []
-    lightest, lightest_bytes = Layouts.empty(), np.inf
-    for layouts in legal_layouts(context, gpus, fix, tally):
-        x = Inputs(*context, layouts)
-        peak = peak_bytes(x)
-        fits = fitting(x, peak)
-        if not fits.all():
-            low = int(np.where(fits, np.inf, peak).argmin())
-            if peak[low] < lightest_bytes:
-                lightest, lightest_bytes = layouts.take([low]), float(peak[low])
-        if fits.any():
-            parts.append(layouts.take(fits))
-            x = Inputs(*context, parts[-1])
-            times.append(step_s(x))
-            least.append(least_step_s(x))
-            peaks.append(peak[fits])
-    layouts = Layouts.concat(parts) if parts else Layouts.empty()
-    time = np.concatenate(times) if times else np.zeros(0)
-    bound = np.concatenate(least) if least else np.zeros(0)
-    peak = np.concatenate(peaks) if peaks else np.zeros(0)
+    found = score(context, gpus, fix, cores=cores)
+    layouts, time, bound, peak = found.layouts, found.step_s, found.least_s, found.peak_bytes
     told = leaders(context, layouts, time, bound)
     time = np.maximum(time, bound)
     _put(told.judged, time, peak)
-    order = np.lexsort((peak, time))
+    order = best_first(time, peak)
     place = np.empty_like(order)
     place[order] = np.arange(len(order))
+    nothing = Inputs(*context, Layouts.empty())
     return Ranking(
-        tally=tally,
+        tally=found.tally,
         gpus=gpus,
-        layouts=layouts.take(order),
+        layouts=layouts.only(order),
         step_s=time[order],
         peak_bytes=peak[order],
-        lightest=lightest,
-        lightest_bytes=lightest_bytes,
+        lightest=found.lightest,
+        lightest_bytes=found.lightest_bytes,
         limit_bytes=limit_bytes(nothing),
-        budget_bytes=budget,
+        budget_bytes=budget_bytes(nothing),
+        fitted=found.fitted,
         leaders=replace(told, judged={int(place[row]): one for row, one in told.judged.items()}),
     )
+
+
+def best_first(step_s: FloatArray, peak_bytes: FloatArray) -> IntArray:
+    """Return the rows by time, ties by the smaller peak, then by row.
+
+    The quickest sort does not keep the order of ties; these are few and sorted once more.
+    """
+    order = np.argsort(step_s)
+    again = np.diff(step_s[order]) == 0.0
+    tied = np.flatnonzero(np.append(again, False) | np.append(False, again))
+    rows = order[tied]
+    order[tied] = rows[np.lexsort((rows, peak_bytes[rows], step_s[rows]))]
+    return order
 
 
 def _put(judged: Mapping[int, Judged], step_s: FloatArray, peaks: FloatArray) -> None:
@@ -152,13 +146,12 @@ def _moved(ranking: Ranking, found: dict[int, Judged]) -> Ranking:
     slowest = max(one.step_s for one in found.values())
     ahead = 1 + max(*found, int(np.searchsorted(ranking.step_s, slowest, side="right")))
     order = np.arange(len(time))
-    order[:ahead] = np.lexsort((peak[:ahead], time[:ahead]))
+    order[:ahead] = best_first(time[:ahead], peak[:ahead])
     place = {int(row): at for at, row in enumerate(order[:ahead])}
     judged = {place.get(row, row): one for row, one in (ranking.leaders.judged | found).items()}
-    first = ranking.layouts.take(order[:ahead])
     return replace(
         ranking,
-        layouts=Layouts.concat([first, ranking.layouts.take(slice(ahead, None))]),
+        layouts=ranking.layouts.only(order),
         step_s=time[order],
         peak_bytes=peak[order],
         leaders=replace(ranking.leaders, judged=judged),

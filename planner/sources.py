@@ -51,4 +51,8 @@ DEEPSPEED_OFFLOAD = Source(
     "deepspeed/runtime/zero/stage_1_and_2.py, stage3.py: estimate_zero*_model_states_mem_needs",
 )
 ZERO_OFFLOAD_2021 = Source("Ren et al. 2021, ZeRO-Offload", "arXiv:2101.06840 sec. 4-5")
+ZERO_INFINITY_2021 = Source("Rajbhandari et al. 2021, ZeRO-Infinity", "arXiv:2104.07857 sec. 3-5")
+NEWKIRK_2025 = Source(
+    "Newkirk et al. 2025, power of H100 nodes in training", "arXiv:2506.14551 abstract"
+)
 MUON = Source("Jordan et al. 2024, Muon", "kellerjordan.github.io/posts/muon; torch.optim.Muon")

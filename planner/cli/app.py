@@ -1,31 +1,21 @@
 """The command line: one file a command, and `main`, the one place where an error ends.
 
-Commands import what they need when they run, so that `--help` costs no numpy and no pydantic.
+Commands are loaded when they are called, and import what they need when they run, so that `--help`
+costs no numpy and no pydantic.
 """
 
 from __future__ import annotations
 
 import os
 import sys
-import traceback
 from collections.abc import Sequence
+from importlib import import_module
 from typing import Annotated
 
 import typer
 
 from planner import __version__
-from planner.cli import (
-    emit,
-    explain,
-    gradient_sync,
-    place,
-    plan,
-    report,
-    simulate,
-    specs,
-    sweep,
-    validate,
-)
+from planner.cli import completing
 from planner.cli.talk import say
 from planner.errors import PlannerError
 
@@ -35,39 +25,63 @@ READER_GONE = 141
 OURS = 70
 """EX_SOFTWARE of sysexits.h: the fault is ours."""
 SETTINGS = {"help_option_names": ["-h", "--help"], "max_content_width": 96}
+COMMANDS = {
+    "plan": ("plan", "plan", "Find the fastest layout, place it, and say why."),
+    "explain": ("explain", "explain", "Open one layout: every term, formula and source."),
+    "import": ("importing", "import_job", "Read an existing job; compare it with the best."),
+    "place": ("place", "place", "Map every rank of a layout to a host and a GPU."),
+    "emit": ("emit", "emit", "Write the launch files of a saved plan."),
+    "sweep": ("sweep", "sweep", "Plan a grid of points, one row each."),
+    "report": ("report", "report", "One HTML page of a plan or a sweep."),
+    "simulate": ("simulate", "simulate", "Run a plan's pipeline action by action."),
+    "validate": ("validate", "validate", "Predict published runs; errors by source."),
+    "calibrate": ("calibrate", "calibrate", "Fit a cluster to your measurements."),
+    "gradient-sync": (
+        "gradient_sync",
+        "gradient_sync",
+        "What one gradient synchronisation moves.",
+    ),
+    "specs": ("specs", "app", "What ships, and what a file resolves to."),
+}
+"""Name -> module of this package, what of it is the command, and its line in the list."""
 
-app = typer.Typer(
-    name="meshwright",
-    rich_markup_mode=None,
-    pretty_exceptions_enable=False,
-    add_completion=False,
-    context_settings=SETTINGS,
-)
-app.command(
-    "plan", short_help="Find the fastest layout, place it, and say why.", epilog=plan.EXAMPLES
-)(plan.plan)
-app.command("explain", epilog=explain.EXAMPLES)(explain.explain)
-app.command("place", epilog=place.EXAMPLES)(place.place)
-app.command("emit", epilog=emit.EXAMPLES)(emit.emit)
-app.command("sweep", short_help="Plan a grid of points, one row each.", epilog=sweep.EXAMPLES)(
-    sweep.sweep
-)
-app.command("report", short_help="One HTML page of a plan or a sweep.", epilog=report.EXAMPLES)(
-    report.report
-)
-app.command(
-    "simulate", short_help="Run a plan's pipeline action by action.", epilog=simulate.EXAMPLES
-)(simulate.simulate)
-app.command(
-    "validate", short_help="Predict published runs; errors by source.", epilog=validate.EXAMPLES
-)(validate.validate)
-app.command("gradient-sync", epilog=gradient_sync.EXAMPLES)(gradient_sync.gradient_sync)
-app.add_typer(
-    specs.app,
-    name="specs",
-    short_help="What ships, and what a file resolves to.",
-    epilog=specs.EXAMPLES,
-)
+
+def build(only: str | None = None) -> typer.Typer:
+    """Return the whole command line, or with `only` one in which just that command is real.
+
+    The others have a name and a line of help; so a run loads what it needs and nothing else.
+    """
+    built = typer.Typer(
+        name="meshwright",
+        rich_markup_mode=None,
+        pretty_exceptions_enable=False,
+        add_completion=False,
+        context_settings=SETTINGS,
+    )
+    built.callback(epilog=EXAMPLES)(meshwright)
+    for name, (module, attribute, about) in COMMANDS.items():
+        if only is not None and name != only:
+            built.command(name, short_help=about)(_stub)
+            continue
+        loaded = import_module(f"planner.cli.{module}")
+        command, epilog = getattr(loaded, attribute), loaded.EXAMPLES
+        if isinstance(command, typer.Typer):
+            built.add_typer(command, name=name, short_help=about, epilog=epilog)
+        else:
+            built.command(name, short_help=about, epilog=epilog)(command)
+    return built
+
+
+def __getattr__(name: str) -> typer.Typer:
+    """Return the whole command line as `app`, for whoever looks into it."""
+    if name == "app":
+        return build()
+    raise AttributeError(name)
+
+
+def _stub() -> None:
+    """Stand for a command that this run does not call."""
+
 
 EXAMPLES = """\
 \b
@@ -80,6 +94,23 @@ Examples:
 Exit codes: 0 done, 1 no feasible answer, 2 bad usage or input, 130 interrupted.
 """
 
+WELCOME = """\
+meshwright: how to split a model over GPUs, where each rank goes, and what to type to start it.
+
+Start with one of these
+  meshwright plan llama-3.1-70b dgx-h100:32        the fastest layout on 32 nodes, and why
+  meshwright import train.sh --cluster dgx-h100    a job that you run: what would be faster?
+  meshwright specs list llama                      models, clusters and GPUs that are known
+
+Then
+  meshwright plan ... -o launch --target megatron  files that start it
+  meshwright explain ... --layout tp=8,pp=4        what any number is made of
+  meshwright --help                                every command; each has --help with examples
+
+A model is a name, a YAML file or a Hugging Face config.json; a cluster a name or a YAML file, with
+:N for N nodes. Words: docs/glossary.md. From a name to a running job: docs/tutorial.md.
+Completion by the tab key: meshwright --install-completion"""
+
 
 def _version(wanted: bool) -> None:
     if wanted:
@@ -87,11 +118,28 @@ def _version(wanted: bool) -> None:
         raise typer.Exit
 
 
-@app.callback(epilog=EXAMPLES)
 def meshwright(
     version: Annotated[
         bool,
         typer.Option("--version", callback=_version, is_eager=True, help="Show the version."),
+    ] = False,
+    install_completion: Annotated[
+        bool,
+        typer.Option(
+            "--install-completion",
+            callback=completing.install,
+            is_eager=True,
+            help="Set up completion by the tab key in this shell.",
+        ),
+    ] = False,
+    show_completion: Annotated[
+        bool,
+        typer.Option(
+            "--show-completion",
+            callback=completing.show,
+            is_eager=True,
+            help="Print the script that does it.",
+        ),
     ] = False,
 ) -> None:
     """Find how to split a model over GPUs: the fastest layout, placed and ready to launch."""
@@ -103,16 +151,27 @@ def main(argv: Sequence[str] | None = None) -> int:
     With MESHWRIGHT_DEBUG=1 errors keep their traceback.
     """
     words = list(sys.argv[1:] if argv is None else argv)
+    completes = completing.VARIABLE in os.environ
     try:
-        code = app(words or ["--help"], prog_name="meshwright", standalone_mode=False)
+        if completes:
+            completing.serve()
+        elif not words:
+            typer.echo(WELCOME)
+            return 0
+        cli = build(None if completes else words[0] if words[0] in COMMANDS else "")
+        code = cli(words, prog_name="meshwright", standalone_mode=False)
         sys.stdout.flush()
     except Exception as error:
         if os.environ.get("MESHWRIGHT_DEBUG") == "1":
+            import traceback
+
             traceback.print_exc()
         return _ended_by(error)
     except KeyboardInterrupt:
         code = INTERRUPTED
-    except SystemExit:  # what is left of a broken pipe that Typer has met
+    except SystemExit as ended:  # what is left of a broken pipe that Typer has met
+        if completes:
+            return ended.code if isinstance(ended.code, int) else 0
         _drop_output()
         code = READER_GONE
     return code if isinstance(code, int) else 0

@@ -3,17 +3,22 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+import re
+from collections.abc import Callable
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from planner.cli import options
+from planner.cli.aiming import Wanted, aim_of
+from planner.cli.amounts import counts
 from planner.cli.machines import real_cluster
 from planner.cli.talk import say
 from planner.errors import SpecError
-from planner.units import count
+from planner.units import count, many
 
 if TYPE_CHECKING:
+    from planner.specs.cluster import ClusterSpec
     from planner.specs.model import ModelSpec
     from planner.specs.workload import Workload
     from planner.workflow import PlanRequest
@@ -30,8 +35,9 @@ FIELD_OPTIONS = {"seq_tokens": "--seq", "global_batch": "--global-batch"}
 class Asked:
     """What was typed, word for word."""
 
-    model: str
-    cluster: str
+    model: str | ModelSpec
+    """A spec as it is where a program asks, not a person."""
+    cluster: str | ClusterSpec
     seq: int | None = None
     global_batch: int | None = None
     precision: str = "bf16"
@@ -47,26 +53,35 @@ class Asked:
     fix: str = ""
     top: int = 10
     unhealthy: str | None = None
+    slow: str | None = None
     gpus: int | None = None
     nodes_file: Path | None = None
     slurm_topology: Path | None = None
     node_state: Path | None = None
     pipelines: str = "under-leaf"
+    wanted: Wanted | None = None
+    nodes: str | None = None
+    batches: str | None = None
+    """`--global-batch` where it may be several; `global_batch` is None then."""
+    sensitivity: bool = False
 
 
-def request_of(asked: Asked) -> PlanRequest:
-    """Return the request: specs loaded, defaults filled in and said on stderr.
+def request_of(asked: Asked, tell: Callable[[str], None] = say) -> PlanRequest:
+    """Return the request: specs loaded, defaults filled in and told (a person: on stderr).
 
     Raises SpecError for anything that cannot be read or contradicts itself.
     """
     fix = options.fields_of(asked.fix, option="--fix")
     unhealthy = options.words_of(asked.unhealthy, option="--unhealthy")
+    slow = options.words_of(asked.slow, option="--slow")
     from planner.specs.catalog import load_cluster, load_model
 
-    model, cluster = load_model(asked.model), load_cluster(asked.cluster)
+    model = load_model(asked.model) if isinstance(asked.model, str) else asked.model
+    typed = asked.cluster if isinstance(asked.cluster, str) else ""
+    cluster = load_cluster(typed) if isinstance(asked.cluster, str) else asked.cluster
     real = real_cluster(
         cluster,
-        asked.cluster,
+        typed,
         nodes_file=asked.nodes_file,
         slurm_topology=asked.slurm_topology,
         node_state=asked.node_state,
@@ -77,7 +92,14 @@ def request_of(asked: Asked) -> PlanRequest:
             f"--gpus: {asked.gpus} is not between 1 and the {cluster.gpus} GPUs of {cluster.name}",
             hint="a cluster grows with ':N' behind its name",
         )
-    workload = workload_of(asked, model, asked.gpus or cluster.gpus)
+    nodes = _nodes(asked, cluster)
+    cluster = _with_nodes(asked, cluster, max(nodes, default=0))
+    batches: tuple[int, ...] = ()
+    if asked.batches is not None:
+        batches = counts(asked.batches, option="--global-batch", doubling=True)
+        asked = replace(asked, global_batch=batches[-1])
+    most = max(nodes, default=cluster.nodes) * cluster.node.gpus
+    workload = workload_of(asked, model, asked.gpus or most, tell)
     from planner.workflow import PlanRequest
 
     return PlanRequest(
@@ -86,16 +108,50 @@ def request_of(asked: Asked) -> PlanRequest:
         workload=workload,
         fix=fix,
         top=asked.top,
-        unhealthy=(*unhealthy, *real.avoid),
+        unhealthy=(*unhealthy, *slow, *real.avoid),
         gpus=asked.gpus,
         busy=real.busy,
+        slow=tuple(slow),
         pipelines=options.rule_of(asked.pipelines),
         notes=real.notes,
+        aim=aim_of(asked.wanted or Wanted(), cluster.accelerator),
+        nodes=nodes,
+        batches=batches if len(batches) > 1 else (),
+        sensitivity=asked.sensitivity,
     )
 
 
-def workload_of(asked: Asked, model: ModelSpec, gpus: int) -> Workload:
-    """Return the workload; a sequence length or batch left out is chosen and said.
+def _nodes(asked: Asked, cluster: ClusterSpec) -> tuple[int, ...]:
+    """Return the node counts to choose from; SpecError where the cluster has not as many."""
+    if asked.nodes is None:
+        return ()
+    if asked.gpus is not None:
+        raise SpecError("--nodes: does not go with --gpus", hint="leave one of them out")
+    nodes = counts(asked.nodes, option="--nodes")
+    typed = asked.cluster if isinstance(asked.cluster, str) else ""
+    given = cluster.names_hosts or not typed or re.search(r":\d+$", typed)
+    if given and nodes[-1] > cluster.nodes:
+        raise SpecError(
+            f"--nodes: {nodes[-1]} is more than the {many(cluster.nodes, 'node')} of "
+            f"{typed or cluster.name}",
+            hint="" if cluster.names_hosts else "leave ':N' out: --nodes says how many",
+        )
+    return nodes
+
+
+def _with_nodes(asked: Asked, cluster: ClusterSpec, nodes: int) -> ClusterSpec:
+    """Return the cluster with as many nodes as --nodes names at most, where it is not given."""
+    if nodes <= cluster.nodes or not nodes:
+        return cluster
+    from planner.workflow.sizing import resized
+
+    return resized(cluster, nodes)
+
+
+def workload_of(
+    asked: Asked, model: ModelSpec, gpus: int, tell: Callable[[str], None] = say
+) -> Workload:
+    """Return the workload; a sequence length or batch left out is chosen and told.
 
     Raises SpecError naming the option whose value is refused.
     """
@@ -132,8 +188,9 @@ def workload_of(asked: Asked, model: ModelSpec, gpus: int) -> Workload:
         raise _refused(error) from error
     _refuse_expert_options(asked, model)
     _refuse_modules(workload, model)
+    _refuse_layers(workload, model)
     if chosen:
-        say(f"defaults taken: {', '.join(chosen)}")
+        tell(f"defaults taken: {', '.join(chosen)}")
     return workload
 
 
@@ -164,6 +221,15 @@ def _refuse_modules(workload: Workload, model: ModelSpec) -> None:
         raise SpecError(
             f"--recompute-modules: {model.name} has no {', '.join(strange)}",
             hint="core_attn and layernorm are in every model",
+        )
+
+
+def _refuse_layers(workload: Workload, model: ModelSpec) -> None:
+    """Raise SpecError where more layers are to be recomputed than the model has."""
+    if workload.recompute_layers > model.layers:
+        raise SpecError(
+            f"--recompute-layers: {workload.recompute_layers} is more than the {model.layers} "
+            f"layers of {model.name}"
         )
 
 

@@ -7,6 +7,7 @@ from typing import Annotated
 
 import typer
 
+from planner.cli import completing
 from planner.cli import options as o
 from planner.cli.talk import answer_json
 from planner.errors import SpecError
@@ -34,7 +35,11 @@ def emit(
     *,
     target: Annotated[
         str | None,
-        typer.Option(metavar="NAME,...", help=f"What to write for: {o.TARGETS}."),
+        typer.Option(
+            metavar="NAME,...",
+            help=f"What to write for: {o.TARGETS}.",
+            autocompletion=completing.targets,
+        ),
     ] = None,
     output: Annotated[
         Path | None,

@@ -6,13 +6,14 @@ question, because only that knows the model and the cluster.
 
 from __future__ import annotations
 
-import json
 import math
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated, Literal
 
 import typer
 
+from planner.cli import completing
 from planner.errors import SpecError, did_you_mean
 
 Rule = Literal["under-leaf", "fastest"]
@@ -39,6 +40,7 @@ Model = Annotated[
         metavar="MODEL",
         help="Shipped name, YAML file, or Hugging Face config.json.",
         show_default=False,
+        autocompletion=completing.models,
     ),
 ]
 Cluster = Annotated[
@@ -47,6 +49,7 @@ Cluster = Annotated[
         metavar="CLUSTER",
         help="Shipped name or YAML file; ':N' sets the nodes.",
         show_default=False,
+        autocompletion=completing.clusters,
     ),
 ]
 Seq = Annotated[
@@ -68,7 +71,10 @@ GlobalBatch = Annotated[
 Precision = Annotated[
     str,
     typer.Option(
-        "--precision", metavar="NAME", help="Of the matrix multiplies: bf16, fp16 or fp8."
+        "--precision",
+        metavar="NAME",
+        help="Of the matrix multiplies: bf16, fp16 or fp8.",
+        autocompletion=completing.precisions,
     ),
 ]
 Optimizer = Annotated[
@@ -77,6 +83,7 @@ Optimizer = Annotated[
         "--optimizer",
         metavar="NAME",
         help="adamw, adamw-8bit, sgd (with momentum) or muon (adamw beside matrices).",
+        autocompletion=completing.optimizers,
     ),
 ]
 Stack = Annotated[
@@ -86,6 +93,7 @@ Stack = Annotated[
         metavar="NAME",
         help="Whose rules and overheads apply: megatron, megatron-bridge, deepspeed, torchtitan, "
         "any, ... (all: docs/model.md), with flags as in megatron+deepep+full-graphs.",
+        autocompletion=completing.stacks,
     ),
 ]
 ExpertImbalance = Annotated[
@@ -154,6 +162,14 @@ Unhealthy = Annotated[
         help="Hosts or host:gpu to avoid, comma-separated, or @file.",
     ),
 ]
+Slow = Annotated[
+    str | None,
+    typer.Option(
+        "--slow",
+        metavar="HOSTS",
+        help="Hosts that work but are slow, to avoid like unhealthy ones; as --unhealthy.",
+    ),
+]
 Gpus = Annotated[
     int | None, typer.Option("--gpus", metavar="N", help="Use exactly N GPUs of the cluster.")
 ]
@@ -188,6 +204,62 @@ Pipelines = Annotated[
         help="under-leaf: fewest pipelines split between leafs. fastest: least step time.",
     ),
 ]
+Objective = Annotated[
+    str,
+    typer.Option(
+        "--objective",
+        metavar="NAME",
+        help="step-time, tokens-per-gpu, cost, energy, memory, or gpus (fewest within the limits).",
+    ),
+]
+Price = Annotated[
+    float | None,
+    typer.Option(
+        "--price", metavar="USD", help="Of a GPU for an hour. Default: the accelerator's, if known."
+    ),
+]
+Power = Annotated[
+    float | None,
+    typer.Option(
+        "--power", metavar="WATTS", help="Of a GPU in training. Default: 76 % of its rated power."
+    ),
+]
+Tokens = Annotated[
+    str | None, typer.Option("--tokens", metavar="N", help="Tokens of the whole run, such as 15T.")
+]
+Deadline = Annotated[
+    str | None,
+    typer.Option("--deadline", metavar="TIME", help="All --tokens within so long, such as 30d."),
+]
+Budget = Annotated[
+    str | None,
+    typer.Option("--budget", metavar="USD", help="All --tokens for so much, such as 2M."),
+]
+MaxStepTime = Annotated[
+    str | None,
+    typer.Option("--max-step-time", metavar="TIME", help="Longest step allowed, such as 20s."),
+]
+Nodes = Annotated[
+    str | None,
+    typer.Option(
+        "--nodes",
+        metavar="N..M|N,...",
+        help="Choose the number of nodes: every one of 8..128, or of 8,16,32.",
+    ),
+]
+Batches = Annotated[
+    str | None,
+    typer.Option(
+        "--global-batch",
+        metavar="N",
+        help="Sequences a step; to choose among: 512,768, or 256..1024 (which doubles). Default: "
+        "about 4M tokens, or 1024 a GPU if that is more.",
+    ),
+]
+Sensitivity = Annotated[
+    bool,
+    typer.Option("--sensitivity", help="Plan again with each hardware figure halved and doubled."),
+]
 Json = Annotated[bool, typer.Option("--json", help="One JSON document on stdout.")]
 Force = Annotated[bool, typer.Option("--force", help="Replace an earlier bundle in DIR.")]
 LayoutText = Annotated[
@@ -197,6 +269,7 @@ LayoutText = Annotated[
         metavar="FIELD=VALUE,...",
         help="Layout; a field left out takes the best legal value.",
         show_default=False,
+        autocompletion=completing.layout_fields,
     ),
 ]
 
@@ -223,6 +296,17 @@ def fields_of(text: str, *, option: str) -> dict[str, str]:
     return out
 
 
+def variables_of(pairs: Sequence[str]) -> dict[str, str]:
+    """Return ['TP=8'] as {'TP': '8'}; SpecError for what is no such pair."""
+    out: dict[str, str] = {}
+    for pair in pairs:
+        name, equals, value = pair.partition("=")
+        if not equals or not name.isidentifier():
+            raise SpecError(f"--set: {pair[:80]!r} is not NAME=VALUE", hint="such as --set TP=8")
+        out[name] = value
+    return out
+
+
 def recompute_of(modules: str | None, layers: str | None) -> dict[str, object]:
     """Return the workload's fields of --recompute-modules and --recompute-layers.
 
@@ -244,13 +328,9 @@ def recompute_of(modules: str | None, layers: str | None) -> dict[str, object]:
 
 def rule_of(text: str) -> Rule:
     """Return the value of --pipelines; SpecError for a rule that there is not."""
-    rules: tuple[Rule, ...] = ("under-leaf", "fastest")
-    if chosen := next((rule for rule in rules if rule == text), None):
-        return chosen
-    near = did_you_mean(text, rules)
-    raise SpecError(
-        f"--pipelines: {text[:80]!r} is not a rule", hint=near or "write under-leaf or fastest"
-    )
+    from planner.place import rule_named
+
+    return rule_named(text, "--pipelines")
 
 
 def _field(name: str, option: str) -> str:
@@ -298,6 +378,8 @@ def shares_of(path: Path, *, option: str) -> tuple[float, ...]:
 
     Raises SpecError when one is not a finite number.
     """
+    import json
+
     text = text_of(path, option=option).strip()
     try:
         if text.startswith("["):
@@ -328,4 +410,4 @@ def text_of(path: Path, *, option: str, most_bytes: int = LIST_FILE_BYTES) -> st
     except OSError as error:
         raise SpecError(f"{option}: {path}: {error.strerror}") from error
     except (UnicodeDecodeError, ValueError) as error:
-        raise SpecError(f"{option}: {path!r} is not a text file (UTF-8)") from error
+        raise SpecError(f"{option}: {path} is not a text file (UTF-8)") from error

@@ -33,6 +33,7 @@ def place(
     slurm_topology: o.SlurmTopology = None,
     node_state: o.NodeState = None,
     unhealthy: o.Unhealthy = None,
+    slow: o.Slow = None,
     moved_from: Annotated[
         Path | None,
         typer.Option(
@@ -77,6 +78,7 @@ def place(
             recompute_modules=recompute_modules,
             recompute_layers=recompute_layers,
             unhealthy=unhealthy,
+            slow=slow,
             gpus=gpus,
             nodes_file=nodes_file,
             slurm_topology=slurm_topology,

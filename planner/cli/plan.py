@@ -7,7 +7,9 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from planner.cli import completing
 from planner.cli import options as o
+from planner.cli.aiming import Wanted
 from planner.cli.asking import Asked, request_of
 from planner.cli.talk import progress, say, show
 
@@ -22,6 +24,8 @@ Examples:
   meshwright plan llama-3.1-70b dgx-h100:32 --seq 8192 --global-batch 512
   meshwright plan deepseek-v3 dgx-h100:256 --fix "pp=8|16,recompute=full"
   meshwright plan llama-3.1-8b dgx-h100:2 -o launch --target torchrun,megatron
+  meshwright plan llama-3.1-70b dgx-h100 --nodes 8,16,32 --objective cost --price 2.5
+  meshwright plan llama-3.1-70b dgx-h100:64 --objective gpus --tokens 1T --deadline 30d
 """
 
 
@@ -30,19 +34,31 @@ def plan(
     cluster: o.Cluster,
     *,
     seq: o.Seq = None,
-    global_batch: o.GlobalBatch = None,
+    global_batch: o.Batches = None,
     precision: o.Precision = "bf16",
     optimizer: o.Optimizer = "adamw",
     stack: o.Stack = "any",
     fix: Annotated[
         str,
         typer.Option(
-            metavar="FIELD=VALUE,...", help="Keep layout fields: tp=8, pp=4..16, zero=1|3."
+            metavar="FIELD=VALUE,...",
+            help="Keep layout fields: tp=8, pp=4..16, zero=1|3.",
+            autocompletion=completing.layout_fields,
         ),
     ] = "",
+    objective: o.Objective = "step-time",
+    nodes: o.Nodes = None,
+    price: o.Price = None,
+    power: o.Power = None,
+    tokens: o.Tokens = None,
+    deadline: o.Deadline = None,
+    budget: o.Budget = None,
+    max_step_time: o.MaxStepTime = None,
+    sensitivity: o.Sensitivity = False,
     top: Annotated[int, typer.Option(metavar="K", min=1, max=1000, help="Layouts to show.")] = 10,
     gpus: o.Gpus = None,
     unhealthy: o.Unhealthy = None,
+    slow: o.Slow = None,
     pipelines: o.Pipelines = "under-leaf",
     nodes_file: o.NodesFile = None,
     slurm_topology: o.SlurmTopology = None,
@@ -60,15 +76,21 @@ def plan(
     ] = None,
     target: Annotated[
         str | None,
-        typer.Option(metavar="NAME,...", help=f"Launch files to write: {o.TARGETS}."),
+        typer.Option(
+            metavar="NAME,...",
+            help=f"Launch files to write: {o.TARGETS}.",
+            autocompletion=completing.targets,
+        ),
     ] = None,
     force: o.Force = False,
     as_json: o.Json = False,
 ) -> None:
-    """Find the fastest layout of MODEL on CLUSTER, place it, and say why.
+    """Find the best layout of MODEL on CLUSTER, place it, and say why.
 
-    Every legal layout is estimated. The best one is placed on the hosts; with -o and --target its
-    launch files are written, each framework with the best layout that it can express.
+    Every legal layout is estimated, on every number of nodes and with every batch that is left
+    open; the best is the fastest, unless --objective says otherwise. It is placed on the hosts;
+    with -o and --target its launch files are written, each framework with the best layout that it
+    can express.
     """
     from planner.cli import bundles
 
@@ -79,7 +101,7 @@ def plan(
             model,
             cluster,
             seq=seq,
-            global_batch=global_batch,
+            batches=global_batch,
             precision=precision,
             optimizer=optimizer,
             stack=stack,
@@ -93,11 +115,15 @@ def plan(
             fix=fix,
             top=top,
             unhealthy=unhealthy,
+            slow=slow,
             gpus=gpus,
             nodes_file=nodes_file,
             slurm_topology=slurm_topology,
             node_state=node_state,
             pipelines=pipelines,
+            wanted=Wanted(objective, price, power, tokens, deadline, budget, max_step_time),
+            nodes=nodes,
+            sensitivity=sensitivity,
         )
     )
     found = _found(request, output, targets, force=force)
@@ -120,7 +146,7 @@ def _found(
 
     def other(target: str) -> Plan:
         tell(f"planning for {target}")
-        instead = workflow.plan_for_target(request, target)
+        instead = workflow.plan_for_target(workflow.narrowed(request, found), target)
         best = instead.best
         swaps.append(
             f"the {target} bundle has the best layout that {target} can run, by its own stack's "

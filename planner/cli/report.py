@@ -98,7 +98,7 @@ def _write(output: Path, text: str) -> None:
 def _of_plan(source: Path) -> str:
     from planner.plan import Plan
     from planner.report.page import plan_page
-    from planner.workflow.planning import NEAR_TIE
+    from planner.workflow.remarks import NEAR_TIE
 
     found = Plan.read(source)
     if not found.plans:
@@ -195,7 +195,25 @@ def _looking_further(found: Plan) -> Iterator[Command]:
         "Every term, down to its source:",
         shell_line(["meshwright", "explain", *asked, *layout]),
     )
-    yield Command("explain", "Plan again:", shell_line(["meshwright", "plan", *asked]))
+    again = ["meshwright", "plan", *asked, *_aim_words(found)]
+    yield Command("explain", "Plan again:", shell_line(again))
+
+
+def _aim_words(found: Plan) -> list[str]:
+    """Return the options that say what the plan was chosen for, and within which limits."""
+    goal = found.objective
+    amounts = {
+        "--price": goal.usd_per_gpu_hour if "--price" in goal.usd_source else None,
+        "--power": goal.watts_per_gpu if "--power" in goal.watts_source else None,
+        "--tokens": goal.tokens,
+        "--deadline": goal.deadline_s,
+        "--budget": goal.budget_usd,
+        "--max-step-time": goal.max_step_time_s,
+    }
+    words = [] if goal.name == "step-time" else ["--objective", goal.name]
+    for option, amount in amounts.items():
+        words += [] if amount is None else [option, f"{amount:.12g}"]
+    return words
 
 
 def _word(path: Path) -> str:

@@ -2,16 +2,14 @@
 
 from __future__ import annotations
 
-import json
-import shutil
 import sys
 from collections.abc import Callable, Mapping
-from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
+from planner.cli import completing
 from planner.cli.options import Json
 from planner.cli.talk import answer_json, say
 from planner.errors import PlannerError, SpecError, did_you_mean
@@ -22,14 +20,15 @@ if TYPE_CHECKING:
 EXAMPLES = """\
 \b
 Examples:
-  meshwright specs list --search llama
+  meshwright specs list llama
   meshwright specs show deepseek-v3
 """
 LIST_EXAMPLES = """\
 \b
 Examples:
   meshwright specs list
-  meshwright specs list --search h100 --json
+  meshwright specs list llama 70b
+  meshwright specs list h100 --json
 """
 SHOW_EXAMPLES = """\
 \b
@@ -48,12 +47,13 @@ SCHEMA_EXAMPLES = """\
 Example:
   meshwright specs schema cluster > cluster.schema.json
 """
-KINDS = ("model", "cluster", "accelerator", "workload")
-Kind = Literal["model", "cluster", "accelerator", "workload"]
+KINDS = ("model", "cluster", "accelerator", "workload", "study")
+Kind = Literal["model", "cluster", "accelerator", "workload", "study"]
 TELLING_FIELDS: Mapping[Kind, frozenset[str]] = {
-    "cluster": frozenset({"accelerator", "node", "fabric", "scale_up"}),
+    "cluster": frozenset({"extends", "accelerator", "node", "fabric", "scale_up"}),
     "accelerator": frozenset({"peak_tflops", "memory_gib", "hbm_gb_per_s"}),
     "workload": frozenset({"seq_tokens", "global_batch"}),
+    "study": frozenset({"axes", "fixed"}),
 }
 """Fields that only one kind of file has; a file with none of them is read as a model."""
 
@@ -70,8 +70,15 @@ KindOption = Annotated[
 
 @app.command("list", epilog=LIST_EXAMPLES)
 def list_names(
+    words: Annotated[
+        list[str] | None,
+        typer.Argument(
+            metavar="[TEXT]...", help="Only names that hold every TEXT.", show_default=False
+        ),
+    ] = None,
+    *,
     search: Annotated[
-        str, typer.Option(metavar="TEXT", help="Only names that hold TEXT, whatever its case.")
+        str, typer.Option(metavar="TEXT", help="The same, as an option; whatever its case.")
     ] = "",
     as_json: Json = False,
 ) -> None:
@@ -83,7 +90,12 @@ def list_names(
         "clusters": catalog.cluster_names(),
         "accelerators": catalog.accelerator_names(),
     }
-    found = {k: [n for n in names if _key(search) in _key(n)] for k, names in every.items()}
+    wanted = [*(words or []), *([search] if search else [])]
+    keys = [_key(word) for word in wanted]
+    found = {
+        kind: [n for n in names if all(key in _key(n) for key in keys)]
+        for kind, names in every.items()
+    }
     if as_json:
         answer_json({"schema": "meshwright.specs/1", **found})
         return
@@ -92,7 +104,10 @@ def list_names(
             typer.echo(f"{heading.capitalize()} ({len(names)})")
             typer.echo(_in_columns(names))
     if not any(found.values()):
-        say(f"no name holds {search!r}; `meshwright specs list` shows all")
+        asked = " ".join(wanted)
+        names = [name for held in every.values() for name in held]
+        near = did_you_mean(asked[:100], names)
+        say(f"no name holds {asked[:80]!r}; {near or '`meshwright specs list` shows all'}")
 
 
 @app.command("show", short_help="Show what a name or a file resolves to.", epilog=SHOW_EXAMPLES)
@@ -100,7 +115,10 @@ def show_spec(
     name: Annotated[
         str,
         typer.Argument(
-            metavar="NAME", help="Shipped name, YAML file, or config.json.", show_default=False
+            metavar="NAME",
+            help="Shipped name, YAML file, or config.json.",
+            show_default=False,
+            autocompletion=completing.specs,
         ),
     ],
     kind: KindOption = None,
@@ -156,6 +174,8 @@ def schema(
     """Print the JSON Schema of a kind of spec file, for editors."""
     wanted = _kind(kind) or "model"
     document = {"$schema": "https://json-schema.org/draft/2020-12/schema", **_schema(wanted)}
+    import json
+
     typer.echo(json.dumps(document, indent=None if as_json else 2))
 
 
@@ -191,6 +211,7 @@ def _loaders() -> dict[Kind, Callable[[str], Record]]:
         "cluster": load_cluster,
         "accelerator": load_accelerator,
         "workload": _load_workload,
+        "study": _load_study,
     }
 
 
@@ -199,6 +220,12 @@ def _load_workload(text: str) -> Record:
     from planner.specs.workload import Workload
 
     return validate(Workload, read_mapping(Path(text)), text)
+
+
+def _load_study(text: str) -> Record:
+    from planner.sweep.study import read_study
+
+    return read_study(Path(text))
 
 
 def _is_path(text: str) -> bool:
@@ -241,6 +268,8 @@ def _derived(record: Record) -> dict[str, Any]:
     from planner.specs.model import ModelSpec
 
     if isinstance(record, ModelSpec):
+        from dataclasses import asdict
+
         from planner.specs.parameters import count_parameters
 
         return {"parameters": asdict(count_parameters(record))}
@@ -260,7 +289,10 @@ def _schema(kind: Kind) -> dict[str, Any]:
     from planner.specs.cluster import Accelerator, ClusterSpec
     from planner.specs.model import ModelSpec
     from planner.specs.workload import Workload
+    from planner.sweep.study import study_schema
 
+    if kind == "study":
+        return study_schema()
     records: dict[Kind, type[Record]] = {
         "model": ModelSpec,
         "cluster": ClusterSpec,
@@ -283,7 +315,21 @@ def _schema(kind: Kind) -> dict[str, Any]:
                 },
             ]
         }
+        _may_extend(document)
     return document
+
+
+def _may_extend(document: dict[str, Any]) -> None:
+    """Allow a cluster that extends another: then any field, and any field of a field, may miss."""
+    whole = document.pop("required")
+    document["required"] = []
+    document["properties"]["extends"] = {
+        "type": "string",
+        "description": "A shipped cluster, or a file beside this one; only what differs is here.",
+    }
+    document["anyOf"] = [{"required": ["extends"]}, {"required": whole}]
+    for name in ("Accelerator", "AttentionFit", "Fabric", "GemmFit", "Node", "ScaleUp"):
+        document["$defs"][name].pop("required", None)
 
 
 def _key(name: str) -> str:
@@ -295,6 +341,8 @@ def _in_columns(names: list[str]) -> str:
     if not sys.stdout.isatty():
         return "\n".join(f"  {name}" for name in names)
     width = max(map(len, names)) + 2
+    import shutil
+
     columns = max(1, (shutil.get_terminal_size().columns - 2) // width)
     height = -(-len(names) // columns)
     rows = (names[row::height] for row in range(height))

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -26,6 +25,8 @@ def say(sentence: str) -> None:
 
 def answer_json(document: dict[str, Any]) -> None:
     """Write the one JSON document of a `--json` answer to stdout."""
+    import json
+
     typer.echo(json.dumps(document, allow_nan=False, separators=(",", ":")))
 
 

@@ -20,6 +20,7 @@ EXAMPLES = """\
 Examples:
   meshwright validate
   meshwright validate runs.csv --json > errors.json
+  meshwright validate my-runs.csv --cluster my.yaml
   meshwright validate runs.csv --write-docs
 """
 REASONS_SHOWN = 8
@@ -40,6 +41,13 @@ def validate(
         ),
     ] = None,
     *,
+    cluster: Annotated[
+        str | None,
+        typer.Option(
+            metavar="CLUSTER",
+            help="All rows ran on nodes of this cluster. Default: as each row's hardware says.",
+        ),
+    ] = None,
     write_docs: Annotated[
         bool, typer.Option("--write-docs", help=f"Write {PAGE} from the table, in a checkout.")
     ] = False,
@@ -50,10 +58,12 @@ def validate(
     A prediction never reads the measured columns of its row. A blank that a stack has a usual value
     for is filled in and said; a row that lacks more is skipped, with the field named.
     """
+    from planner.specs.catalog import load_cluster
     from planner.validate import PUBLISHED, predicted, read_runs, summary
 
+    own = load_cluster(cluster) if cluster else None
     with progress("predicting"):
-        records = predicted(read_runs(runs_file or PUBLISHED))
+        records = predicted(read_runs(runs_file or PUBLISHED, own))
     scores = summary(records)
     if write_docs:
         say(f"wrote {_write_page(records, scores, runs_file)}")

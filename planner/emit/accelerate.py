@@ -44,7 +44,7 @@ class Accelerate:
     """DDP, FSDP2 with hybrid sharding and context parallelism, and ZeRO-1 by DeepSpeed."""
 
     name = "accelerate"
-    stack = "torchtitan"
+    stack = "transformers"
     tested_with = "accelerate 1.15.0, transformers 5.23.0"
     can = CAN
 
@@ -194,7 +194,7 @@ def optim(kind: Optimizer) -> dict[str, Any]:
     """Return the optimizer as the Trainer calls it; 8-bit is torchao's, which FSDP2 can shard."""
     if kind is Optimizer.SGD:
         return {"optim": "sgd", "optim_args": "momentum=0.9"}
-    return {"optim": "adamw_torch_8bit" if kind is Optimizer.ADAMW_8BIT else "adamw_torch"}
+    return {"optim": "adamw_torch_8bit" if kind is Optimizer.ADAMW_8BIT else "adamw_torch_fused"}
 
 
 def trainer_args(plan: Plan) -> dict[str, Any]:

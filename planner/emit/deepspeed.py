@@ -15,6 +15,7 @@ from planner.emit.capabilities import only, refusals, usual
 from planner.emit.deepspeed_config import config
 from planner.emit.fabric import fabric_variables, settings
 from planner.emit.shared import example, shared_artifacts
+from planner.layouts.table import NAMES
 from planner.plan import Plan
 from planner.specs.workload import Optimizer
 
@@ -33,7 +34,7 @@ CAN = usual(
         *(Optimizer.ADAMW, Optimizer.SGD, Optimizer.MUON),
         why="DeepSpeed's engine has adamw, sgd, muon; give it another from your script",
     ),
-    offload=only("none", "optimizer", "optimizer+params", why="DeepSpeed has no such offload"),
+    offload=only(*NAMES["offload"], why="DeepSpeed has no such offload"),
 )
 
 
@@ -84,8 +85,8 @@ def kept_problems(plan: Plan) -> Iterator[str]:
         return
     if lay.zero == 0 or lay.pp > 1:
         yield f"offload={lay.offload} needs zero >= 1 and no pipeline under DeepSpeed."
-    if lay.offload == "optimizer+params" and lay.zero != 3:
-        yield f"DeepSpeed offloads parameters under zero=3, not zero={lay.zero}."
+    if lay.offload not in ("none", "optimizer") and lay.zero != 3:
+        yield f"DeepSpeed needs zero=3 for offload={lay.offload}, not zero={lay.zero}."
     if kind is not Optimizer.ADAMW:
         yield f"DeepSpeed steps on the host with its CPU Adam, not {kind.value}."
 

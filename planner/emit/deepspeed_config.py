@@ -11,6 +11,9 @@ from planner.specs.workload import Optimizer, Precision, Workload
 BUCKET_ELEMENTS = 500_000_000
 """Elements in one reduction or gather: DeepSpeed 0.19.8's default, runtime/zero/config.py."""
 
+NVME_PATH = "/local_nvme"
+"""Where nodes mount their drives, unless the user says otherwise in `ds_config.json`."""
+
 
 def config(plan: Plan) -> dict[str, Any]:
     """Return `ds_config.json`: the batch, the precision, ZeRO, the pipeline, the optimizer."""
@@ -66,10 +69,12 @@ def optimizer(kind: Optimizer, lay: Layout) -> dict[str, Any]:
 
 
 def offload(lay: Layout) -> dict[str, Any]:
-    """Return what ZeRO keeps on the host, in pinned memory."""
-    host = {"device": "cpu", "pin_memory": True}
-    out = {"offload_optimizer": host} if lay.offload != "none" else {}
-    return out | ({"offload_param": host} if lay.offload == "optimizer+params" else {})
+    """Return what ZeRO keeps on the host, in pinned memory, or on its NVMe drives."""
+    where: dict[str, Any] = {"device": "cpu", "pin_memory": True}
+    if lay.offload.endswith("-nvme"):
+        where |= {"device": "nvme", "nvme_path": NVME_PATH}
+    out = {"offload_optimizer": where} if lay.offload != "none" else {}
+    return out | ({"offload_param": where} if lay.offload.startswith("optimizer+params") else {})
 
 
 def zero(lay: Layout) -> dict[str, Any]:

@@ -34,7 +34,7 @@ class Torchtitan:
     """FSDP2, HSDP, tensor, pipeline, context and expert parallelism."""
 
     name = "torchtitan"
-    stack = "torchtitan"
+    stack = "torchtitan+chunked-loss"
     tested_with = "torchtitan 0.3.0"
     can = CAN
 

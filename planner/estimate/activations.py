@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import numpy as np
+from numpy.typing import NDArray
 
 from planner.estimate.compute import EXPERT_SHARD, SHARD
 from planner.estimate.experts import received_tokens
@@ -14,6 +15,18 @@ from planner.specs.parameters import padded_vocab
 
 LOGIT_BYTES = {"megatron": 6.0, "dtensor": 12.0, "hf": 14.0, "eager": 12.0}
 """Bytes a logit at the loss: 16 bit, fp32 and its gradient; HF's logits stay referenced."""
+
+
+AUTOCAST_GELU = 16.0
+PYTHON_GELU = 10.0
+"""Bytes per channel of GPT-2's GELU, which is five elementwise kernels in transformers
+(activations.NewGELUActivation); under autocast its cube and its tanh are fp32."""
+
+
+def autocasts(x: Inputs) -> NDArray[np.bool_]:
+    """Return where fp32 weights are cast for each multiply: without FSDP2, whose copies are."""
+    on: NDArray[np.bool_] = x.stack.autocast & (x.layouts.zero < 2)
+    return on
 
 
 def _stored_bytes(x: Inputs) -> float:
@@ -110,6 +123,16 @@ def _norm_bytes(x: Inputs) -> FloatArray:
     return inputs + norm_output_bytes(x) + stats
 
 
+def _cast_bytes(x: Inputs) -> FloatArray:
+    """Return what autocast adds: every multiply casts its input for itself.
+
+    Norms run on an fp32 stream, and take as much as with the copies that they make of 16 bit.
+    """
+    fused = x.model.norm == Norm.LAYERNORM  # GPT-2's, GPT-NeoX's and Falcon's projections
+    readers = 2 if fused else 3 + (2 if x.model.gated_mlp else 1)
+    return np.where(autocasts(x), 2.0 * readers * x.rank_tokens * x.model.hidden, 0.0)
+
+
 def _dropout_bytes(x: Inputs) -> FloatArray:
     masks = 2.0 if x.model.dropout else 0.0
     return masks * x.rank_tokens * x.model.hidden / x.sp_ways
@@ -120,8 +143,10 @@ def feed_forward_bytes(x: Inputs, width: int) -> FloatArray:
     return _width_bytes(x) * x.rank_tokens * width / x.layouts.tp
 
 
-def _width_bytes(x: Inputs) -> float:
+def _width_bytes(x: Inputs) -> FloatArray | float:
     """Return the saved bytes per token and channel of a feed-forward."""
+    if x.stack.activations == "hf" and x.model.python_gelu:
+        return np.where(autocasts(x), AUTOCAST_GELU, PYTHON_GELU)
     if x.stack.activations != "megatron":
         return 8.0 if x.model.gated_mlp else 4.0
     return (4.0 if x.model.gated_mlp else 2.0) + _stored_bytes(x)
@@ -129,7 +154,7 @@ def _width_bytes(x: Inputs) -> float:
 
 def _attention_bytes(x: Inputs) -> FloatArray:
     """Return the saved bytes of a layer without its feed-forward."""
-    outside = _norm_bytes(x) + _latent_bytes(x) + _dropout_bytes(x)
+    outside = _norm_bytes(x) + _cast_bytes(x) + _latent_bytes(x) + _dropout_bytes(x)
     return outside + _heads_bytes(x) + core_bytes(x)
 
 
@@ -137,7 +162,7 @@ def _attention_bytes(x: Inputs) -> FloatArray:
     unit="bytes",
     formula="[4 n T h + stats]/sp + [2T(q + k + v + out) + 4 T a + 6 T f]/tp; unfused + 5 T s a/tp",
     source=KORTHIKANTI_2022,
-    on=SHARD,
+    on=(*SHARD, "zero"),
 )
 def dense_layer_activation_bytes(x: Inputs) -> FloatArray:
     """Saved for backward by one dense layer and micro-batch, nothing recomputed.
@@ -151,7 +176,7 @@ def dense_layer_activation_bytes(x: Inputs) -> FloatArray:
     unit="bytes",
     formula="attention part + 9 T E/sp + received*(2 h + 6 f_expert) + shared experts",
     source=SWITCH_2021,
-    on=EXPERT_SHARD,
+    on=(*EXPERT_SHARD, "zero"),
 )
 def moe_layer_activation_bytes(x: Inputs) -> FloatArray:
     """Saved for backward by one layer with experts on the busiest rank, nothing recomputed."""
@@ -194,7 +219,8 @@ def up_projection_bytes(x: Inputs) -> FloatArray:
 
 @term(
     unit="bytes",
-    formula="6 T V/tp (Megatron); 12 T V/tp (FSDP2, fp32 loss); 14 T V (HF loss)",
+    formula="6 T V/tp (Megatron); 12 T V/tp (FSDP2, fp32 loss), / pieces + 4 T h where the loss is "
+    "made in pieces; 14 T V (HF loss)",
     source=MEGATRON_CORE,
     on=(*SHARD, "pp", "vpp"),
 )
@@ -204,4 +230,8 @@ def logits_bytes(x: Inputs) -> FloatArray:
     each = x.stack.logit_bytes or LOGIT_BYTES[x.stack.activations]
     if x.stack.activations == "hf":
         width = np.full(len(x.layouts), float(x.model.vocab))
-    return x.stages.last * (each * x.rank_tokens * width)[:, None]
+    pieces = x.stack.loss_chunks
+    held = each * x.rank_tokens * width / pieces
+    if pieces > 1:  # the gradient of what goes into the output layer adds up in fp32
+        held = held + 4.0 * x.rank_tokens * x.model.hidden
+    return x.stages.last * held[:, None]

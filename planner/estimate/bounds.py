@@ -24,9 +24,9 @@ from planner.estimate.inputs import FloatArray, Inputs, term
 from planner.estimate.optimizer import optimizer_s
 from planner.estimate.params import stage_dense_parameters, stage_expert_parameters
 from planner.estimate.step import (
-    dense_layer_s,
+    dense_layer_total_s,
     exposed_s,
-    moe_layer_s,
+    moe_layer_total_s,
     stage_microbatch_s,
     step_s,
 )
@@ -83,7 +83,7 @@ class _Chain:
         """Price layers, ends and sends."""
         lay, model = x.layouts, x.model
         self.p, self.v, self.m = lay.pp, lay.vpp, lay.num_microbatches
-        self.dense, self.moe = dense_layer_s(x).sum(axis=1), moe_layer_s(x).sum(axis=1)
+        self.dense, self.moe = dense_layer_total_s(x), moe_layer_total_s(x)
         sorts = [self.moe if moe else self.dense for moe in sorted(set(model.moe_layers))]
         self.layer = np.minimum.reduce(sorts)
         self.alike = len(sorts) == 1

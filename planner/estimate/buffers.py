@@ -82,6 +82,14 @@ def largest_layer_parameters(x: Inputs) -> FloatArray:
 )
 def communication_buffers_bytes(x: Inputs) -> FloatArray:
     """Buffers of collectives that are alive together with the activations."""
+    return x.by(SHARDED, sharding_buffers_bytes) + exchange_buffers_bytes(x)[:, None]
+
+
+SHARDED = ("tp", "pp", "vpp", "ep", "etp", "zero")
+
+
+def sharding_buffers_bytes(x: Inputs) -> FloatArray:
+    """Return the buffers of ZeRO's collectives: layers gathered, and gradients being reduced."""
     lay, s, width = x.layouts, x.stages, x.stack.gradient_reduce_bytes
     largest = largest_layer_parameters(x)
     zero = lay.zero[:, None]
@@ -95,4 +103,4 @@ def communication_buffers_bytes(x: Inputs) -> FloatArray:
         held = stage_dense_parameters(x) + stage_expert_parameters(x)
         bucket = 2.0 * np.minimum(DEEPSPEED_BUCKET, held)
         total = total + np.where(zero == 3, 2 * bucket, np.where(zero > 0, bucket, 0.0))
-    return total + exchange_buffers_bytes(x)[:, None]
+    return total

@@ -52,7 +52,9 @@ def _tp_s(x: Inputs, gathers: float, scatters: float, reduces: float) -> FloatAr
     gather = group_s(x, "all_gather", buffer, one, lay.tp)
     scatter = group_s(x, "reduce_scatter", buffer, one, lay.tp)
     split = gathers * gather + scatters * scatter
-    return np.where(lay.sp == 1, split, reduces * reduce) * x.stack.tp_exposed
+    moved = np.where(lay.sp == 1, split, reduces * reduce) * x.stack.tp_exposed
+    calls = np.where(lay.sp == 1, gathers + scatters, reduces)
+    return moved + calls * x.stack.tp_wait_s * np.log2(lay.tp)
 
 
 @term(
@@ -275,7 +277,8 @@ def gradient_sync_s(x: Inputs) -> FloatArray:
     copies = copies + _bucketed_s(
         x, "all_reduce", experts / expert_ways, wide * expert_ways, lay.dp_replicate
     )
-    sharded = np.where(lay.zero == 1, scatter, 0.0) + np.where(lay.dp_replicate > 1, copies, 0.0)
+    summed = reduce if x.stack.zero1 == "all-reduce" else scatter
+    sharded = np.where(lay.zero == 1, summed, 0.0) + np.where(lay.dp_replicate > 1, copies, 0.0)
     return np.where(lay.zero == 0, reduce, sharded)
 
 

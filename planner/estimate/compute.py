@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-
 import numpy as np
 
 from planner.estimate.experts import received_tokens, routed_tokens
@@ -13,6 +11,7 @@ from planner.estimate.kernels import (
     ATTENTION_HALF_TOKENS,
     Array,
     attended_share,
+    attended_tokens,
     attention_rate,
     gemm_backward_s,
     gemm_rate,
@@ -21,21 +20,20 @@ from planner.estimate.kernels import (
     unfused_attention_s,
     uses_fp8,
 )
-from planner.estimate.modules import recomputed_modules
-from planner.sources import CALIBRATION, DEEPSEEK_V2, FLASH_ATTENTION_2, MEGATRON_2019, SWITCH_2021
+from planner.sources import CALIBRATION, FLASH_ATTENTION_2, MEGATRON_2019, SWITCH_2021
 from planner.specs.parameters import padded_vocab
 
 SHARD = ("tp", "sp", "cp", "micro_batch")
 EXPERT_SHARD = (*SHARD, "ep", "etp")
 Multiply = tuple[Array, Array, Array]
 
-GROUPED_RATE = 0.783
+GROUPED_RATE = 0.748
 GROUPED_HALF_TOKENS = 110.0
-ROUTER_RATE = 0.154
-EXPERT_ACTIVATION_BYTES = 38.1
-BIASED_EXPERTS = 6.96
+ROUTER_RATE = 0.159
+EXPERT_ACTIVATION_BYTES = 39.3
+BIASED_EXPERTS = 6.59
 """Traffic of experts with biases and a clamped activation, unfused, over SwiGLU (fit; gpt-oss)."""
-FP8_CAST = 3.98
+FP8_CAST = 3.34
 """Bytes moved per element to cast a multiply's inputs to FP8: 4 x 1.06 (fit)."""
 
 
@@ -69,13 +67,13 @@ def _mlp_multiplies(x: Inputs, width: int) -> list[Multiply]:
 
 
 def _forward(x: Inputs, multiplies: list[Multiply]) -> FloatArray:
-    total: FloatArray = np.sum([gemm_s(x, *shape) for shape in multiplies], axis=0)
-    return total
+    none = np.zeros(len(x.layouts))
+    return sum((gemm_s(x, *shape) for shape in multiplies), none)
 
 
 def _backward(x: Inputs, multiplies: list[Multiply]) -> FloatArray:
-    total: FloatArray = np.sum([gemm_backward_s(x, *shape) for shape in multiplies], axis=0)
-    return total
+    none = np.zeros(len(x.layouts))
+    return sum((gemm_backward_s(x, *shape) for shape in multiplies), none)
 
 
 @term(unit="s", formula="sum over qkv, out of GEMM(m, n, k)", source=MEGATRON_2019, on=SHARD)
@@ -113,7 +111,7 @@ def attention_core_forward_s(x: Inputs) -> FloatArray:
     """Attention between the projections, forward; unfused: two batched GEMMs and a softmax."""
     if x.stack.attention_kernel == "unfused":
         return 15e-6 + unfused_attention_s(x, backward=False)
-    short = 1 + ATTENTION_HALF_TOKENS * x.layouts.cp / x.workload.seq_tokens
+    short = 1 + ATTENTION_HALF_TOKENS * x.layouts.cp / attended_tokens(x)
     return 15e-6 + attention_core_flops(x) / attention_rate(x) * short
 
 
@@ -156,7 +154,7 @@ def _cast_bytes(x: Inputs, width: int, *, backward: bool) -> FloatArray:
 
 @term(
     unit="s",
-    formula="mm*(16*T*h/sp + act*T*f/tp + 4*T*qkv)/HBM, act 6 gated, 4 not",
+    formula="starts + mm*(16*T*h/sp + act*T*f/tp + 4*T*qkv)/HBM, act 6 gated, 4 not",
     source=CALIBRATION,
     on=SHARD,
 )
@@ -164,12 +162,12 @@ def dense_elementwise_forward_s(x: Inputs) -> FloatArray:
     """Norms, residuals, rotary, activation and FP8 casts of a dense layer, forward."""
     width = x.model.ffn
     moved = _elementwise_bytes(x, width, backward=False) + _cast_bytes(x, width, backward=False)
-    return hbm_s(x, moved)
+    return x.stack.kernel_s + hbm_s(x, moved)
 
 
 @term(
     unit="s",
-    formula="mm*(22*T*h/sp + 1.7*act*T*f/tp + 4*T*qkv)/HBM",
+    formula="2 starts + mm*(22*T*h/sp + 1.7*act*T*f/tp + 4*T*qkv)/HBM",
     source=CALIBRATION,
     on=SHARD,
 )
@@ -177,7 +175,7 @@ def dense_elementwise_backward_s(x: Inputs) -> FloatArray:
     """The same, backward."""
     width = x.model.ffn
     moved = _elementwise_bytes(x, width, backward=True) + _cast_bytes(x, width, backward=True)
-    return hbm_s(x, moved)
+    return 2 * x.stack.kernel_s + hbm_s(x, moved)
 
 
 @term(unit="s", formula="GEMM(fc1) + GEMM(fc2)", source=MEGATRON_2019, on=SHARD)
@@ -192,8 +190,10 @@ def mlp_backward_s(x: Inputs) -> FloatArray:
     return _backward(x, _mlp_multiplies(x, x.model.ffn))
 
 
-def _shared_width(x: Inputs) -> int:
-    return x.model.experts.shared_ffn if x.model.experts else 0
+def _shared_multiplies(x: Inputs) -> list[Multiply]:
+    """Return (m, n, k) of the shared experts, which every token passes; none without them."""
+    width = x.model.experts.shared_ffn if x.model.experts else 0
+    return _mlp_multiplies(x, width) if width else []
 
 
 def _grouped_s(x: Inputs) -> FloatArray:
@@ -223,6 +223,11 @@ def _expert_fixed_s(x: Inputs) -> FloatArray:
     return each * (x.model.experts.count if x.model.experts else 0) / x.layouts.ep
 
 
+def shared_experts_forward_s(x: Inputs) -> FloatArray:
+    """Return the seconds of the shared experts' multiplies, forward."""
+    return _forward(x, _shared_multiplies(x))
+
+
 @term(
     unit="s",
     formula="grouped GEMM(received tokens, 2*ffn/etp, h) + (.., h, ffn/etp) + fixed per expert",
@@ -232,8 +237,7 @@ def _expert_fixed_s(x: Inputs) -> FloatArray:
 def experts_forward_s(x: Inputs) -> FloatArray:
     """Routed and shared experts of one layer, forward, on the busiest rank."""
     fixed = _expert_fixed_s(x) / 3
-    shared = _forward(x, _mlp_multiplies(x, _shared_width(x))) if _shared_width(x) else 0.0
-    return _grouped_s(x) + fixed + shared
+    return _grouped_s(x) + fixed + shared_experts_forward_s(x)
 
 
 @term(
@@ -245,7 +249,7 @@ def experts_forward_s(x: Inputs) -> FloatArray:
 def experts_backward_s(x: Inputs) -> FloatArray:
     """Routed and shared experts of one layer, backward, on the busiest rank."""
     fixed = _expert_fixed_s(x) * 2 / 3
-    shared = _backward(x, _mlp_multiplies(x, _shared_width(x))) if _shared_width(x) else 0.0
+    shared = _backward(x, _shared_multiplies(x))
     return _grouped_s(x) * (1 + 1 / 0.96) + fixed + shared
 
 
@@ -288,7 +292,14 @@ def _moe_elementwise(x: Inputs, *, backward: bool) -> FloatArray:
         each = FP8_CAST * x.stack.fp8_cast
         cast = cast + each * received_tokens(x) * (h + experts.ffn / x.layouts.etp)
     traffic = x.stack.moe_traffic * (part * (moved + activated) + rest + cast)
-    return router / (ROUTER_RATE * rate) + hbm_s(x, traffic)
+    starts = (2 if backward else 1) * x.stack.kernel_s
+    return starts + router / (ROUTER_RATE * rate) + hbm_s(x, traffic)
+
+
+def _head_width(x: Inputs) -> FloatArray:
+    """Return one rank's share of the vocabulary, as its multiplies see it."""
+    width = padded_vocab(x.model.vocab, x.layouts.tp) / x.layouts.tp
+    return width if x.stack.pads_vocab else np.where(x.layouts.tp == 1, x.model.vocab, width)
 
 
 @term(
@@ -299,7 +310,7 @@ def _moe_elementwise(x: Inputs, *, backward: bool) -> FloatArray:
 )
 def head_s(x: Inputs) -> FloatArray:
     """Output projection, cross-entropy and their backward, on the last stage; always 16 bit."""
-    width = padded_vocab(x.model.vocab, x.layouts.tp) / x.layouts.tp
+    width = _head_width(x)
     tokens, h = x.rank_tokens, x.model.hidden
     multiply = gemm_s(x, tokens, width, h, low_precision=False)
     multiply = multiply + gemm_backward_s(x, tokens, width, h, low_precision=False)
@@ -311,71 +322,3 @@ def head_s(x: Inputs) -> FloatArray:
 def embedding_s(x: Inputs) -> FloatArray:
     """Token lookup and its gradient, on the first stage."""
     return hbm_s(x, 14.0 * x.rank_tokens * x.model.hidden / x.sp_ways) + 40e-6
-
-
-@term(
-    unit="s",
-    formula="norms (+ expert activation, MLA up-projections; what the stack's flags name)",
-    source=DEEPSEEK_V2,
-    on=(*EXPERT_SHARD, "recompute"),
-)
-def selective_recompute_s(x: Inputs) -> FloatArray:
-    """Extra backward time per layer under selective recompute (0 for the other kinds)."""
-    m, lay = x.model, x.layouts
-    if x.stack.activations == "dtensor":  # every second multiply is run again (torchtitan 'op')
-        mlp = mlp_forward_s(x) if not all(m.moe_layers) else experts_forward_s(x)
-        again = 0.5 * (attention_gemm_forward_s(x) + mlp)
-        return np.where(lay.recompute == 1, again, 0.0)
-    modules = recomputed_modules(x) & _AGAIN.keys()
-    parts = [_AGAIN[name](x) for name in sorted(modules)]
-    return np.where(lay.recompute == 1, np.sum(parts, axis=0) if parts else 0.0, 0.0)
-
-
-def _norms_again_s(x: Inputs) -> FloatArray:
-    return hbm_s(x, 8.0 * x.rank_tokens * x.model.hidden / x.sp_ways)
-
-
-def _mlp_again_s(x: Inputs) -> FloatArray:
-    return np.zeros(len(x.layouts)) if x.model.experts else mlp_forward_s(x)
-
-
-def _activation_again_s(x: Inputs) -> FloatArray:
-    if (experts := x.model.experts) is None:
-        return np.zeros(len(x.layouts))
-    biased = BIASED_EXPERTS if experts.expert_bias else 1.0
-    return hbm_s(x, 6.0 * biased * received_tokens(x) * experts.ffn / x.layouts.etp)
-
-
-def _experts_again_s(x: Inputs) -> FloatArray:
-    if x.model.experts is None:
-        return np.zeros(len(x.layouts))
-    return experts_forward_s(x) + _activation_again_s(x)
-
-
-def _up_projections_again_s(x: Inputs) -> FloatArray:
-    m, tp = x.model, x.layouts.tp
-    if m.mla is None:
-        return np.zeros(len(x.layouts))
-    up = m.heads * (m.mla.qk_nope_head_dim + m.mla.v_head_dim) / tp
-    again = gemm_s(x, x.rank_tokens, up, m.mla.kv_lora_rank)
-    if m.mla.q_lora_rank:
-        again = again + gemm_s(x, x.rank_tokens, m.heads * x.qk_dim / tp, m.mla.q_lora_rank)
-    return again
-
-
-def _shared_again_s(x: Inputs) -> FloatArray:
-    if not (width := _shared_width(x)):
-        return np.zeros(len(x.layouts))
-    return _forward(x, _mlp_multiplies(x, width))
-
-
-_AGAIN: dict[str, Callable[[Inputs], FloatArray]] = {
-    "core_attn": attention_core_forward_s,
-    "layernorm": _norms_again_s,
-    "mla_up_proj": _up_projections_again_s,
-    "mlp": _mlp_again_s,
-    "moe": _experts_again_s,
-    "moe_act": _activation_again_s,
-    "shared_experts": _shared_again_s,
-}
-"""Seconds of a module's forward, run once more in a layer's backward."""

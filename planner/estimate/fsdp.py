@@ -12,7 +12,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from planner.estimate.activations import logits_bytes
+from planner.estimate.activations import autocasts, logits_bytes
 from planner.estimate.buffers import exchange_buffers_bytes, largest_layer_parameters
 from planner.estimate.communication import expert_shard_ways, shard_ways
 from planner.estimate.experts import received_tokens
@@ -27,7 +27,7 @@ from planner.estimate.params import (
 )
 from planner.estimate.recompute import kept_layer_bytes, whole_layer_bytes
 from planner.estimate.schemes import scheme
-from planner.estimate.states import PARAMETERS, gradients_bytes, held, weights_bytes
+from planner.estimate.states import gradients_bytes, held, weights_away, weights_bytes
 from planner.sources import TORCH
 
 POINTS = (
@@ -76,8 +76,9 @@ def _groups(x: Inputs) -> _Groups:
     return _Groups(apart, table + head - apart, table, largest_layer_parameters(x), layers)
 
 
-def _shares(x: Inputs, g: _Groups) -> _Shares:
+def _shares(x: Inputs) -> _Shares:
     """Return gradient bytes of each group's shard; experts are sharded over their own ranks."""
+    g = x.once(_groups)
     ways = np.where(x.layouts.zero >= 2, shard_ways(x), 1)[:, None]
     expert_ways = np.where(x.layouts.zero >= 2, expert_shard_ways(x), 1)[:, None]
     each = scheme(x).gradient
@@ -106,13 +107,13 @@ def _weights(x: Inputs) -> tuple[FloatArray, ...]:
 
 def _here(x: Inputs) -> FloatArray:
     """Return 1 where the shards stay on the GPU, 0 where CPUOffloadPolicy takes them off."""
-    return (x.layouts.offload < PARAMETERS).astype(np.float64)[:, None]
+    return (~weights_away(x)).astype(np.float64)[:, None]
 
 
 def _gradients(x: Inputs) -> tuple[FloatArray, ...]:
     """Return the gradients held at each point: from the second micro-step on, all of them."""
-    g = _groups(x)
-    share, everything, here = _shares(x, g), gradients_bytes(x), _here(x)
+    g = x.once(_groups)
+    share, everything, here = x.once(_shares), gradients_bytes(x), _here(x)
     reduced = [
         here * (share.head + (1 - (i + 1) / g.layers) * share.all_blocks)
         for i in _backward_blocks(g)
@@ -136,23 +137,22 @@ def _kept(x: Inputs) -> FloatArray:
 
 def _activations(x: Inputs) -> tuple[FloatArray, ...]:
     """Return the activations held at each point: those kept, and the working set of the point."""
-    g, s, tokens, kept = _groups(x), x.stages, x.rank_tokens, _kept(x)
+    s, tokens, kept = x.stages, x.rank_tokens, x.once(_kept)
     others = (microbatches_in_flight(x) - 1) * kept
     normed = s.last * (4.0 * tokens * x.model.hidden / x.sp_ways)[:, None]
     loss = others + kept + normed + s.last * 8.0 * tokens[:, None]
-    blocks = [others + held for held, _ in _backward_moments(x, g, kept)]
+    blocks = [others + held for held, _ in x.once(_backward_moments)]
     nothing = np.zeros_like(kept)
     return (loss, others + kept + normed, *blocks, nothing, nothing)
 
 
-def _backward_moments(
-    x: Inputs, g: _Groups, kept: FloatArray
-) -> list[tuple[FloatArray, FloatArray]]:
+def _backward_moments(x: Inputs) -> list[tuple[FloatArray, FloatArray]]:
     """Return (activations, temporaries) of each block's backward, at its start or at its end.
 
     At the start its activations are there, and the gradient of one weight; at the end they are
     gone, and the 16-bit gradients of all its weights wait for their reduction. The larger counts.
     """
+    g, kept = x.once(_groups), x.once(_kept)
     work, one = _backward_work(x), _weight_gradient(x)
     edge = (2.0 * x.rank_tokens * x.model.hidden / x.sp_ways)[:, None]
     full = x.layouts.recompute[:, None] == FULL
@@ -209,15 +209,15 @@ def _logits(x: Inputs) -> tuple[FloatArray, ...]:
 
 def _buffers(x: Inputs) -> tuple[FloatArray, ...]:
     """Return gathered parameters, gradients being reduced and temporaries at each point."""
-    g, zero = _groups(x), x.layouts.zero[:, None]
-    share = _shares(x, g)
+    g, zero = x.once(_groups), x.layouts.zero[:, None]
+    share = x.once(_shares)
     again = (x.layouts.num_microbatches[:, None] > 1).astype(np.float64)
     width = np.where(zero >= 2, float(x.stack.gradient_reduce_bytes), 0.0)
     local = np.where(zero >= 2, GATHERED_BYTES, 0.0)
     at_head, at_blocks, at_tail = _gathered(x, g)
     common = _inputs(x) + exchange_buffers_bytes(x)[:, None]
     head = at_head + (local + width) * g.head + again * share.head
-    moments = _backward_moments(x, g, _kept(x))
+    moments = x.once(_backward_moments)
     blocks = [
         gathered
         + np.where(i < g.layers - 1, width * g.block, width * g.head)
@@ -228,9 +228,44 @@ def _buffers(x: Inputs) -> tuple[FloatArray, ...]:
     tail = np.maximum((local + width) * g.tail, width * g.tail + share.tail + local * g.table)
     # temporaries of torch's foreach AdamW, and of SGD with weight decay: one value a parameter of
     # the shard; 8-bit AdamW and Muon go tensor by tensor and need less
-    step = held(x, scheme(x).weight, sharded_from=2) * _here(x) + _inputs(x)
+    temporary = 0.0 if x.stack.fused_step else scheme(x).weight
+    step = held(x, temporary, sharded_from=2) * _here(x) + _inputs(x)
     before = (at_head, head, *blocks, at_tail + tail)
-    return (*(part + common for part in before), step)
+    casts, buckets = _casts(x, g), _ddp_buckets(x)
+    return (
+        *(part + common + cast + buckets for part, cast in zip(before, casts, strict=True)),
+        step + buckets,
+    )
+
+
+def _ddp_buckets(x: Inputs) -> FloatArray:
+    """Return the buckets of DistributedDataParallel, which hold all gradients once more.
+
+    Accelerate and torch.nn.parallel make no views of them by default (gradient_as_bucket_view);
+    seen on one H100 as 4 bytes a parameter from the first step on.
+    """
+    lay = x.layouts
+    copied = (lay.zero == 0) & (lay.dp * lay.cp > 1) & (lay.dp_sync == 0)
+    whole = stage_dense_parameters(x) + stage_expert_parameters(x)
+    held_twice: FloatArray = copied.astype(np.float64)[:, None] * scheme(x).gradient * whole
+    return held_twice
+
+
+def _casts(x: Inputs, g: _Groups) -> tuple[FloatArray, ...]:
+    """Return autocast's 16-bit copies of weights at each point but the step.
+
+    Backward needs those of the layers still to come. Under full recompute autograd keeps none, but
+    autocast does until the forward pass ends, at the loss: before the gradient of the logits, in 16
+    bit, is there.
+    """
+    on = autocasts(x)[:, None]
+    weights = g.block * g.layers + np.where(x.model.tied_embeddings, g.tail, g.head)
+    copies = np.where(on, GATHERED_BYTES * weights, 0.0)
+    full = x.layouts.recompute[:, None] == FULL
+    gradient = x.stages.last * (2.0 * x.rank_tokens * x.model.vocab)[:, None]
+    at_loss = np.where(full, np.maximum(copies - gradient, 0.0), copies)
+    left = [np.where(full, 0.0, copies * (i + 1) / g.layers) for i in _backward_blocks(g)]
+    return (at_loss, np.where(full, 0.0, copies), *left, np.zeros_like(copies))
 
 
 def _gathered(x: Inputs, g: _Groups) -> tuple[FloatArray, list[FloatArray], FloatArray]:
@@ -279,20 +314,27 @@ def fsdp_peak_point(x: Inputs) -> FloatArray:
     """Which point of a step (0 to 5) holds the most under FSDP2; 0 for other stacks."""
     if x.stack.states != "fsdp2":
         return np.zeros(x.stages.count.shape)
-    by_point = zip(*(part(x) for part in PARTS.values()), strict=True)
-    held_at = [np.sum(np.broadcast_arrays(*parts), axis=0) for parts in by_point]
-    point: FloatArray = np.argmax(held_at, axis=0).astype(np.float64)
-    return point
+    return x.once(_at_peak)["point"].astype(np.float64)
 
 
 def at_peak(x: Inputs, part: str) -> FloatArray:
     """Return what one of PARTS holds at the peak of each stage, shape (layouts, stage kinds)."""
-    point = fsdp_peak_point(x)
-    values = PARTS[part](x)
-    out = np.zeros(point.shape)
-    for i, value in enumerate(values):
-        out = np.where(point == i, value, out)
-    return out
+    return x.once(_at_peak)[part]
+
+
+def _at_peak(x: Inputs) -> dict[str, FloatArray]:
+    """Return the first point that holds the most, and what each part holds there."""
+    parts = {name: part(x) for name, part in PARTS.items()}
+    highest: dict[str, FloatArray] = {}
+    for i, by_part in enumerate(zip(*parts.values(), strict=True)):
+        held_at: FloatArray = np.sum(np.broadcast_arrays(*by_part), axis=0)
+        now = {**dict(zip(parts, by_part, strict=True)), "point": i, "total": held_at}
+        if not highest:
+            highest = {name: np.broadcast_to(value, held_at.shape) for name, value in now.items()}
+            continue
+        more = held_at > highest["total"]
+        highest = {name: np.where(more, now[name], low) for name, low in highest.items()}
+    return highest
 
 
 def peak_point(x: Inputs, stage: int) -> str:

@@ -2,25 +2,32 @@
 
 A term names the columns that it depends on. It is then evaluated on the distinct combinations of
 these columns only, and the result gathered: a million layouts hold a few hundred distinct kernels.
+Where layouts come in parts of one space, what has few combinations is computed once for all parts.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from typing import Any, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
 
+from planner.layouts.factored import Factored, Index, all_of, codes_of, in_order
 from planner.layouts.split import StageKinds, all_stages, stage_kinds
 from planner.layouts.table import IntArray, Layouts
 from planner.sources import Source
 from planner.specs.cluster import ClusterSpec
 from planner.specs.model import ModelSpec
-from planner.specs.stack import Stack, stack_named
+from planner.specs.stack import Stack, stack_named, stack_with
 from planner.specs.workload import Workload
 
 FloatArray = NDArray[np.float64]
+T = TypeVar("T")
+
+MOST_SHARED = 1 << 13
+"""Combinations of columns whose terms are computed for a whole space, and kept for all parts."""
 
 
 @dataclass(frozen=True)
@@ -53,22 +60,9 @@ def term(
     return make
 
 
-def ranks_of(values: IntArray, bound: int | None = None) -> tuple[IntArray, int]:
-    """Return each value's rank among the distinct values, and how many there are.
-
-    Small non-negative integers (below `bound`, default: the largest + 1) are ranked through a table
-    of the values present, without a sort.
-    """
-    if not len(values):
-        return values, 0
-    bound = int(values.max()) + 1 if bound is None else bound
-    if bound > 64 * len(values) + (1 << 16):
-        distinct, ranks = np.unique(values, return_inverse=True)
-        return ranks.astype(np.int64), len(distinct)
-    present = np.zeros(bound, dtype=np.bool_)
-    present[values] = True
-    table = np.cumsum(present)
-    return (table - 1)[values], int(table[-1])
+def widest(values: FloatArray) -> FloatArray:
+    """Return the largest of each row's few columns; faster than a reduction along a short axis."""
+    return np.maximum.reduce(list(values.T)) if values.shape[1] > 1 else values[:, 0]
 
 
 @dataclass(frozen=True)
@@ -84,6 +78,17 @@ class Flows:
     sends: FloatArray
     experts: FloatArray
 
+    def take(self, rows: Any) -> Flows:
+        """Return the rows that an index, a slice or a mask picks."""
+        return Flows(self.rings[rows], self.sends[rows], self.experts[rows])
+
+
+@dataclass(frozen=True)
+class Shared:
+    """What all parts of one space have in common: inputs of the combinations of some columns."""
+
+    inputs: dict[tuple[str, ...], Inputs] = field(default_factory=dict)
+
 
 class Inputs:
     """One model, cluster and workload, and the layouts to score. Terms are kept once computed."""
@@ -98,36 +103,55 @@ class Inputs:
         every_stage: bool = False,
         flows: Flows | None = None,
         kinds: StageKinds | None = None,
+        shared: Shared | None = None,
+        own: tuple[str, ...] = (),
     ) -> None:
         """Take the layouts; `every_stage` keeps all stages apart (for one layout, to show them).
 
         With `flows` the uplinks carry those of a placement, row by row. `kinds` are the stages
-        of another cut of the layers than the usual one, without multi-token prediction.
+        of another cut of the layers than the usual one, without multi-token prediction. `shared`
+        is one for all parts of a space, `own` the columns whose combinations the layouts are.
         """
         self.model = model
         self.cluster = cluster
         self.workload = workload
         self.layouts = layouts
-        self.stack: Stack = stack_named(workload.stack)
-        self._values: dict[str, FloatArray] = {}
-        self._reduced: dict[tuple[str, ...], tuple[Inputs, IntArray] | None] = {}
-        self._codes: dict[str, tuple[IntArray, int]] = {}
+        measured = cluster.figures_of(workload.stack)
+        name = workload.stack
+        self.stack: Stack = stack_with(name, measured.numbers) if measured else stack_named(name)
+        self._values: dict[Callable[[Inputs], FloatArray], FloatArray] = {}
+        self._reduced: dict[tuple[str, ...], tuple[Inputs, Index] | None] = {}
         self.flows = flows
         self._kinds = kinds
         self._every_stage = every_stage
+        self._alone = every_stage or flows is not None or kinds is not None
+        self._made: dict[Callable[[Inputs], Any], Any] = {}
+        self._shared = shared or Shared()
+        self._own = own
         self._stages: StageKinds | None = None
 
     def of(self, t: Term) -> FloatArray:
         """Return a term's values; computed on the distinct arguments only."""
-        if t.name not in self._values:
-            reduced = self._reduce(self._columns(t.on)) if t.on else None
+        return self.by(t.on, t.function)
+
+    def by(self, on: tuple[str, ...], function: Callable[[Inputs], FloatArray]) -> FloatArray:
+        """Return a function's values; computed on the distinct combinations of `on` only."""
+        if function not in self._values:
+            reduced = self._reduce(self._columns(on)) if on else None
             if reduced is None:
-                value = t.function(self)
+                value = function(self)
             else:
                 inner, inverse = reduced
-                value = inner.of(t)[inverse]
-            self._values[t.name] = value
-        return self._values[t.name]
+                value = inner.by(on, function).take(inverse, axis=0)
+            self._values[function] = value
+        return self._values[function]
+
+    def once(self, function: Callable[[Inputs], T]) -> T:
+        """Return what a function makes of these inputs, made once however often it is asked for."""
+        if function not in self._made:
+            self._made[function] = function(self)
+        made: T = self._made[function]
+        return made
 
     def _columns(self, on: tuple[str, ...]) -> tuple[str, ...]:
         """Return what a term depends on; blocks of recompute are counted chunk by chunk."""
@@ -135,47 +159,60 @@ class Inputs:
             return tuple(dict.fromkeys((*on, "pp", "vpp")))
         return on
 
-    def _reduce(self, on: tuple[str, ...]) -> tuple[Inputs, IntArray] | None:
+    def _reduce(self, on: tuple[str, ...]) -> tuple[Inputs, Index] | None:
         """Return inputs with the distinct rows of `on`, or None where that gains nothing."""
         if on not in self._reduced:
-            first, inverse = self._distinct(on)
-            alone = self._every_stage or self.flows is not None or self._kinds is not None
-            if len(first) * 2 > len(self.layouts) or alone:
-                self._reduced[on] = None
-            else:
-                inner = Inputs(self.model, self.cluster, self.workload, self.layouts.take(first))
-                self._reduced[on] = (inner, inverse)
+            self._reduced[on] = None if self._alone else self._distinct(on)
         return self._reduced[on]
 
-    def _distinct(self, on: tuple[str, ...]) -> tuple[IntArray, IntArray]:
+    def _distinct(self, on: tuple[str, ...]) -> tuple[Inputs, Index] | None:
         """Return one row of each distinct combination of `on`, and each row's combination."""
-        code, count = np.zeros(len(self.layouts), dtype=np.int64), 1
-        for name in on:
-            if name not in self._codes:
-                self._codes[name] = ranks_of(getattr(self.layouts, name))
-            column, width = self._codes[name]
-            if width > 1:
-                code, count = ranks_of(code * width + column, count * width)
-        first = np.zeros(count, dtype=np.int64)
-        first[code] = np.arange(len(code))
-        return first, code
+        rows = self.layouts
+        if not isinstance(rows, Factored):
+            found = codes_of(vars(rows), on, len(rows))
+            few = found.size * 2 <= len(rows)
+            return (self._with(rows.take(found.first())), found.code) if few else None
+        on = in_order(on)
+        if on == self._own:
+            return None
+        if rows.everywhere(on) <= MOST_SHARED:
+            return self._everywhere(on), rows.of_space(on)
+        every, code = rows.distinct(on)
+        return (self._with(every), code) if len(every) * 2 <= len(rows) else None
+
+    def _everywhere(self, on: tuple[str, ...]) -> Inputs:
+        """Return the inputs of all combinations that the space has, which its parts share."""
+        known, rows = self._shared.inputs, self.layouts
+        if on not in known and isinstance(rows, Factored):
+            known[on] = self._with(all_of(rows.space, on), own=on)
+        return known[on]
+
+    def _with(self, layouts: Layouts, own: tuple[str, ...] = ()) -> Inputs:
+        around = (self.model, self.cluster, self.workload)
+        return Inputs(*around, layouts, shared=self._shared, own=own)
 
     @property
     def stages(self) -> StageKinds:
         """Return the kinds of stage of each layout; multi-token prediction sits on the last."""
         if self._stages is None:
-            if self._kinds is not None:
-                kinds = self._kinds
+            reduced = self._reduce(("pp", "vpp"))
+            if reduced is None:
+                self._stages = self._dealt()
             else:
-                deal = all_stages if self._every_stage else stage_kinds
-                kinds = deal(self.model, self.layouts, by_cost=self.stack.split == "by-cost")
-            extra = kinds.last * self.model.mtp_layers
-            if self.model.experts:
-                kinds = kinds._replace(moe_layers=kinds.moe_layers + extra)
-            else:
-                kinds = kinds._replace(dense_layers=kinds.dense_layers + extra)
-            self._stages = kinds
+                inner, inverse = reduced
+                self._stages = StageKinds(*(part.take(inverse, axis=0) for part in inner.stages))
         return self._stages
+
+    def _dealt(self) -> StageKinds:
+        if self._kinds is not None:
+            kinds = self._kinds
+        else:
+            deal = all_stages if self._every_stage else stage_kinds
+            kinds = deal(self.model, self.layouts, by_cost=self.stack.split == "by-cost")
+        extra = kinds.last * self.model.mtp_layers
+        if self.model.experts:
+            return kinds._replace(moe_layers=kinds.moe_layers + extra)
+        return kinds._replace(dense_layers=kinds.dense_layers + extra)
 
     @property
     def rank_tokens(self) -> IntArray:

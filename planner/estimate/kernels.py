@@ -12,15 +12,15 @@ from planner.specs.cluster import GemmFit
 
 HBM_SUSTAINED = 0.8
 """Share of the datasheet memory bandwidth that streaming kernels reach (hardware tables)."""
-MISALIGNED_BY_8 = 1.44
+MISALIGNED_BY_8 = 1.51
 """A width divisible by 8 and not by 64 costs a third (fit; BLOOM's head width shows it)."""
-MISALIGNED = 14.7
+MISALIGNED = 12.9
 """A width not even divisible by 8 leaves the tensor cores."""
-ATTENTION_HALF_TOKENS = 811.0
+ATTENTION_HALF_TOKENS = 863.0
 """Sequence at which fused attention runs at half of its rate (kernel tables, 450 to 1,100)."""
-ATTENTION_BACKWARD_RATE = 0.74
+ATTENTION_BACKWARD_RATE = 0.724
 """Backward over forward rate of fused attention; backward has 2.5 x the FLOPs."""
-NARROW_HEADS = 0.37
+NARROW_HEADS = 0.46
 """Power of (query + value width) / 256 that the cuDNN class loses on heads narrower than 128."""
 WEIGHT_GRADIENT_RATE = 0.99
 UNFUSED_HALF_WIDTH = 64.0
@@ -53,6 +53,7 @@ def gemm_rate(x: Inputs, *, low_precision: bool = True) -> tuple[GemmFit, float,
     if low_precision and uses_fp8(x) and gpu.gemm_fp8 is not None:
         fit = gpu.gemm_fp8
         sustained = fit.emax * fit.derate * x.stack.gemm * x.stack.fp8_rate
+        sustained *= x.stack.fp4_rate if "fp4" in gpu.peak_tflops else 1.0
         return fit, gpu.peak_flops_per_s("fp8") * sustained, 1
     fit = gpu.gemm
     precision = "fp16" if x.workload.precision == "fp16" else "bf16"
@@ -115,9 +116,16 @@ def softmax_falls_back(x: Inputs) -> NDArray[np.bool_]:
     return per_rank
 
 
+def attended_tokens(x: Inputs) -> int:
+    """Return the tokens that attention sees at most: a sequence, or a document packed into it."""
+    return min(x.workload.seq_tokens, x.stack.document_tokens or x.workload.seq_tokens)
+
+
 def attended_share(x: Inputs) -> float:
     """Return attended (query, key) pairs / causal pairs, averaged over the layers' windows."""
     window, s = x.model.sliding_window_tokens, x.workload.seq_tokens
+    if (document := attended_tokens(x)) < s:
+        return document / s
     if window is None or window >= s:
         return 1.0
     local = (window * s - window * window / 2) / (s * s / 2)

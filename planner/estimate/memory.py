@@ -12,10 +12,17 @@ from numpy.typing import NDArray
 
 from planner.estimate import fsdp
 from planner.estimate.activations import logits_bytes
-from planner.estimate.buffers import communication_buffers_bytes
+from planner.estimate.buffers import (
+    communication_buffers_bytes,
+    exchange_buffers_bytes,
+    sharding_buffers_bytes,
+)
+from planner.estimate.compute import EXPERT_SHARD
 from planner.estimate.in_flight import activations_bytes
-from planner.estimate.inputs import FloatArray, Inputs, Term, term
+from planner.estimate.inputs import FloatArray, Inputs, Term, term, widest
+from planner.estimate.schemes import scheme
 from planner.estimate.states import (
+    STATES,
     gradients_bytes,
     host_rank_bytes,
     optimizer_bytes,
@@ -176,9 +183,43 @@ MEMORY_TERMS = {
 
 
 def stage_bytes(x: Inputs) -> FloatArray:
-    """Return the total of every kind of stage, shape (layouts, kinds); absent kinds hold 0."""
+    """Return the total of every kind of stage, shape (layouts, kinds); absent kinds hold 0.
+
+    The sum of MEMORY_TERMS, which are first added up by what they depend on: states and activations
+    meet only here.
+    """
+    if x.stack.states == "fsdp2":
+        return x.by((), _all_parts_bytes)
+    total = x.by(STATES, settled_bytes) + x.by(MOVING, moving_bytes)
+    if scheme(x).passing:
+        excess = (1 + x.stack.fragmentation) * step_excess_bytes(x)
+        total = total + np.where(x.stages.count > 0, excess, 0.0)
+    return total
+
+
+def _all_parts_bytes(x: Inputs) -> FloatArray:
     total = np.sum([t(x) for t in MEMORY_TERMS.values()], axis=0)
     return np.where(x.stages.count > 0, total, 0.0)
+
+
+def settled_bytes(x: Inputs) -> FloatArray:
+    """Return states and the buffers of their collectives, with what fragments of these."""
+    states = weights_bytes(x) + gradients_bytes(x) + optimizer_bytes(x)
+    buffers = (1 + x.stack.fragmentation) * sharding_buffers_bytes(x)
+    return np.where(x.stages.count > 0, states + buffers, 0.0)
+
+
+MOVING = (
+    *(*EXPERT_SHARD, "pp", "vpp", "dp", "schedule", "num_microbatches"),
+    *("recompute", "dp_sync"),
+)
+
+
+def moving_bytes(x: Inputs) -> FloatArray:
+    """Return the rest: activations, logits, what is exchanged, and what does not change."""
+    moving = activations_bytes(x) + logits_bytes(x) + exchange_buffers_bytes(x)[:, None]
+    fixed = context_bytes(x) + communicators_bytes(x) + workspace_bytes(x)
+    return np.where(x.stages.count > 0, (1 + x.stack.fragmentation) * moving + fixed, 0.0)
 
 
 def allocated_bytes(x: Inputs) -> FloatArray:
@@ -205,15 +246,14 @@ def used_bytes(x: Inputs) -> FloatArray:
 
 def peak_bytes(x: Inputs) -> FloatArray:
     """Return the heaviest stage's bytes, shape (layouts,)."""
-    peak: FloatArray = stage_bytes(x).max(axis=1)
-    return peak
+    return widest(stage_bytes(x))
 
 
 def host_bytes(x: Inputs) -> FloatArray:
     """Return what the ranks of one node keep in its memory with offload, by the heaviest stage."""
     if not x.layouts.offload.any():
         return np.zeros(len(x.layouts))
-    each: FloatArray = host_rank_bytes(x).max(axis=1)
+    each = widest(host_rank_bytes(x))
     return each * np.minimum(x.layouts.gpus, x.cluster.node.gpus)
 
 

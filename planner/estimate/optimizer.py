@@ -9,8 +9,19 @@ from planner.estimate.inputs import FloatArray, Inputs, term
 from planner.estimate.kernels import hbm_s
 from planner.estimate.muon import orthogonalising_s
 from planner.estimate.schemes import FP32, scheme, stepped
-from planner.estimate.states import PARAMETERS, held, held_by_kind
-from planner.sources import CALIBRATION, DEEPSPEED_OFFLOAD, ZERO_OFFLOAD_2021
+from planner.estimate.states import (
+    held,
+    held_by_kind,
+    on_drives,
+    optimizer_away,
+    weights_away,
+)
+from planner.sources import (
+    CALIBRATION,
+    DEEPSPEED_OFFLOAD,
+    ZERO_INFINITY_2021,
+    ZERO_OFFLOAD_2021,
+)
 
 STATE = (*EXPERT_DATA, "vpp", "zero")
 LINK_SUSTAINED = 0.8
@@ -47,7 +58,7 @@ def host_copies_s(x: Inputs) -> FloatArray:
     DeepSpeed sends 16-bit gradients, others as they are kept; nothing hides the last micro-batch's.
     Weights that stay on the host are fetched when they are needed (`host_traffic_s`).
     """
-    kept, away = scheme(x), x.layouts.offload == PARAMETERS
+    kept, away = scheme(x), weights_away(x)
     shard = held(x, 1.0, sharded_from=1).max(axis=1)
     moved: FloatArray = shard * (kept.gradient + np.where(away, 0.0, kept.weight))
     return moved / (x.cluster.host_link_bytes_per_s * LINK_SUSTAINED)
@@ -75,11 +86,36 @@ def host_step_s(x: Inputs) -> FloatArray:
 )
 def optimizer_s(x: Inputs) -> FloatArray:
     """The optimizer step, all of it exposed."""
-    away = x.layouts.offload > 0
+    away = optimizer_away(x)
     here = gpu_step_s(x)
     if not away.any():
         return here
-    return np.where(away, host_copies_s(x) + host_step_s(x), here)
+    return np.where(away, host_copies_s(x) + host_step_s(x) + drive_step_s(x), here)
+
+
+@term(
+    unit="s",
+    formula="NVMe: GPUs of a node * 2 (master + moments = 12 B for Adam) * shard / drives",
+    source=ZERO_INFINITY_2021,
+    on=(*STATE, "offload"),
+)
+def drive_step_s(x: Inputs) -> FloatArray:
+    """NVMe offload: the optimizer's state read before the step on the host, and written after it.
+
+    DeepSpeed can read ahead and write behind (pipeline_read, pipeline_write); it does not by
+    default.
+    """
+    kept = scheme(x)
+    per = kept.moments.plus(kept.master).times(2.0)
+    return _drives_s(x, held_by_kind(x, per, sharded_from=1).max(axis=1))
+
+
+def _drives_s(x: Inputs, rank_bytes: FloatArray) -> FloatArray:
+    """Return the time of what each rank moves from or to its node's drives, which all share."""
+    if (rate := x.cluster.node.nvme_gb_per_s) is None:
+        return np.zeros(len(x.layouts))  # a rule refuses such layouts
+    ranks = np.minimum(x.layouts.gpus, x.cluster.node.gpus)
+    return np.where(on_drives(x), ranks * rank_bytes / (rate * 1e9), 0.0)
 
 
 @term(
@@ -89,15 +125,19 @@ def optimizer_s(x: Inputs) -> FloatArray:
     on=(*STATE, "offload"),
 )
 def host_traffic_s(x: Inputs) -> FloatArray:
-    """Offload, every micro-batch: weights that live on the host up, gradients added there down."""
-    offload, kept = x.layouts.offload, scheme(x)
-    if not offload.any():
+    """Offload, every micro-batch: weights that live on the host up, gradients added there down.
+
+    Weights on NVMe drives come at what the drives give, where that is slower.
+    """
+    kept, fetched = scheme(x), weights_away(x)
+    if not optimizer_away(x).any():
         return np.zeros(len(x.layouts))
-    summed_there = offload == PARAMETERS
+    summed_there = fetched
     if x.stack.states == "deepspeed":
-        summed_there = summed_there | ((offload > 0) & (x.layouts.zero >= 2))
-    each = np.where(offload == PARAMETERS, 2.0 * kept.weight, 0.0)
-    each = each + np.where(summed_there, kept.gradient, 0.0)
+        summed_there = summed_there | (optimizer_away(x) & (x.layouts.zero >= 2))
+    weights = np.where(fetched, 2.0 * kept.weight, 0.0)
+    each = weights + np.where(summed_there, kept.gradient, 0.0)
     shard = held(x, 1.0, sharded_from=1).max(axis=1)
     moved: FloatArray = shard * each
-    return moved / (x.cluster.host_link_bytes_per_s * LINK_SUSTAINED)
+    over_link = moved / (x.cluster.host_link_bytes_per_s * LINK_SUSTAINED)
+    return np.maximum(over_link, _drives_s(x, shard * weights))

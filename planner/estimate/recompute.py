@@ -11,6 +11,7 @@ from collections.abc import Callable
 import numpy as np
 
 from planner.estimate.activations import (
+    autocasts,
     core_bytes,
     dense_layer_activation_bytes,
     expert_activation_bytes,
@@ -81,8 +82,11 @@ def _selective_bytes(x: Inputs, *, moe: bool) -> FloatArray:
 
 
 def checkpoint_bytes(x: Inputs) -> FloatArray:
-    """Return the input of a layer, which full recompute keeps: 2 T h, split with sp."""
-    return 2.0 * x.rank_tokens * x.model.hidden / x.sp_ways
+    """Return the input of a layer, which full recompute keeps: 2 T h, split with sp.
+
+    Under autocast the stream between layers is fp32.
+    """
+    return np.where(autocasts(x), 4.0, 2.0) * x.rank_tokens * x.model.hidden / x.sp_ways
 
 
 def _with_recompute(x: Inputs, none: FloatArray, selective: FloatArray) -> FloatArray:

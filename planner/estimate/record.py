@@ -8,6 +8,7 @@ import numpy as np
 
 from planner.estimate import (
     activations,
+    again,
     buffers,
     communication,
     compute,
@@ -30,7 +31,7 @@ from planner.layouts.rules import Context
 from planner.layouts.table import Layouts
 
 MEMORY_MODULES = (states, activations, in_flight, buffers, fsdp, memory)
-MODULES = (params, experts, compute, communication, *MEMORY_MODULES, muon, optimizer, step)
+MODULES = (params, experts, compute, again, communication, *MEMORY_MODULES, muon, optimizer, step)
 
 
 def _terms() -> tuple[Term, ...]:
@@ -63,7 +64,7 @@ def estimate_record(
     """
     one = layouts.take([row])
     judged = judged or judge(context, one)[0]
-    x = Inputs(*context, one, kinds=own_kinds(context, judged))
+    x = Inputs(*context, one, kinds=own_kinds(context, judged), flows=judged.flows)
     parts = {name: float(value[0]) for name, value in step.time_parts(x, judged.ran).items()}
     total = judged.step_s
     within = interval(context.cluster, context.workload)
@@ -105,6 +106,7 @@ def _memory(x: Inputs) -> dict[str, Any]:
     return {
         "peak_bytes": peak,
         "limit_bytes": limit,
+        "budget_bytes": memory.budget_bytes(x),
         "host_bytes": float(memory.host_bytes(x)[0]),
         "host_limit_bytes": x.cluster.host_memory_bytes,
         "at_risk": x.workload.risk_memory * limit < peak <= limit,

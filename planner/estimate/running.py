@@ -7,7 +7,7 @@ the layout's own.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import lru_cache
 from typing import NamedTuple
@@ -15,7 +15,7 @@ from typing import NamedTuple
 import numpy as np
 
 from planner.errors import InfeasibleError
-from planner.estimate.inputs import FloatArray, Inputs
+from planner.estimate.inputs import FloatArray, Flows, Inputs
 from planner.estimate.memory import budget_bytes, stage_bytes
 from planner.estimate.stages import Prices, prices
 from planner.estimate.step import Ran, once_s, pressure_slowdown, step_s
@@ -50,6 +50,8 @@ class Judged:
     idle_s: float = 0.0
     peak_bytes: float | None = None
     """Of its heaviest stage, where its cut is not the usual one."""
+    flows: Flows | None = None
+    """What a placement has the uplinks carry, one row; without one, what the estimate assumes."""
 
     @property
     def ran(self) -> Ran | None:
@@ -118,6 +120,36 @@ def judge(context: Context, layouts: Layouts, *, recut: bool = True) -> list[Jud
         }
         _better(context, layouts, priced, others, found)
     return found
+
+
+def loaded(
+    context: Context, layouts: Layouts, known: Sequence[Judged], flows: Flows
+) -> list[Judged]:
+    """Return layouts that were judged with uplinks that carry `flows`, row by row, cuts kept.
+
+    Rows of which nothing but rings differs have the same pipeline, which is run once.
+    """
+    kinds = cut_stages(context.model, [one.table for one in known])
+    x = Inputs(*context, layouts, kinds=kinds, flows=flows)
+    found = [replace(one, step_s=float(s)) for one, s in zip(known, step_s(x), strict=True)]
+    priced, rest = prices(x), _beside(x)
+    ran: dict[tuple[object, ...], Judged] = {}
+    for row in np.flatnonzero(runs(layouts)).tolist():
+        key = (*layouts.row(row).values(), str(known[row].table), *priced.key(row))
+        if key not in ran:
+            ran[key] = _run(layouts, row, priced, found[row], rest[row])
+        found[row] = _beside_it(ran[key], found[row], rest[row])
+    return [
+        replace(one, peak_bytes=before.peak_bytes, flows=flows.take([row]))
+        for row, (one, before) in enumerate(zip(found, known, strict=True))
+    ]
+
+
+def _beside_it(ran: Judged, closed: Judged, rest: _Rest) -> Judged:
+    """Return a pipeline that was run with what another row has beside it."""
+    if ran.makespan_s is None:
+        return closed
+    return replace(ran, step_s=(ran.makespan_s + rest.once_s) * rest.slowdown)
 
 
 def _better(

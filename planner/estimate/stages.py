@@ -13,6 +13,7 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
+from planner.estimate.again import dense_recompute_s, moe_recompute_s
 from planner.estimate.collectives import point_to_point_s
 from planner.estimate.communication import cp_forward_s, ep_forward_s, tp_forward_s
 from planner.estimate.compute import (
@@ -24,7 +25,6 @@ from planner.estimate.compute import (
     head_s,
     mlp_backward_s,
     moe_elementwise_backward_s,
-    selective_recompute_s,
 )
 from planner.estimate.inputs import FloatArray, Inputs
 from planner.estimate.modules import fully_recomputed_share
@@ -75,6 +75,11 @@ class Prices(NamedTuple):
     exposed: float
     with_experts: NDArray[np.bool_]
     mtp_layers: int
+
+    def key(self, row: int) -> tuple[float, ...]:
+        """Return all that the pipeline of a layout is run with, beside its cut."""
+        ends = (self.embedding_s, self.head_s, self.latency_s, self.transfer_s)
+        return (*self.layers[row].reshape(-1).tolist(), *(float(part[row]) for part in ends))
 
     def layer_seconds(self, row: int) -> FloatArray:
         """Return the seconds of every layer of the model, forward and backward."""
@@ -157,20 +162,14 @@ def _weight_s(x: Inputs, *, moe: bool) -> FloatArray:
     multiplies = attention_gemm_backward_s(x)
     if moe:
         multiplies = multiplies + experts_backward_s(x)
-        rest, whole, again = (
-            moe_elementwise_backward_s,
-            moe_compute_backward_s,
-            moe_compute_forward_s,
-        )
+        rest = moe_elementwise_backward_s(x) + moe_recompute_s(x)
+        whole, again = moe_compute_backward_s(x), moe_compute_forward_s(x)
     else:
         multiplies = multiplies + mlp_backward_s(x)
-        rest, whole, again = (
-            dense_elementwise_backward_s,
-            dense_compute_backward_s,
-            dense_compute_forward_s,
-        )
-    once = multiplies + attention_core_backward_s(x) + rest(x) + selective_recompute_s(x)
-    once = once + fully_recomputed_share(x) * again(x)
-    added = np.maximum(whole(x) - once, 0.0)
+        rest = dense_elementwise_backward_s(x) + dense_recompute_s(x)
+        whole, again = dense_compute_backward_s(x), dense_compute_forward_s(x)
+    once = multiplies + attention_core_backward_s(x) + rest
+    once = once + fully_recomputed_share(x) * again
+    added = np.maximum(whole - once, 0.0)
     out: FloatArray = 0.5 * multiplies + added
     return out

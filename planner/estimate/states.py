@@ -6,6 +6,7 @@ With offload they are on the host instead, which is told what it needs.
 from __future__ import annotations
 
 import numpy as np
+from numpy.typing import NDArray
 
 from planner.estimate.communication import expert_shard_ways, shard_ways
 from planner.estimate.inputs import FloatArray, Inputs, term
@@ -20,8 +21,32 @@ from planner.estimate.schemes import FP32, Kinds, scheme
 from planner.sources import DEEPSPEED_OFFLOAD, MEGATRON_CORE, ZERO_2020
 
 STATES = ("tp", "cp", "pp", "vpp", "dp", "dp_replicate", "ep", "etp", "zero", "offload")
-OPTIMIZER, PARAMETERS = 1, 2
-"""Codes of `offload`: the optimizer's state on the host; the weights too."""
+NVME = 3
+"""Code of `offload` from which on states lie on NVMe drives: the optimizer's (3), weights too."""
+SWAPPED_AT_ONCE = 1e9
+"""Parameters of a rank that DeepSpeed steps at once (sub_group_size, runtime/zero/config.py)."""
+SWAP_BUFFERS = 4
+"""fp32 buffers of so many in pinned memory: weight, gradient, two moments (offload_config.py)."""
+FETCHED_BYTES = 1e9
+"""Of weights fetched from drives: five buffers of 1e8 16-bit values (offload_config.py)."""
+
+
+def optimizer_away(x: Inputs) -> NDArray[np.bool_]:
+    """Return where the optimizer's state is off the GPU."""
+    away: NDArray[np.bool_] = x.layouts.offload > 0
+    return away
+
+
+def weights_away(x: Inputs) -> NDArray[np.bool_]:
+    """Return where the weights are off the GPU too."""
+    away: NDArray[np.bool_] = (x.layouts.offload > 0) & (x.layouts.offload % 2 == 0)
+    return away
+
+
+def on_drives(x: Inputs) -> NDArray[np.bool_]:
+    """Return where what is off the GPU lies on NVMe drives, not in the host's memory."""
+    there: NDArray[np.bool_] = x.layouts.offload >= NVME
+    return there
 
 
 def held(x: Inputs, per_parameter: float, *, sharded_from: int) -> FloatArray:
@@ -46,9 +71,9 @@ def held_by_kind(x: Inputs, each: Kinds, *, sharded_from: int) -> FloatArray:
     return total
 
 
-def _without(x: Inputs, offload: int) -> FloatArray:
-    """Return 1 for layouts that keep a state on the GPU that `offload` and above move."""
-    return (x.layouts.offload < offload).astype(np.float64)[:, None]
+def _here(away: NDArray[np.bool_]) -> FloatArray:
+    """Return 1 for layouts that keep on the GPU what others move, shape (layouts, 1)."""
+    return (~away).astype(np.float64)[:, None]
 
 
 @term(
@@ -59,7 +84,7 @@ def _without(x: Inputs, offload: int) -> FloatArray:
 )
 def weights_bytes(x: Inputs) -> FloatArray:
     """Parameters resident on a GPU; P is what its stage, tp and ep ranks hold."""
-    here = _without(x, PARAMETERS)
+    here = _here(weights_away(x))
     if x.stack.states != "fsdp2":
         return held(x, scheme(x).weight, sharded_from=3) * here
     resident = np.where(x.layouts.zero == 2, 2.0, 0.0)[:, None]
@@ -82,8 +107,8 @@ def gradients_bytes(x: Inputs) -> FloatArray:
     """
     kept = held(x, scheme(x).gradient, sharded_from=2)
     if x.stack.states != "deepspeed":
-        return kept * _without(x, PARAMETERS)
-    here = _without(x, OPTIMIZER)
+        return kept * _here(weights_away(x))
+    here = _here(optimizer_away(x))
     each = FP32 if x.stack.gradient_bytes is None else 0.0  # summed in 16 bit, where asked for
     sums = np.where(x.layouts.zero == 1, each, 0.0)[:, None] * here
     shards = x.layouts.zero[:, None] >= 2
@@ -101,7 +126,7 @@ def gradients_bytes(x: Inputs) -> FloatArray:
 def optimizer_bytes(x: Inputs) -> FloatArray:
     """The optimizer's moments and the fp32 master weights; none with offload."""
     kept = held_by_kind(x, scheme(x).optimizer, sharded_from=1)
-    return kept * _without(x, OPTIMIZER)
+    return kept * _here(optimizer_away(x))
 
 
 @term(
@@ -112,12 +137,13 @@ def optimizer_bytes(x: Inputs) -> FloatArray:
 )
 def step_gradients_bytes(x: Inputs) -> FloatArray:
     """The fp32 copy of a rank's own gradients that Megatron makes at the step, and drops there."""
-    return held(x, scheme(x).passing, sharded_from=1) * _without(x, OPTIMIZER)
+    return held(x, scheme(x).passing, sharded_from=1) * _here(optimizer_away(x))
 
 
 @term(
     unit="bytes",
-    formula="offload: (master + moments + 4 of gradients + 2 of weights) P / shards",
+    formula="offload: (master + moments + 4 of gradients + 2 of weights) P / shards; NVMe: 4 P / "
+    "shards + 16 min(P / shards, 1e9) + 1 GB with weights",
     source=DEEPSPEED_OFFLOAD,
     on=STATES,
 )
@@ -125,12 +151,22 @@ def host_rank_bytes(x: Inputs) -> FloatArray:
     """What one rank keeps in the memory of its node.
 
     Gradients arrive in fp32. DeepSpeed stages the new 16-bit weights there; FSDP2's are in fp32.
+    With NVMe the gradients stay, and what passes between drives and GPU has pinned buffers.
     """
     kept = scheme(x)
     per = kept.moments.plus(kept.master + (FP32 if kept.master else kept.gradient))
     away = held_by_kind(x, per, sharded_from=1)
-    staged = x.layouts.offload == PARAMETERS
+    staged = weights_away(x)
     if x.stack.states == "deepspeed":
         staged = staged | (x.layouts.zero < 3)
     away = away + np.where(staged[:, None], held(x, kept.weight, sharded_from=1), 0.0)
-    return np.where(x.layouts.offload[:, None] > 0, away, 0.0)
+    away = np.where(on_drives(x)[:, None], _passing_bytes(x), away)
+    return np.where(optimizer_away(x)[:, None], away, 0.0)
+
+
+def _passing_bytes(x: Inputs) -> FloatArray:
+    """Return what a rank keeps in its node's memory of states that lie on NVMe drives."""
+    shard = held(x, 1.0, sharded_from=1)
+    swapped = SWAP_BUFFERS * FP32 * np.minimum(shard, SWAPPED_AT_ONCE)
+    total: FloatArray = FP32 * shard + swapped + FETCHED_BYTES * weights_away(x)[:, None]
+    return total

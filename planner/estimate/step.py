@@ -10,6 +10,7 @@ from typing import NamedTuple
 
 import numpy as np
 
+from planner.estimate.again import dense_recompute_s, moe_recompute_s
 from planner.estimate.communication import (
     EXPERT_DATA,
     cp_forward_s,
@@ -43,9 +44,8 @@ from planner.estimate.compute import (
     mlp_forward_s,
     moe_elementwise_backward_s,
     moe_elementwise_forward_s,
-    selective_recompute_s,
 )
-from planner.estimate.inputs import FloatArray, Inputs, term
+from planner.estimate.inputs import FloatArray, Inputs, term, widest
 from planner.estimate.kernels import hbm_s, softmax_falls_back, uses_fp8
 from planner.estimate.memory import limit_bytes, peak_bytes
 from planner.estimate.modules import fully_recomputed_share
@@ -57,21 +57,28 @@ from planner.sources import CALIBRATION, FSDP_2023, MEGATRON_2021
 LAYER = tuple(
     dict.fromkeys((*EXPERT_SHARD, *EXPERT_DATA, "vpp", "recompute", "zero", "num_microbatches"))
 )
-HOST_FORWARD = 0.373
+BUSY = (*EXPERT_SHARD, "pp", "dp", "recompute", "zero", "num_microbatches")
+"""What a layer's passes depend on without ZeRO's traffic."""
+TRAFFIC = (*EXPERT_DATA, "vpp", "zero")
+ENDS = ("tp", "sp", "cp", "pp", "vpp", "dp", "micro_batch")
+HOST_FORWARD = 0.361
 """Share of a layer's host time that belongs to forward (fit)."""
 GRACE_HOST = 1.37
 """Host time on Grace over x86 (fit, GB200 and GB300 runs)."""
 GRAPHED_HOST_S = 5e-4
 """Host time per layer when one CUDA graph holds the whole iteration (fit)."""
-PARTLY_GRAPHED = 0.756
+PARTLY_GRAPHED = 0.724
 """Host time of a layer with experts, graphs over attention and router, over none (fit)."""
 CAST_HOST = 1.10
 """Host time with low-precision casts to launch over without (fit)."""
 PIPELINE_TP_POWER = 0.73
-DP_FLOOR = 0.09
+DP_FLOOR = 0.13
 """Share of the gradient traffic that no overlap hides (fit)."""
-PRESSED_FROM, PRESSED_AT = 0.82, 0.92
-"""Shares of the memory from which, and at which in full, an allocator's retries slow a step."""
+PRESSED_FROM, PRESSED_AT = 0.92, 1.0
+"""Shares of the memory from which, and at which in full, an allocator's retries slow a step.
+
+nanotron's sweep: of 20 runs predicted to take 96 % and more of what a GPU has, 18 are slowed down,
+to 3 times the step in the median; of those below, no more than where memory is ample."""
 
 
 @term(
@@ -95,7 +102,7 @@ def dense_compute_forward_s(x: Inputs) -> FloatArray:
 def dense_compute_backward_s(x: Inputs) -> FloatArray:
     """Kernels of one dense layer, backward, with recomputation and gradient accumulation."""
     once = attention_gemm_backward_s(x) + attention_core_backward_s(x)
-    once = once + mlp_backward_s(x) + dense_elementwise_backward_s(x) + selective_recompute_s(x)
+    once = once + mlp_backward_s(x) + dense_elementwise_backward_s(x) + dense_recompute_s(x)
     full = fully_recomputed_share(x) * dense_compute_forward_s(x)
     return once + full + _accumulate_s(x, dense_layer_parameters(x))
 
@@ -125,7 +132,7 @@ def moe_compute_backward_s(x: Inputs) -> FloatArray:
     if x.model.experts is None:
         return np.zeros(len(x.layouts))
     once = attention_gemm_backward_s(x) + attention_core_backward_s(x)
-    once = once + experts_backward_s(x) + moe_elementwise_backward_s(x) + selective_recompute_s(x)
+    once = once + experts_backward_s(x) + moe_elementwise_backward_s(x) + moe_recompute_s(x)
     full = fully_recomputed_share(x) * moe_compute_forward_s(x)
     return once + full + _accumulate_s(x, moe_layer_parameters(x) + expert_parameters(x))
 
@@ -142,6 +149,7 @@ def _host(x: Inputs, *, moe: bool) -> FloatArray:
     if s.graphs == "full":
         return np.full(len(lay), GRAPHED_HOST_S)
     base = np.where(lay.tp > 1, s.host_s * s.host_tp, s.host_s)
+    base = base * lay.tp.astype(np.float64) ** s.host_wait
     if moe and x.model.experts:
         router = s.host_moe_s * (PARTLY_GRAPHED if s.graphs == "partial" else 1.0)
         base = router + s.host_expert_s * x.model.experts.count / lay.ep
@@ -154,40 +162,121 @@ def _host(x: Inputs, *, moe: bool) -> FloatArray:
     return base * (GRACE_HOST if x.cluster.node.host == "grace" else 1.0)
 
 
+class _Pass(NamedTuple):
+    """Seconds of one layer and micro-batch in one direction, before any ZeRO traffic."""
+
+    kernels: FloatArray
+    tp: FloatArray
+    cp: FloatArray
+    ep: FloatArray
+    launch: FloatArray
+
+    @property
+    def device(self) -> FloatArray:
+        """Return the device's time, which the host's launches do not add to."""
+        return self.kernels + self.tp + self.cp + self.ep
+
+    @property
+    def busy(self) -> FloatArray:
+        """Return the longer of the two."""
+        return np.maximum(self.device, self.launch)
+
+
+def _passes(x: Inputs, *, moe: bool) -> tuple[_Pass, _Pass]:
+    """Return the forward and the backward pass of one layer."""
+    again = fully_recomputed_share(x)
+    tp, cp = tp_forward_s(x), cp_forward_s(x)
+    ep = ep_forward_s(x) if moe else np.zeros(len(x.layouts))
+    host = _host(x, moe=moe)
+    return (
+        _Pass(
+            moe_compute_forward_s(x) if moe else dense_compute_forward_s(x),
+            tp,
+            cp,
+            ep,
+            HOST_FORWARD * host,
+        ),
+        _Pass(
+            moe_compute_backward_s(x) if moe else dense_compute_backward_s(x),
+            tp_backward_s(x) + again * tp,
+            (2 + again) * cp,
+            (1 + again) * ep,
+            (1 - HOST_FORWARD + HOST_FORWARD * again) * host,
+        ),
+    )
+
+
+def _sharding(x: Inputs, *, moe: bool) -> tuple[FloatArray, FloatArray]:
+    """Return ZeRO's traffic of one layer in the forward and in the backward pass."""
+    gather = moe_gather_s(x) if moe else dense_gather_s(x)
+    return gather, gather + (moe_scatter_s(x) if moe else dense_scatter_s(x))
+
+
+def _unhidden_s(x: Inputs, traffic: FloatArray, busy: FloatArray, device: FloatArray) -> FloatArray:
+    """Return what ZeRO's traffic costs: what nothing hides, and contention with what hides it."""
+    contention = x.stack.fsdp_contention * np.minimum(traffic, device)
+    exposed: FloatArray = np.maximum(traffic - busy, 0.0) + contention
+    return exposed
+
+
 def _layer_parts(x: Inputs, *, moe: bool) -> FloatArray:
     """Return (compute, tp, cp, ep, dp, host) seconds of one layer and micro-batch, stacked.
 
     Within each direction the device's time and the host's launch time do not add: the longer one
     counts. ZeRO-3 traffic hides behind whichever that is, at the price of contention.
     """
-    forward = moe_compute_forward_s(x) if moe else dense_compute_forward_s(x)
-    backward = moe_compute_backward_s(x) if moe else dense_compute_backward_s(x)
-    again = fully_recomputed_share(x)
-    tp_f, tp_b = tp_forward_s(x), tp_backward_s(x) + again * tp_forward_s(x)
-    cp_f, cp_b = cp_forward_s(x), (2 + again) * cp_forward_s(x)
-    ep_f = ep_forward_s(x) if moe else np.zeros(len(x.layouts))
-    ep_b = (1 + again) * ep_f
-    gather = moe_gather_s(x) if moe else dense_gather_s(x)
-    scatter = moe_scatter_s(x) if moe else dense_scatter_s(x)
-    host = _host(x, moe=moe)
     parts = np.zeros((6, len(x.layouts)))
-    for kernels, tp, cp, ep, traffic, launch in (
-        (forward, tp_f, cp_f, ep_f, gather, HOST_FORWARD * host),
-        (
-            backward,
-            tp_b,
-            cp_b,
-            ep_b,
-            gather + scatter,
-            (1 - HOST_FORWARD + HOST_FORWARD * again) * host,
-        ),
-    ):
-        device = kernels + tp + cp + ep
-        busy = np.maximum(device, launch)
-        exposed = np.maximum(traffic - busy, 0.0)
-        contention = x.stack.fsdp_contention * np.minimum(traffic, device)
-        parts += np.stack([kernels, tp, cp, ep, exposed + contention, busy - device])
+    for way, traffic in zip(_passes(x, moe=moe), _sharding(x, moe=moe), strict=True):
+        unhidden = _unhidden_s(x, traffic, way.busy, way.device)
+        parts += np.stack([*way[:4], unhidden, way.busy - way.device])
     return parts
+
+
+def _busy(x: Inputs, *, moe: bool) -> FloatArray:
+    """Return each direction's (device, busy), shape (layouts, 4)."""
+    return np.stack([time for way in _passes(x, moe=moe) for time in (way.device, way.busy)], 1)
+
+
+def _dense_busy(x: Inputs) -> FloatArray:
+    return _busy(x, moe=False)
+
+
+def _moe_busy(x: Inputs) -> FloatArray:
+    return _busy(x, moe=True)
+
+
+def _dense_sharding(x: Inputs) -> FloatArray:
+    return np.stack(_sharding(x, moe=False), 1)
+
+
+def _moe_sharding(x: Inputs) -> FloatArray:
+    return np.stack(_sharding(x, moe=True), 1)
+
+
+def _layer_s(x: Inputs, busy: FloatArray, traffic: FloatArray) -> FloatArray:
+    """Return the sum of a layer's parts."""
+    forward = busy[:, 1] + _unhidden_s(x, traffic[:, 0], busy[:, 1], busy[:, 0])
+    return forward + (busy[:, 3] + _unhidden_s(x, traffic[:, 1], busy[:, 3], busy[:, 2]))
+
+
+def dense_layer_total_s(x: Inputs) -> FloatArray:
+    """Return the sum of `dense_layer_s`, each of its sides computed on its own arguments."""
+    return x.by((), _dense_layer_total_s)
+
+
+def moe_layer_total_s(x: Inputs) -> FloatArray:
+    """Return the sum of `moe_layer_s`."""
+    return x.by((), _moe_layer_total_s)
+
+
+def _dense_layer_total_s(x: Inputs) -> FloatArray:
+    return _layer_s(x, x.by(BUSY, _dense_busy), x.by(TRAFFIC, _dense_sharding))
+
+
+def _moe_layer_total_s(x: Inputs) -> FloatArray:
+    if x.model.experts is None:
+        return np.zeros(len(x.layouts))
+    return _layer_s(x, x.by(BUSY, _moe_busy), x.by(TRAFFIC, _moe_sharding))
 
 
 LAYER_PARTS = ("compute", "tp", "cp", "ep", "dp", "host")
@@ -216,12 +305,41 @@ def moe_layer_s(x: Inputs) -> FloatArray:
 )
 def stage_microbatch_s(x: Inputs) -> FloatArray:
     """One micro-batch, forward and backward, at every kind of stage, shape (layouts, kinds)."""
+    total = x.by(ENDS, stage_fixed_s)
+    if x.model.experts is None or not all(x.model.moe_layers):
+        total = total + x.by(("pp", "vpp"), _dense_layers) * dense_layer_total_s(x)[:, None]
+    if x.model.experts is not None:
+        total = total + x.by(("pp", "vpp"), _moe_layers) * moe_layer_total_s(x)[:, None]
+    return total
+
+
+def stage_fixed_s(x: Inputs) -> FloatArray:
+    """Return what each kind of stage takes without its layers; nothing where there is none."""
     s = x.stages
-    dense, moe = dense_layer_s(x).sum(axis=1), moe_layer_s(x).sum(axis=1)
-    layers = s.dense_layers * dense[:, None] + s.moe_layers * moe[:, None]
     ends = s.first * embedding_s(x)[:, None] + s.last * head_s(x)[:, None]
     each = pp_microbatch_s(x)[:, None] + x.stack.microbatch_s
-    return np.where(s.count > 0, layers + ends + each, 0.0)
+    return np.where(s.count > 0, ends + each, 0.0)
+
+
+def _dense_layers(x: Inputs) -> FloatArray:
+    return np.where(x.stages.count > 0, x.stages.dense_layers, 0).astype(np.float64)
+
+
+def _moe_layers(x: Inputs) -> FloatArray:
+    return np.where(x.stages.count > 0, x.stages.moe_layers, 0).astype(np.float64)
+
+
+def _stage_counts(x: Inputs) -> FloatArray:
+    return x.stages.count.astype(np.float64)
+
+
+def slowest_stage_s(x: Inputs) -> FloatArray:
+    """Return the time of one micro-batch at the slowest stage."""
+    return x.by((), _slowest_stage_s)
+
+
+def _slowest_stage_s(x: Inputs) -> FloatArray:
+    return widest(stage_microbatch_s(x))
 
 
 @term(
@@ -232,9 +350,9 @@ def stage_microbatch_s(x: Inputs) -> FloatArray:
 )
 def bubble_s(x: Inputs) -> FloatArray:
     """Time that the slowest stage waits for the others: (pp-1)/vpp stages when all are equal."""
-    each = stage_microbatch_s(x)
-    others = (each * x.stages.count).sum(axis=1) - each.max(axis=1)
-    bubble: FloatArray = others / x.layouts.vpp
+    counts = x.by(("pp", "vpp"), _stage_counts)
+    every: FloatArray = np.add.reduce(list((stage_microbatch_s(x) * counts).T))
+    bubble: FloatArray = (every - slowest_stage_s(x)) / x.layouts.vpp
     return bubble
 
 
@@ -255,9 +373,9 @@ def exposed_s(x: Inputs, share_held: FloatArray) -> FloatArray:
     The traffic shrinks at most so much, and what hides it grows no longer.
     """
     # phi is fitted above one where several micro-batches hide it; never more than there are
-    window = stage_microbatch_s(x).max(axis=1) * np.minimum(
-        x.stack.overlap, x.layouts.num_microbatches
-    )
+    window = slowest_stage_s(x) * np.minimum(x.stack.overlap, x.layouts.num_microbatches)
+    if x.stack.zero1 == "all-reduce":
+        window = np.where((x.layouts.zero == 1) | (x.layouts.zero == 2), 0.0, window)
     out = np.zeros(len(x.layouts))
     for traffic, share in ((gradient_sync_s(x), 2 / 3), (parameter_gather_s(x), 1 / 3)):
         left = share_held * traffic * x.stack.dp_exposed
@@ -270,8 +388,8 @@ def offloaded_s(x: Inputs) -> FloatArray:
     traffic = host_traffic_s(x)
     if not traffic.any():
         return traffic
-    hidden = stage_microbatch_s(x).max(axis=1)
-    exposed: FloatArray = x.layouts.num_microbatches * np.maximum(traffic - hidden, 0.0)
+    hidden = slowest_stage_s(x)
+    exposed: FloatArray = np.maximum(traffic - hidden, 0.0) * x.layouts.num_microbatches
     return exposed
 
 
@@ -327,8 +445,7 @@ def once_s(x: Inputs) -> FloatArray:
 
 def pipeline_s(x: Inputs) -> FloatArray:
     """Return the closed form of a pipeline's time: m * slowest stage + bubble."""
-    slowest: FloatArray = stage_microbatch_s(x).max(axis=1)
-    return x.layouts.num_microbatches * slowest + bubble_s(x)
+    return x.layouts.num_microbatches * slowest_stage_s(x) + bubble_s(x)
 
 
 def step_s(x: Inputs) -> FloatArray:

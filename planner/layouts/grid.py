@@ -7,20 +7,18 @@ is counted as such: `enumerated` is the size of the whole product, and rejected 
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
 
-from planner.layouts.ranges import MAX_CP, MAX_ETP, MAX_VPP, MICRO_BATCHES, Fix
+from planner.layouts.factored import OPTION, SHAPE, TURN, Columns, Factored, Space
+from planner.layouts.ranges import Fix
 from planner.layouts.rules import Context, Rule, rules_of
 from planner.layouts.table import COLUMNS, NAMES, IntArray, Layouts
 
 CHUNK_ROWS = 1 << 16
-Columns = dict[str, IntArray]
-
-_SHAPE = ("tp", "cp", "pp", "dp", "ep", "etp")
-_TURN = ("vpp", "schedule", "micro_batch", "num_microbatches")
+SIZED = (*SHAPE, "micro_batch", "num_microbatches")
 
 
 @dataclass
@@ -31,42 +29,110 @@ class Tally:
     legal: int = 0
     rejected: Counter[str] = field(default_factory=Counter)
 
+    def add(self, other: Tally) -> None:
+        """Count what another tally has counted."""
+        self.enumerated += other.enumerated
+        self.legal += other.legal
+        for name, count in other.rejected.items():
+            self.rejected[name] += count
 
-def legal_layouts(context: Context, gpus: int, fix: Fix, tally: Tally) -> Iterator[Layouts]:
+
+@dataclass(frozen=True)
+class Grid:
+    """The turns that are legal so far, the options of each, and the rules left to apply.
+
+    `listed[first[turn]:][:count[turn]]` are the options of a turn. `edges` part the turns so that
+    each part has about CHUNK_ROWS rows.
+    """
+
+    context: Context
+    space: Space
+    listed: IntArray
+    first: IntArray
+    count: IntArray
+    edges: IntArray
+    rules: tuple[Rule, ...]
+
+    @property
+    def rows(self) -> int:
+        """Return the rows of all parts, before the last rules."""
+        return int(self.count.sum())
+
+    def __len__(self) -> int:
+        return len(self.edges) - 1
+
+    def part(self, at: int) -> tuple[Factored, Tally]:
+        """Return the legal layouts of one part, and its count of rejects."""
+        base: IntArray = np.arange(self.edges[at], self.edges[at + 1])
+        each = self.count[base]
+        turn = np.repeat(np.arange(len(base)), each)
+        nth = np.arange(len(turn)) - np.repeat(np.cumsum(each) - each, each)
+        option = self.listed[self.first[base][turn] + nth]
+        return self._sieve(Factored(self.space, base, turn, option))
+
+    def _sieve(self, rows: Factored) -> tuple[Factored, Tally]:
+        tally, alive = Tally(), np.ones(len(rows), dtype=np.bool_)
+        for rule in self.rules:
+            every, code = rows.distinct(rule.on)
+            breaks = rule.broken(every, self.context)
+            if not breaks.any():
+                continue
+            broken = breaks[code] & alive
+            if count := int(np.count_nonzero(broken)):
+                tally.rejected[rule.name] += count
+                alive &= ~broken
+        tally.legal = int(np.count_nonzero(alive))
+        return (rows if tally.legal == len(rows) else rows.only(np.flatnonzero(alive))), tally
+
+
+def legal_layouts(context: Context, gpus: int, fix: Fix, tally: Tally) -> Iterator[Factored]:
     """Yield all legal layouts of exactly `gpus` GPUs, in chunks; `tally` is filled on the way."""
+    grid = grid_of(context, gpus, fix, tally)
+    if grid is None:
+        return
+    for at in range(len(grid)):
+        rows, more = grid.part(at)
+        tally.add(more)
+        if len(rows):
+            yield rows
+
+
+def grid_of(context: Context, gpus: int, fix: Fix, tally: Tally) -> Grid | None:
+    """Return all turns of exactly `gpus` GPUs that break no rule so far; None if there is none."""
     rules = rules_of(context.workload.stack)
     shapes = _shapes(context, gpus, fix)
     if not len(shapes["tp"]):
-        return
+        return None
     inner = _turn_count(shapes, context, fix) * _state_count(shapes, fix)
+    inner = inner * len(_micro_batches(context, fix))
     tally.enumerated += int(inner.sum())
-    shapes, inner = _sieve(
-        shapes, inner, [r for r in rules if set(r.on) <= {*_SHAPE}], context, tally
-    )
+    shapes, inner = _sieve(shapes, inner, _bound_by(rules, SHAPE), context, tally)
     if not len(inner):
-        return
-    turn_rules = [r for r in rules if set(r.on) <= {*_SHAPE, *_TURN} and not set(r.on) <= {*_SHAPE}]
-    state_rules = [r for r in rules if not set(r.on) <= {*_SHAPE, *_TURN}]
-    turns = _turns(shapes, context, fix)
-    turns, inner = _sieve(turns, _state_count(turns, fix), turn_rules, context, tally)
-    start = 0
-    ends = np.cumsum(inner)
-    while start < len(inner):
-        stop = int(np.searchsorted(ends, (ends[start - 1] if start else 0) + CHUNK_ROWS, "right"))
-        stop = max(stop, start + 1)
-        part = {name: column[start:stop] for name, column in turns.items()}
-        states = _states(part, fix)
-        states, left = _sieve(
-            states, np.ones(len(states["tp"]), dtype=np.int64), state_rules, context, tally
-        )
-        tally.legal += len(left)
-        if len(left):
-            yield _layouts(states)
-        start = stop
+        return None
+    turns = _turns(shapes, rules, context, fix, tally)
+    if not len(turns["tp"]):
+        return None
+    alone = _bound_by(rules, OPTION)
+    options, listed, first, count = _options(turns, alone, context, fix, tally)
+    ends = np.cumsum(count)
+    edges = np.unique(np.searchsorted(ends, np.arange(0, ends[-1], CHUNK_ROWS), side="left"))
+    return Grid(
+        context=context,
+        space=Space(turns, options),
+        listed=listed,
+        first=first,
+        count=count,
+        edges=np.append(edges, len(count)),
+        rules=tuple(r for r in rules if not ({*r.on} <= {*TURN} or {*r.on} <= {*OPTION})),
+    )
 
 
-def _layouts(columns: Columns) -> Layouts:
-    return Layouts(**{name: columns[name] for name in COLUMNS})
+def _bound_by(
+    rules: Sequence[Rule], columns: tuple[str, ...], but: tuple[str, ...] = ()
+) -> list[Rule]:
+    """Return the rules that look at `columns` only, without those that need no more than `but`."""
+    bound = [rule for rule in rules if set(rule.on) <= {*columns}]
+    return [rule for rule in bound if not (but and set(rule.on) <= {*but})]
 
 
 def _blank(columns: Columns) -> Layouts:
@@ -76,7 +142,7 @@ def _blank(columns: Columns) -> Layouts:
 
 
 def _sieve(
-    columns: Columns, inner: IntArray, rules: list[Rule], context: Context, tally: Tally
+    columns: Columns, inner: IntArray, rules: Sequence[Rule], context: Context, tally: Tally
 ) -> tuple[Columns, IntArray]:
     """Drop the rows that break a rule; each counts `inner` layouts under the first it breaks."""
     layouts = _blank(columns)
@@ -105,9 +171,8 @@ def _shapes(context: Context, gpus: int, fix: Fix) -> Columns:
     for tp in fix.pick("tp", [d for d in divisors(gpus) if d <= top_tp], ceiling=gpus):
         if gpus % tp:
             continue
-        widths = [d for d in divisors(tp) if d <= MAX_ETP] if model.experts else [1]
-        etps = fix.pick("etp", widths)
-        for cp in fix.pick("cp", [d for d in divisors(gpus // tp) if d <= MAX_CP], ceiling=gpus):
+        etps = fix.pick("etp", divisors(tp) if model.experts else [1])
+        for cp in fix.pick("cp", divisors(gpus // tp), ceiling=gpus):
             if gpus % (tp * cp):
                 continue
             stages = [d for d in divisors(gpus // (tp * cp)) if d <= model.layers + 2]
@@ -115,13 +180,13 @@ def _shapes(context: Context, gpus: int, fix: Fix) -> Columns:
                 dp = gpus // (tp * cp * pp)
                 if tp * cp * pp * dp == gpus and fix.allows("dp", dp):
                     rows += [(tp, cp, pp, dp, ep, etp) for ep in expert_degrees for etp in etps]
-    table = np.array(rows, dtype=np.int64).reshape(-1, len(_SHAPE))
-    return {name: table[:, i] for i, name in enumerate(_SHAPE)}
+    table = np.array(rows, dtype=np.int64).reshape(-1, len(SHAPE))
+    return {name: table[:, i] for i, name in enumerate(SHAPE)}
 
 
 def _turn_options(pp: int, context: Context, fix: Fix) -> list[tuple[int, int]]:
     """Return the (vpp, schedule) pairs that a pipeline of `pp` stages may run."""
-    top = 1 if pp == 1 else max(1, min(MAX_VPP, (context.model.layers + 2) // pp))
+    top = 1 if pp == 1 else max(1, (context.model.layers + 2) // pp)
     options = []
     for vpp in fix.pick("vpp", range(1, top + 1)):
         natural = [0] if pp == 1 else ([3] if vpp > 1 else [1, 2])
@@ -131,31 +196,42 @@ def _turn_options(pp: int, context: Context, fix: Fix) -> list[tuple[int, int]]:
 
 def _turn_count(shapes: Columns, context: Context, fix: Fix) -> IntArray:
     per_pp = {int(pp): len(_turn_options(int(pp), context, fix)) for pp in np.unique(shapes["pp"])}
-    batches = len(fix.pick("micro_batch", MICRO_BATCHES))
-    return np.array([per_pp[int(pp)] * batches for pp in shapes["pp"]], dtype=np.int64)
+    return np.array([per_pp[int(pp)] for pp in shapes["pp"]], dtype=np.int64)
 
 
-def _turns(shapes: Columns, context: Context, fix: Fix) -> Columns:
-    """Expand each shape by (vpp, schedule) and micro_batch."""
-    batches = np.array(fix.pick("micro_batch", MICRO_BATCHES), dtype=np.int64)
-    parts: list[Columns] = []
-    for pp in np.unique(shapes["pp"]):
-        rows = {name: column[shapes["pp"] == pp] for name, column in shapes.items()}
+def _micro_batches(context: Context, fix: Fix) -> IntArray:
+    """Return the micro-batches that are tried: all divisors of the global batch."""
+    declared = divisors(context.workload.global_batch)
+    return np.array(fix.pick("micro_batch", declared), dtype=np.int64)
+
+
+def _turns(
+    shapes: Columns, rules: Sequence[Rule], context: Context, fix: Fix, tally: Tally
+) -> Columns:
+    """Expand each shape by micro_batch, then by (vpp, schedule); sieve as soon as a rule can."""
+    batches = _micro_batches(context, fix)
+    sized = {name: np.repeat(column, len(batches)) for name, column in shapes.items()}
+    sized["micro_batch"] = np.tile(batches, len(shapes["tp"]))
+    per_step = context.workload.global_batch // (sized["dp"] * sized["micro_batch"])
+    sized["num_microbatches"] = np.maximum(per_step, 1)
+    inner = _turn_count(sized, context, fix) * _state_count(sized, fix)
+    early = _bound_by(rules, SIZED, but=SHAPE)
+    sized, _ = _sieve(sized, inner, early, context, tally)
+    late = _bound_by(rules, TURN, but=SIZED)
+    parts = []
+    for pp in np.unique(sized["pp"]):
+        rows = {name: column[sized["pp"] == pp] for name, column in sized.items()}
         options = np.array(_turn_options(int(pp), context, fix), dtype=np.int64).reshape(-1, 2)
-        n, k, b = len(rows["tp"]), len(options), len(batches)
-        out = {name: np.repeat(column, k * b) for name, column in rows.items()}
-        out["vpp"] = np.tile(np.repeat(options[:, 0], b), n)
-        out["schedule"] = np.tile(np.repeat(options[:, 1], b), n)
-        out["micro_batch"] = np.tile(batches, n * k)
-        parts.append(out)
-    joined = {name: np.concatenate([p[name] for p in parts]) for name in parts[0]}
-    per_step = context.workload.global_batch // (joined["dp"] * joined["micro_batch"])
-    joined["num_microbatches"] = np.maximum(per_step, 1)
-    return joined
+        out = {name: np.repeat(column, len(options)) for name, column in rows.items()}
+        out["vpp"] = np.tile(options[:, 0], len(rows["tp"]))
+        out["schedule"] = np.tile(options[:, 1], len(rows["tp"]))
+        parts.append(_sieve(out, _state_count(out, fix), late, context, tally)[0])
+    none = {name: np.zeros(0, dtype=np.int64) for name in TURN}
+    return {name: np.concatenate([part[name] for part in [none, *parts]]) for name in TURN}
 
 
 def _state_options(tp: int, dp: int, plain: bool, fix: Fix) -> list[tuple[int, ...]]:
-    """Return (sp, zero, dp_replicate, recompute, offload, dp_sync) for a (tp, dp)."""
+    """Return the options (columns as in OPTION) of a (tp, dp)."""
     options: list[tuple[int, ...]] = []
     for sp in fix.pick("sp", (0, 1) if tp > 1 else (0,)):
         for zero in fix.pick("zero", range(4)):
@@ -188,16 +264,28 @@ def _state_count(columns: Columns, fix: Fix) -> IntArray:
     return np.array([len(_options_of(int(k), fix)) for k in keys], dtype=np.int64)[inverse]
 
 
-def _states(columns: Columns, fix: Fix) -> Columns:
-    """Expand by what is kept where: sp, zero, dp_replicate, recompute, offload, dp_sync."""
-    names = ("sp", "zero", "dp_replicate", "recompute", "offload", "dp_sync")
-    keys, inverse = _kind_of_state(columns)
-    parts: list[Columns] = []
-    for i, key in enumerate(keys):
-        rows = {name: column[inverse == i] for name, column in columns.items()}
-        options = np.array(_options_of(int(key), fix), dtype=np.int64).reshape(-1, len(names))
-        n, k = len(rows["tp"]), len(options)
-        out = {name: np.repeat(column, k) for name, column in rows.items()}
-        out |= {name: np.tile(options[:, c], n) for c, name in enumerate(names)}
-        parts.append(out)
-    return {name: np.concatenate([p[name] for p in parts]) for name in parts[0]}
+def _options(
+    turns: Columns, rules: Sequence[Rule], context: Context, fix: Fix, tally: Tally
+) -> tuple[Columns, IntArray, IntArray, IntArray]:
+    """Return the distinct options, lists of them end to end, and each turn's (first, count).
+
+    Options that `rules` refuse by themselves are in no list, and counted for every turn.
+    """
+    keys, inverse = _kind_of_state(turns)
+    lists = [_options_of(int(key), fix) for key in keys]
+    number: dict[tuple[int, ...], int] = {}
+    for option in (option for listed in lists for option in listed):
+        number.setdefault(option, len(number))
+    table = np.array(list(number), dtype=np.int64).reshape(-1, len(OPTION))
+    columns = {name: np.ascontiguousarray(table[:, c]) for c, name in enumerate(OPTION)}
+    turns_of = np.zeros(len(number), dtype=np.int64)
+    for often, listed in zip(np.bincount(inverse, minlength=len(keys)), lists, strict=True):
+        turns_of[[number[option] for option in listed]] += often
+    blank = {name: np.ones(len(number), dtype=np.int64) for name in TURN}
+    numbers = {"number": np.arange(len(number))}
+    kept, _ = _sieve({**blank, **columns, **numbers}, turns_of, rules, context, tally)
+    allowed = {*kept["number"].tolist()}
+    chosen = [[n for option in listed if (n := number[option]) in allowed] for listed in lists]
+    count = np.array([len(listed) for listed in chosen], dtype=np.int64)
+    flat = np.array([n for listed in chosen for n in listed], dtype=np.int64)
+    return columns, flat, (np.cumsum(count) - count)[inverse], count[inverse]

@@ -8,10 +8,6 @@ from dataclasses import dataclass, field
 from planner.errors import SpecError, did_you_mean
 from planner.layouts.table import COLUMNS, NAMES
 
-MICRO_BATCHES = (1, 2, 3, 4, 6, 8, 12, 16, 24, 32, 48, 64)
-MAX_CP = 64
-MAX_VPP = 16
-MAX_ETP = 64
 FIXABLE = tuple(c for c in COLUMNS if c != "num_microbatches")
 
 

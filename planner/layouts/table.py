@@ -13,7 +13,14 @@ IntArray = NDArray[np.int64]
 
 RECOMPUTE = ("none", "selective", "full")
 SCHEDULE = ("none", "gpipe", "1f1b", "interleaved")
-OFFLOAD = ("none", "optimizer", "optimizer+params")
+OFFLOAD = (
+    "none",
+    "optimizer",
+    "optimizer+params",
+    "optimizer-nvme",
+    "optimizer+params-nvme",
+)
+"""What leaves the GPU: to the host's memory, or through it to the node's NVMe drives."""
 DP_SYNC = ("all-reduce", "parameter-server")
 NAMES: Mapping[str, tuple[str, ...]] = {
     "recompute": RECOMPUTE,
@@ -65,6 +72,10 @@ class Layouts:
     def take(self, rows: Any) -> Self:
         """Return the layouts at `rows` (an index array, a mask or a slice)."""
         return type(self)(**{f.name: getattr(self, f.name)[rows] for f in fields(self)})
+
+    def only(self, rows: Any) -> Self:
+        """Return the layouts at `rows` in the form in which they are kept."""
+        return self.take(rows)
 
     def row(self, index: int) -> dict[str, int | str | bool]:
         """Return one layout as plain values, codes turned into names and sp into a bool."""

@@ -10,33 +10,49 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from planner.place.certificate import Rule
+    from planner.place.certificate import RULES, Rule, rule_named
     from planner.place.check import PlacementError, check_placement
-    from planner.place.clock import Clock
+    from planner.place.clock import Clock, contended
     from planner.place.hosts import FreeNodes, free_nodes, nodes_from_file, with_hosts
-    from planner.place.placing import place
+    from planner.place.placing import loads_of, place
+    from planner.place.traffic import Load, flows_of
+    from planner.place.tree import Tree
 
 _HOME = {
     "Clock": "clock",
+    "Load": "traffic",
+    "RULES": "certificate",
     "Rule": "certificate",
+    "Tree": "tree",
     "FreeNodes": "hosts",
     "PlacementError": "check",
     "check_placement": "check",
+    "contended": "clock",
+    "flows_of": "traffic",
     "free_nodes": "hosts",
+    "loads_of": "placing",
     "nodes_from_file": "hosts",
     "place": "placing",
+    "rule_named": "certificate",
     "with_hosts": "hosts",
 }
 
 __all__ = [
+    "RULES",
     "Clock",
     "FreeNodes",
+    "Load",
     "PlacementError",
     "Rule",
+    "Tree",
     "check_placement",
+    "contended",
+    "flows_of",
     "free_nodes",
+    "loads_of",
     "nodes_from_file",
     "place",
+    "rule_named",
     "with_hosts",
 ]
 

@@ -27,8 +27,10 @@ class Grid:
     pipelines: int
 
 
-def ranks_per_node(cluster: ClusterSpec, layout: Layout) -> int:
-    """Return the ranks that every node runs: as many as its GPUs and an even split allow.
+def ranks_per_node(cluster: ClusterSpec, layout: Layout) -> list[int]:
+    """Return the ranks that every node may run, most first: its GPUs and an even split decide.
+
+    Fewer than the most takes more nodes, but nodes with fewer healthy GPUs.
 
     Raises InfeasibleError when a tensor-parallel group is larger than the scale-up domain, and
     SpecError when the expert groups do not divide a stage.
@@ -52,7 +54,7 @@ def ranks_per_node(cluster: ClusterSpec, layout: Layout) -> int:
         return layout.gpus % ranks == 0 and math.lcm(layout.tp, ranks) <= cluster.domain_gpus
 
     most = min(cluster.node.gpus, layout.gpus)
-    return next(ranks for ranks in range(most, 0, -1) if fits(ranks))
+    return [ranks for ranks in range(most, 0, -1) if fits(ranks)]
 
 
 def block_sizes(cluster: ClusterSpec, layout: Layout, ranks: int, keep: bool) -> list[int]:

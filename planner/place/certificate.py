@@ -3,16 +3,28 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
+from planner.errors import SpecError, did_you_mean
 from planner.place.groups import IntArray
 from planner.place.relax import many
 from planner.plan import OrderTime
 from planner.units import seconds as in_seconds
 
 Rule = Literal["under-leaf", "fastest"]
+RULES: tuple[Rule, ...] = get_args(Rule)
 PROVED = 1e-9
 """A step time this close (relative) to its bound meets it: the rest is rounding."""
+
+
+def rule_named(text: str, where: str) -> Rule:
+    """Return the rule; SpecError, which names `where` it stands, for one that there is not."""
+    if chosen := next((rule for rule in RULES if rule == text), None):
+        return chosen
+    near = did_you_mean(text[:80], RULES)
+    raise SpecError(
+        f"{where}: {text[:80]!r} is not a rule", hint=near or f"write {' or '.join(RULES)}"
+    )
 
 
 @dataclass(frozen=True)
@@ -64,11 +76,11 @@ def _about_seconds(objective: float, bound: float, gap: float, orders: int) -> s
     if gap <= PROVED:
         return (
             f"no map takes less than {in_seconds(bound)} a step by this estimate: "
-            "no uplink holds this one up"
+            "what uplinks have to carry, this one meets"
         )
     return (
-        f"no map takes less than {in_seconds(bound)} a step by this estimate, the time without "
-        f"contention; the best of {orders} orders is {gap:.2%} above that"
+        f"no map takes less than {in_seconds(bound)} a step by this estimate: so much has to cross "
+        f"uplinks; the best of {orders} orders is {gap:.2%} above that"
     )
 
 

@@ -5,41 +5,43 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
+from itertools import islice
 
 import numpy as np
 
 from planner.estimate.collectives import ranks_per_domain, uplinks
 from planner.estimate.inputs import Inputs
-from planner.estimate.running import judge, own_kinds
-from planner.estimate.step import step_s
+from planner.estimate.running import Judged, judge, loaded
 from planner.layouts.rules import Context
-from planner.layouts.split import StageKinds
 from planner.layouts.table import Layouts
 from planner.place.traffic import TIERS, Load, flows_of
 from planner.plan import Layout
+from planner.specs.cluster import ClusterSpec
+
+
+def contended(cluster: ClusterSpec) -> bool:
+    """Return whether a map can matter: some uplink carries less than the NICs below it."""
+    return any(ways > 1 for _, ways in uplinks(cluster)[:TIERS])
 
 
 @dataclass(frozen=True)
 class Clock:
     """Step times of the layout with its own cut of the layers, uplinks loaded as a map does.
 
-    What running its pipeline took beyond the closed form, it takes on every map.
+    Its pipeline is run with the sends of every map, as that of a ranked layout is.
     """
 
     context: Context
     layout: Layout
 
     @cached_property
-    def _own(self) -> tuple[StageKinds, float]:
-        one = judge(self.context, self._rows(1))[0]
-        kinds = own_kinds(self.context, one)
-        closed = step_s(Inputs(*self.context, self._rows(1), kinds=kinds))
-        return kinds, one.step_s - float(closed[0])
+    def _own(self) -> Judged:
+        return judge(self.context, self._rows(1))[0]
 
     @property
     def contended(self) -> bool:
-        """Return whether a map can matter: some uplink carries less than the NICs below it."""
-        return any(ways > 1 for _, ways in uplinks(self.context.cluster)[:TIERS])
+        """Return whether a map can matter on its cluster."""
+        return contended(self.context.cluster)
 
     @property
     def near(self) -> int:
@@ -49,16 +51,20 @@ class Clock:
 
     def seconds(self, loads: Sequence[Load]) -> list[float]:
         """Return the step time under each load."""
-        known = dict.fromkeys(loads)
-        kinds, beyond = self._own
-        flows = flows_of(list(known))
-        x = Inputs(*self.context, self._rows(len(known)), flows=flows, kinds=kinds)
-        times = dict(zip(known, (step_s(x) + beyond).tolist(), strict=True))
+        known = list(dict.fromkeys(loads))
+        rows = self._rows(len(known))
+        judged = loaded(self.context, rows, [self._own] * len(known), flows_of(known))
+        times = {load: one.step_s for load, one in zip(known, judged, strict=True)}
         return [times[load] for load in loads]
 
-    def bound(self) -> float:
-        """Return the step time without contention: a lower bound for every map."""
-        return self.seconds([Load()])[0]
+    def bound(self, trades: Sequence[Sequence[Load]] = ()) -> float:
+        """Return a lower bound for every map: of each tier the best of the `trades` it has.
+
+        See `planner.place.bound`; without any, it is the step time without contention.
+        """
+        ways = [[Load()], *trades]
+        times = iter(self.seconds([load for loads in ways for load in loads]))
+        return max(min(islice(times, len(loads))) for loads in ways)
 
     def fabric(self) -> str:
         """Return the fabric in words: '4:1', '1:1 between leafs, 7:1 between pods'."""

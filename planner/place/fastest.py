@@ -1,13 +1,13 @@
 """Fastest: every order of filling leafs, scored in seconds, against a bound that no map beats.
 
-The bound is the step without contention. Where an order meets it (most non-blocking fabrics, and
-2:1 ones with the right window) it is proved best; elsewhere the gap says how far that is from
-proved.
+The bound is the step with what the uplinks carry at the least (`planner.place.bound`). Where an
+order meets it (on most fabrics, also narrow ones) it is proved best; elsewhere the gap says how far
+that is from proved.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 
 import numpy as np
@@ -48,29 +48,48 @@ class Scored:
     seconds: float
 
 
+@dataclass(frozen=True)
+class _Way:
+    """One map that is not timed yet; `order` says how to get its nodes where they are not known."""
+
+    load: Load
+    splits: int
+    words: str = ""
+    nodes: IntArray | None = None
+    order: Order | None = None
+
+
 def scored(
     clock: Clock, tree: Tree, ranks: int, maps: Mapping[str, IntArray], cells: Cells | None
 ) -> list[Scored]:
     """Return `maps` (words -> nodes in rank order), then window orders of `cells`, with times."""
-    layout, pod_of_leaf = clock.layout, _pods(tree)
-    near = clock.near
-    named = [
-        (words, nodes, *_of_nodes(layout, np.repeat(tree.leaf[nodes], ranks), pod_of_leaf, near))
-        for words, nodes in maps.items()
-    ]
-    found = list(_windows(clock, tree, ranks, cells, near)) if cells and clock.contended else []
-    times = clock.seconds([load for _, _, load, _ in named] + [load for _, load, _ in found])
-    out = [
-        Scored(words, nodes, lost, time)
-        for (words, nodes, _, lost), time in zip(named, times[: len(named)], strict=True)
-    ]
+    ways = list(_ways(clock, tree, ranks, maps, cells))
+    timed = list(zip(ways, clock.seconds([way.load for way in ways]), strict=True))
+    out = [Scored(w.words, w.nodes, w.splits, t) for w, t in timed if w.nodes is not None]
     if cells:
-        best = _best_windows(found, times[len(named) :])
-        out += [
-            Scored(order.words(cells.grid.stages), _nodes(cells, order), lost, time)
-            for order, lost, time in best
-        ]
+        best = _best_windows(timed)
+        out += [Scored(o.words(), _nodes(cells, o), lost, time) for o, lost, time in best]
     return out
+
+
+def loads(
+    clock: Clock, tree: Tree, ranks: int, maps: Mapping[str, IntArray], cells: Cells | None
+) -> list[Load]:
+    """Return the loads of the same maps, without those that carry as much as another or more."""
+    found = dict.fromkeys(way.load for way in _ways(clock, tree, ranks, maps, cells))
+    return [one for one in found if not any(other != one and other <= one for other in found)]
+
+
+def _ways(
+    clock: Clock, tree: Tree, ranks: int, maps: Mapping[str, IntArray], cells: Cells | None
+) -> Iterator[_Way]:
+    layout, pod_of_leaf, near = clock.layout, _pods(tree), clock.near
+    for words, nodes in maps.items():
+        leaf_of_rank = np.repeat(tree.leaf[nodes], ranks)
+        load, lost = _of_nodes(layout, leaf_of_rank, pod_of_leaf, near)
+        yield _Way(load, lost, words, nodes)
+    if cells and clock.contended:
+        yield from _windows(clock, tree, ranks, cells, near)
 
 
 def fastest(found: list[Scored]) -> Scored:
@@ -99,9 +118,7 @@ def _of_nodes(
     return load, splits(layout, leaf_of_rank)
 
 
-def _windows(
-    clock: Clock, tree: Tree, ranks: int, cells: Cells, near: int
-) -> Iterator[tuple[Order, Load, int]]:
+def _windows(clock: Clock, tree: Tree, ranks: int, cells: Cells, near: int) -> Iterator[_Way]:
     leaf_of_slot = tree.leaf[cells.nodes[:, 0]]
     grid, pod_of_leaf = cells.grid, _pods(tree)
     slots = np.arange(len(leaf_of_slot))
@@ -118,18 +135,18 @@ def _windows(
             member_ranks=grid.cell_nodes * ranks,
             near=near,
         )
-        yield order, load, int((leaf[1:] != leaf[:-1]).sum()) * grid.pipelines
+        yield _Way(load, int((leaf[1:] != leaf[:-1]).sum()) * grid.pipelines, order=order)
 
 
-def _best_windows(
-    found: list[tuple[Order, Load, int]], times: list[float]
-) -> list[tuple[Order, int, float]]:
+def _best_windows(found: Iterable[tuple[_Way, float]]) -> list[tuple[Order, int, float]]:
     """Return the best order of each window, widest first."""
-    best: dict[int, tuple[Order, int, float]] = {}
-    for (order, _, lost), time in zip(found, times, strict=True):
-        kept = best.get(order.window)
-        if kept is None or (time, lost) < (kept[2], kept[1]):
-            best[order.window] = (order, lost, time)
+    best: dict[tuple[int, ...], tuple[Order, int, float]] = {}
+    for way, time in found:
+        if way.order is None:
+            continue
+        kept = best.get(way.order.widths)
+        if kept is None or (time, way.splits) < (kept[2], kept[1]):
+            best[way.order.widths] = (way.order, way.splits, time)
     return list(best.values())
 
 

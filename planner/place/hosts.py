@@ -63,7 +63,11 @@ def nodes_from_file(path: str | Path) -> list[str]:
         except ValueError as error:
             raise SpecError(
                 f"{path}, line {number}: {error}",
-                hint="write hostnames (letters, digits, '.', '-' and '_') or node[001-032]",
+                hint=(
+                    "leave 'slots=' out; --unhealthy names GPUs that are not to be used"
+                    if "slots=" in line
+                    else "write hostnames (letters, digits, '.', '-' and '_') or node[001-032]"
+                ),
             ) from error
         for host in hosts:
             if host in first_line:

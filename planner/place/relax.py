@@ -14,13 +14,16 @@ import numpy as np
 
 from planner.errors import InfeasibleError
 from planner.place.cells import ranks_per_node
-from planner.place.hosts import FreeNodes
+from planner.place.hosts import FreeNodes, free_nodes
 from planner.plan import Layout
 from planner.specs.cluster import ClusterSpec
 
+HELPED = {"busy": "freed", "unhealthy": "repaired", "slow": "used all the same"}
+"""What makes up for missing nodes, by why they are left out."""
+
 
 def too_few_nodes(
-    cluster: ClusterSpec, layout: Layout, ranks: int, free: FreeNodes, busy: Sequence[str]
+    cluster: ClusterSpec, layout: Layout, ranks: int, free: FreeNodes, others: Mapping[str, str]
 ) -> InfeasibleError:
     """Return the error for a job that needs more nodes with `ranks` healthy GPUs than there are."""
     have, needed = len(free.with_gpus(ranks)), layout.gpus // ranks
@@ -31,16 +34,23 @@ def too_few_nodes(
     )
     if ranks < min(cluster.node.gpus, layout.gpus):
         message += f" ({uneven(cluster, layout, ranks)})"
-    ways = [*_lent_nodes(free, ranks, short, busy), *_smaller(cluster, layout, free, ranks)]
+    ways = [*_lent_nodes(free, ranks, short, others), *_smaller(cluster, layout, free, ranks)]
     ways.append("lower pp" if not ways else many(short, "more node", "more nodes"))
     return InfeasibleError(message, hint=_any_of(ways))
 
 
-def _lent_nodes(free: FreeNodes, ranks: int, short: int, busy: Sequence[str]) -> list[str]:
+def kinds_of(cluster: ClusterSpec, busy: Sequence[str], slow: Sequence[str]) -> dict[str, str]:
+    """Return which hosts are avoided though nothing is broken, and why."""
+    whole = dict.fromkeys(busy, "busy")
+    hosts = free_nodes(cluster, slow)
+    names = (hosts.hosts[n] for n in np.flatnonzero(~hosts.healthy.all(axis=1)).tolist())
+    return dict.fromkeys(names, "slow") | whole if slow else whole
+
+
+def _lent_nodes(free: FreeNodes, ranks: int, short: int, others: Mapping[str, str]) -> list[str]:
     """Return the smallest sets of left-out nodes that would make up for what is missing."""
     left_out = np.flatnonzero(free.healthy.sum(axis=1) < ranks).tolist()
-    held = set(busy)
-    counts = Counter("busy" if free.hosts[node] in held else "unhealthy" for node in left_out)
+    counts = Counter(others.get(free.hosts[node], "unhealthy") for node in left_out)
     for size in range(1, len(counts) + 1):
         sets = [s for s in combinations(sorted(counts), size) if sum(counts[k] for k in s) >= short]
         if sets:
@@ -55,7 +65,11 @@ def _lent(kinds: Sequence[str], counts: Mapping[str, int], short: int) -> str:
         used = min(left, counts[kind])
         left -= used
         nodes = many(counts[kind], f"{kind} node")
-        words.append(f"{used:,} of the {nodes} {'freed' if kind == 'busy' else 'repaired'}")
+        if used < counts[kind]:
+            some = f"{used:,} of the {nodes}"
+        else:
+            some = {1: f"the {kind} node", 2: f"both {kind} nodes"}.get(used, f"all {nodes}")
+        words.append(f"{some} {HELPED[kind]}")
     return " and ".join(words)
 
 
@@ -77,7 +91,7 @@ def _fits(cluster: ClusterSpec, layout: Layout, free: FreeNodes, tp: int) -> int
     other = layout.model_copy(update={"tp": tp, "etp": min(layout.etp, tp)})
     if tp * layout.cp * layout.dp % (other.ep * other.etp):
         return 0
-    ranks = ranks_per_node(cluster, other)
+    ranks = ranks_per_node(cluster, other)[0]
     needed = other.gpus // ranks
     return needed if needed <= len(free.with_gpus(ranks)) else 0
 

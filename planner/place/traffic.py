@@ -28,6 +28,11 @@ class Load:
     sends: tuple[float, ...] = (0.0,) * TIERS
     experts: tuple[float, ...] = (0.0,) * TIERS
 
+    def __le__(self, other: Load) -> bool:
+        """Return whether no uplink carries more than with `other`."""
+        mine, theirs = (one.rings + one.sends + one.experts for one in (self, other))
+        return all(a <= b for a, b in zip(mine, theirs, strict=True))
+
 
 def flows_of(loads: Sequence[Load]) -> Flows:
     """Return loads as the estimate takes them, one row each."""

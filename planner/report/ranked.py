@@ -35,7 +35,9 @@ COLUMNS = {
 PLAIN = {"vpp": 1, "cp": 1, "ep": 1, "etp": 1, "dp_replicate": 1, "recompute": "none"}
 PLAIN |= {"offload": "none", "dp_sync": "all-reduce"}
 """Values that go without saying when every row has them."""
-OPTIONAL = ("bubble", "MFU")
+JOB = {"nodes": "nodes", "global_batch": "batch"}
+"""Field of a row -> heading, where rows differ in it."""
+OPTIONAL = ("bubble", "MFU", "tok/s/GPU")
 """Columns that a narrow terminal does without, in this order."""
 
 
@@ -45,21 +47,24 @@ class _Ranked:
     First without the columns in `OPTIONAL`, then with each layout as one text that wraps.
     """
 
-    def __init__(self, plans: Sequence[RankedPlan]) -> None:
+    def __init__(self, plans: Sequence[RankedPlan], objective: str) -> None:
         self.plans = plans
+        self.objective = objective
 
     def __rich_console__(self, console: Console, options: ConsoleOptions) -> RenderResult:
         fields = shown_fields([p.layout for p in self.plans])
         unbounded = options.update(width=1000)
-        for dropped in range(len(OPTIONAL) + 1):
-            table = self._table(fields, OPTIONAL[:dropped])
+        optional = OPTIONAL[:-1] if self.objective == "tokens-per-gpu" else OPTIONAL
+        for dropped in range(len(optional) + 1):
+            table = self._table(fields, optional[:dropped])
             if Measurement.get(console, unbounded, table).maximum <= options.max_width:
                 yield table
                 return
         yield self._table(None, ())
 
     def _table(self, fields: Sequence[str] | None, dropped: Sequence[str]) -> Table:
-        rows = [_cells(plan, fields, dropped) for plan in self.plans]
+        jobs = [f for f in JOB if len({getattr(p, f) for p in self.plans}) > 1]
+        rows = [_cells(plan, fields, dropped, jobs, self.objective) for plan in self.plans]
         table = Table(box=box.SIMPLE_HEAD, pad_edge=False, padding=(0, 1, 0, 0), show_edge=False)
         for heading in rows[0]:
             text = heading == "layout"
@@ -75,14 +80,16 @@ class _Ranked:
         return table
 
 
-def ranked_table(plans: Sequence[RankedPlan]) -> RenderableType:
+def ranked_table(plans: Sequence[RankedPlan], objective: str = "step-time") -> RenderableType:
     """Return the ranked table: layout fields that vary or matter, the figures, the footnotes."""
     layouts = [p.layout for p in plans]
     limit = gib(plans[0].estimate.memory.limit_bytes)
-    lines: list[RenderableType] = [_Ranked(plans)]
+    lines: list[RenderableType] = [_Ranked(plans, objective)]
     lines.append(indented(f"GiB: peak memory of the fullest GPU; it has {limit} to give"))
     if same := same_everywhere(layouts, shown_fields(layouts)):
         lines.append(indented(f"in every row: {same}"))
+    if any(p.tie for p in plans):
+        lines.append(indented("\u2248 too close to #1 to be told apart from it"))
     if any(p.estimate.memory.at_risk and not _over(p) for p in plans):
         lines.append(indented("* fits, but so close to the limit that allocators may thrash"))
     if any(_over(p) for p in plans):
@@ -124,24 +131,37 @@ def _usual_schedule(layout: Layout) -> str:
 
 
 def _cells(
-    plan: RankedPlan, fields: Sequence[str] | None, dropped: Sequence[str]
+    plan: RankedPlan,
+    fields: Sequence[str] | None,
+    dropped: Sequence[str],
+    jobs: Sequence[str],
+    objective: str,
 ) -> dict[str, str]:
     """Return heading -> text of one row; without `fields` the layout is one text."""
     estimate, memory = plan.estimate, plan.estimate.memory
     mark = "!" if _over(plan) else "*" if memory.at_risk else " "
-    cells = {"#": str(plan.rank)}
+    cells = {"#": str(plan.rank)} | {JOB[f]: f"{getattr(plan, f) or 0:,}" for f in jobs}
     if fields is None:
         cells["layout"] = plan.layout.short().replace(",", " ")
     else:
         cells |= {COLUMNS[f]: _word(getattr(plan.layout, f)) for f in fields}
     cells |= {
-        "step": seconds(estimate.step_time_s),
+        "step": ("\u2248" if plan.tie else "") + seconds(estimate.step_time_s),
+        **_rates(plan, objective),
         "tok/s/GPU": f"{estimate.tokens_per_s_per_gpu:,.0f}",
         "MFU": f"{estimate.mfu:.1%}",
         "bubble": f"{estimate.bubble_fraction:.1%}",
         "GiB": f"{memory.peak_bytes / GIB:.1f}{mark}",
     }
     return {name: text for name, text in cells.items() if name not in dropped}
+
+
+def _rates(plan: RankedPlan, objective: str) -> dict[str, str]:
+    """Return heading -> text of what the objective counts, where no other column shows it."""
+    usd, mwh = plan.usd_per_trillion_tokens, plan.mwh_per_trillion_tokens
+    if objective == "cost" and usd is not None:
+        return {"USD/T": f"{usd:,.0f}"}
+    return {"MWh/T": f"{mwh:,.1f}"} if objective == "energy" and mwh is not None else {}
 
 
 def _over(plan: RankedPlan) -> bool:

@@ -12,14 +12,16 @@ from rich.console import Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 
-from planner.plan import Estimate, Layout, Plan, RankedPlan, Search
+from planner.plan import Estimate, Layout, Plan, Search
 from planner.report.bars import single
+from planner.report.losing import why_lost
 from planner.report.memory import memory_report
 from planner.report.parts import indented, notes, title
 from planner.report.placing import placement_lines
 from planner.report.ranked import ranked_table
 from planner.report.text import printable
-from planner.units import GIB, count, many, seconds
+from planner.report.tradeoffs import objective_lines, tradeoffs
+from planner.units import count, many, seconds
 
 REASONS_SHOWN = 6
 
@@ -31,10 +33,11 @@ def plan_report(plan: Plan) -> RenderableType:
         heading(plan),
         search_line(plan.search),
         Text(),
-        ranked_table(plan.plans),
+        ranked_table(plan.plans, plan.objective.name),
         Text(),
         title("The winner"),
         indented(plan.best.layout.short()),
+        *objective_lines(plan),
         layers_line(plan.best.layout, plan.best.estimate, plan.best.stage_layers),
         Text(),
         time_report(plan.best.estimate),
@@ -45,7 +48,8 @@ def plan_report(plan: Plan) -> RenderableType:
         lines = placement_lines(plan.placement)
         parts += [Text(), title("Placement"), *map(indented, lines)]
     if len(contenders) > 1:
-        parts += [Text(), *why_lost(contenders[0], contenders[1])]
+        parts += [Text(), *why_lost(plan, contenders[1])]
+    parts.append(tradeoffs(plan))
     parts += rejections(plan.search)
     parts += notes(plan.notes)
     return Group(*parts)
@@ -122,28 +126,6 @@ def time_report(estimate: Estimate) -> RenderableType:
 def by_size(amounts: dict[str, float]) -> list[tuple[str, float]]:
     """Return the amounts that are not nothing, largest first."""
     return sorted(((n, a) for n, a in amounts.items() if a > 0), key=lambda i: (-i[1], i[0]))
-
-
-def why_lost(best: RankedPlan, second: RankedPlan) -> list[RenderableType]:
-    """Return the runner-up's difference to the winner, term by term."""
-    ours, theirs = best.estimate, second.estimate
-    slower = theirs.step_time_s - ours.step_time_s
-    lines: list[RenderableType] = [
-        title(f"Why #{second.rank} lost"),
-        indented(second.layout.short()),
-        indented(
-            f"slower by {seconds(slower)} ({slower / ours.step_time_s:.1%}), "
-            f"peak memory {(theirs.memory.peak_bytes - ours.memory.peak_bytes) / GIB:+.2f} GiB"
-        ),
-    ]
-    names = list(dict.fromkeys((*ours.time_s, *theirs.time_s)))
-    gaps = {n: theirs.time_s.get(n, 0.0) - ours.time_s.get(n, 0.0) for n in names}
-    told = [(n, g) for n, g in gaps.items() if abs(g) >= 5e-4 * ours.step_time_s]
-    told.sort(key=lambda item: (-abs(item[1]), item[0]))
-    words = [f"{printable(n)} {'+' if g > 0 else '-'}{seconds(abs(g))}" for n, g in told]
-    if words:
-        lines.append(indented(", ".join(words)))
-    return lines
 
 
 def rejections(search: Search) -> list[RenderableType]:

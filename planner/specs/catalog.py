@@ -16,7 +16,7 @@ from planner.files import data_folder
 from planner.specs.cluster import Accelerator, ClusterSpec, Leaf
 from planner.specs.huggingface import is_config, model_from_config
 from planner.specs.model import ModelSpec
-from planner.specs.parse import shown
+from planner.specs.parse import parse_yaml, shown
 from planner.specs.read import read_mapping, validate
 
 Kind = Literal["model", "cluster", "accelerator"]
@@ -25,7 +25,8 @@ _FOLDERS = {
     "cluster": ("hardware_specs", "clusters"),
     "accelerator": ("hardware_specs", "accelerators"),
 }
-_MOST_NODES = 1_000_000
+_MOST_NODES = 131_072
+_MOST_EXTENDED = 8
 _SUFFIXES = (".yaml", ".yml", ".json")
 
 
@@ -63,18 +64,82 @@ def load_model(text: str) -> ModelSpec:
 def load_cluster(text: str) -> ClusterSpec:
     """Return the cluster that `text` names: a shipped name or a YAML path, `:N` for N nodes.
 
-    Without `:N` the file's own `nodes` hold, else as many as it lists `hosts` (also under `leafs`),
-    else one. Raises SpecError when there is no such cluster or it is wrong.
+    A file may hold only what differs from a cluster that it `extends`. Without `:N` the file's own
+    `nodes` hold, else as many as it lists `hosts` (also under `leafs`), else one. Raises SpecError
+    when there is no such cluster or it is wrong.
     """
     name, nodes = _split_nodes(text)
     path = _find("cluster", name)
-    data = {"name": path.stem, **read_mapping(path)}
+    data = {"name": path.stem, **_cluster_data(path)}
     data.setdefault("nodes", _listed_nodes(data))
     if nodes is not None:
         data["nodes"] = nodes
-    if "accelerator" in data:
-        data["accelerator"] = _accelerator(data["accelerator"], shown(path))
     return validate(ClusterSpec, data, shown(path))
+
+
+def load_cluster_over(text: str, path: Path) -> ClusterSpec:
+    """Return the cluster that the YAML `text` would be, were it the file `path`."""
+    data = parse_yaml(text, shown(path))
+    fields = {"name": path.stem, **_over_base(data, path)}
+    fields.setdefault("nodes", _listed_nodes(fields))
+    return validate(ClusterSpec, fields, shown(path))
+
+
+def _cluster_data(path: Path, below: tuple[Path, ...] = ()) -> dict[str, Any]:
+    """Return a cluster's fields: its own over those of the cluster that it `extends`."""
+    return _over_base(read_mapping(path), path, below)
+
+
+def _over_base(data: dict[str, Any], path: Path, below: tuple[Path, ...] = ()) -> dict[str, Any]:
+    origin = shown(path)
+    given = data.get("accelerator")
+    if "accelerator" in data:
+        data["accelerator"] = _accelerator(given, origin)
+    if "extends" not in data:
+        return data
+    base = data.pop("extends")
+    if not isinstance(base, str) or not base:
+        raise SpecError(f"{origin}: extends must be the name or the file of a cluster")
+    if len(below) >= _MOST_EXTENDED or path.resolve() in below:
+        raise SpecError(f"{origin}: extends leads back to itself, or through too many files")
+    under = _cluster_data(_extended(base, path), (*below, path.resolve()))
+    under.pop("name", None)
+    if isinstance(given, str) or (isinstance(given, Mapping) and "base" in given):
+        under.pop("accelerator", None)  # another GPU, not changes to this one
+    return overlaid(under, data)
+
+
+def _extended(base: str, path: Path) -> Path:
+    """Return the file that a cluster file extends: a shipped name, or a path beside it."""
+    if "/" not in base and not base.lower().endswith(_SUFFIXES):
+        return _shipped_path("cluster", base, f"{shown(path)}: extends")
+    return path.parent / base
+
+
+def overlaid(under: Mapping[str, Any], over: Mapping[str, Any]) -> dict[str, Any]:
+    """Return a cluster's fields with those of an overlay in their place, mapping by mapping.
+
+    Measured collectives replace those of the same operation and number of GPUs; hosts or leafs
+    replace whatever named the nodes before.
+    """
+    under = dict(under)
+    if {"hosts", "leafs"} & set(over):
+        for name in ("hosts", "leafs", "nodes"):
+            under.pop(name, None)
+    for name, value in over.items():
+        old = under.get(name)
+        if isinstance(value, Mapping) and isinstance(old, Mapping):
+            under[name] = overlaid(old, value)
+        elif name == "collectives" and isinstance(value, list) and isinstance(old, list):
+            new = {_collective(row) for row in value}
+            under[name] = [row for row in old if _collective(row) not in new] + value
+        else:
+            under[name] = value
+    return under
+
+
+def _collective(row: Any) -> str:
+    return f"{row.get('op')}, {row.get('gpus')}" if isinstance(row, Mapping) else ""
 
 
 def _listed_nodes(data: Mapping[str, Any]) -> int:

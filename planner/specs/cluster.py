@@ -23,7 +23,9 @@ from pydantic import (
     model_validator,
 )
 
+from planner.specs.figures import StackFigures
 from planner.specs.hostlist import expand
+from planner.specs.profiles import STACKS
 from planner.specs.record import Record
 from planner.units import GB, GIB, TERA
 
@@ -183,6 +185,9 @@ class Node(Record):
     host_link_gb_per_s: PositiveFloat | None = Field(
         None, description="One GPU to the host, one direction; None: usual of its kind."
     )
+    nvme_gb_per_s: PositiveFloat | None = Field(
+        None, description="All NVMe drives of a node together, read or write; None: no offload."
+    )
 
     @property
     def nic_bytes_per_s(self) -> float:
@@ -241,7 +246,18 @@ class ClusterSpec(Record):
     leafs: tuple[Leaf, ...] | None = Field(
         None, min_length=1, description="Leafs of unequal size or in any order; pod after pod."
     )
+    stacks: dict[str, StackFigures] = Field(
+        default_factory=dict, description="Training stacks as measured here, by profile."
+    )
     sources: dict[str, str] = Field(default_factory=dict)
+
+    @field_validator("stacks")
+    @classmethod
+    def _stacks_are_known(cls, value: dict[str, StackFigures]) -> dict[str, StackFigures]:
+        for name in value:
+            if name not in STACKS:
+                raise ValueError(f"no stack is named {name!r}; known: {', '.join(sorted(STACKS))}")
+        return value
 
     @model_validator(mode="after")
     def _leafs_agree(self) -> Self:
@@ -278,6 +294,10 @@ class ClusterSpec(Record):
     def gpus(self) -> int:
         """Return the number of GPUs of the whole cluster."""
         return self.nodes * self.node.gpus
+
+    def figures_of(self, stack: str) -> StackFigures | None:
+        """Return what was measured of a stack here; flags after its name make no difference."""
+        return self.stacks.get(stack.split("+", maxsplit=1)[0]) if self.stacks else None
 
     @property
     def host_link_bytes_per_s(self) -> float:

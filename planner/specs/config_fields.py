@@ -19,6 +19,7 @@ _ALIASES = {
     "intermediate_size": ("n_inner", "ffn_dim", "ffn_hidden_size"),
     "max_position_embeddings": ("n_positions", "seq_length", "max_sequence_length"),
     "num_local_experts": ("num_experts", "n_routed_experts"),
+    "hidden_act": ("activation_function", "hidden_activation"),
     "sliding_window_pattern": ("_sliding_window_pattern", "no_rope_layer_interval"),
 }
 

@@ -153,6 +153,7 @@ FAMILIES: Mapping[str, Family] = {
             **_TIED,
             "ffn_per_hidden": 4,
             "max_position_embeddings": 1024,
+            "hidden_act": "gelu_new",
             "attn_pdrop": 0.1,
             "embd_pdrop": 0.1,
             "resid_pdrop": 0.1,

@@ -93,12 +93,18 @@ def _decoder(c: ConfigFields) -> Fields:
         "qkv_bias": bias,
         "attention_output_bias": bias,
         "mlp_bias": c.flag("mlp_bias"),
+        "python_gelu": _activation(c) == "gelu_new",
         "dropout": any(c.rate(name) > 0 for name in _DROPOUTS),
         **_window(c, layers, max_seq),
         "mla": mla,
         "experts": _experts(c, layers),
         "mtp_layers": c.integer("num_nextn_predict_layers", 0, least=0),
     }
+
+
+def _activation(c: ConfigFields) -> str:
+    """Return the name of the feed-forward's activation function."""
+    return c.text("hidden_act") or "silu"
 
 
 def _kv_heads(c: ConfigFields, heads: int) -> int:
@@ -235,7 +241,7 @@ def _refuse_strangers(c: ConfigFields, kind: str) -> None:
     built = c.words("architectures")
     if c.flag("is_encoder_decoder") or (built and not any(b.endswith(makers) for b in built)):
         raise SpecError(f"{what} it is not a decoder-only language model", hint=hint)
-    activation = c.text("hidden_act") or c.text("hidden_activation") or "silu"
+    activation = _activation(c)
     if activation not in {"silu", "swish", "swiglu"}:
         raise SpecError(
             f"{what} '{shown(activation, 40)}' leaves open how wide its MLP is", hint=hint

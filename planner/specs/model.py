@@ -82,6 +82,9 @@ class ModelSpec(Record):
     qkv_bias: bool = False
     attention_output_bias: bool = False
     mlp_bias: bool = False
+    python_gelu: bool = Field(
+        False, description="GELU as a chain of elementwise kernels in Transformers (GPT-2)."
+    )
     attention_sinks: bool = Field(False, description="One learned logit a head (gpt-oss).")
     learned_positions: NonNegativeInt = Field(
         0, le=1_000_000_000, description="Rows of a learned position table."

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
-Rules = Literal["any", "megatron", "deepspeed", "torchtitan"]
+Rules = Literal["any", "megatron", "deepspeed", "torchtitan", "transformers"]
 
 
 @dataclass(frozen=True)
@@ -34,6 +34,8 @@ class Stack:
     """Host time per layer and micro-batch, forward + backward, without CUDA graphs."""
     host_tp: float = 1.2
     """The same where tp > 1: more kernels and collectives to launch."""
+    host_wait: float = 0.0
+    """Power of tp by which host time grows: a collective waits for the slowest of its hosts."""
     host_moe_s: float = 7.6e-3
     """Host time of a layer with experts, without CUDA graphs."""
     host_expert_s: float = 1e-4
@@ -47,10 +49,15 @@ class Stack:
     expert_cast_s: float = 1.5e-5
     """The same in low precision, where each expert's inputs are cast apart."""
     tp_exposed: float = 1.0
+    tp_wait_s: float = 5e-6
+    """Seconds that a tensor-parallel collective waits for the slowest of its ranks, x log2(tp)."""
     dp_exposed: float = 1.0
     p2p_exposed: float = 1.0
     cp_exposed: float = 0.31
     ep_exposed: float = 1.0
+    kernel_s: float = 5e-5
+    """Device time of one layer's kernels beyond their work, forward (twice in backward): each
+    starts, drains and leaves a gap before the next, however little it has to do."""
     step_s: float = 0.1
     """Per-step constant: data, logging, gradient norm."""
     microbatch_s: float = 6.3e-4
@@ -62,16 +69,23 @@ class Stack:
     """Share of the hidden ZeRO-3 traffic that still slows the kernels that hide it."""
     overlap: float = 1.0
     """How much of one micro-batch's backward can hide gradient traffic (phi)."""
+    zero1: Literal["reduce-scatter", "all-reduce"] = "reduce-scatter"
+    """How gradients of a sharded optimizer are summed; by all-reduce after the last backward where
+    the framework has no hooks for it, and then nothing hides them."""
     dispatcher: Literal["alltoall", "deepep", "hybridep"] = "alltoall"
     """Tokens to experts: one copy an expert (alltoall), or one a rank and node (the others)."""
     graphs: Literal["none", "partial", "full"] = "none"
     """CUDA graphs over nothing, over attention and router, or over the whole iteration."""
     moe_traffic: float = 1.0
     """Memory traffic of layers with experts over that of unfused kernels."""
+    document_tokens: int | None = None
+    """Mean length of the documents packed into a sequence, where attention stays within one."""
     fusion: float = 1.0
     """Memory traffic of dense kernels, on top of `memory_traffic`: what a run's compiler leaves."""
     fp8_rate: float = 1.0
     """Rate of FP8 multiplies over that of scales per tensor: the price of finer scales."""
+    fp4_rate: float = 1.0
+    """Rate of the multiplies in FP4 over FP8, on accelerators that have it; 1: they run in FP8."""
     fp8_cast: float = 1.0
     """Bytes moved to cast to FP8 over those of delayed scales per tensor."""
     pressure: float = 0.0
@@ -93,8 +107,12 @@ class Stack:
     """Bytes of one moment of the optimizer (8-bit optimizers have their own)."""
     low_precision_states: bool = False
     """The step takes gradients as they are kept, without an fp32 copy."""
+    pads_vocab: bool = True
+    """The vocabulary is padded to a multiple of 128 also where tp = 1."""
     logit_bytes: float | None = None
     """Bytes a logit at the loss; None: what its family of activations takes."""
+    loss_chunks: int = 1
+    """Pieces of the sequence whose logits and loss are made, and gone back through, one by one."""
     gathered_bytes: float = 2.0
     """Bytes per token and hidden channel of whole activations around the collectives of sequence
     parallelism: the gathered input of a multiply, 2, and its output before the scatter, 2 more."""
@@ -104,6 +122,10 @@ class Stack:
     layers_ahead: float = 0.0
     """Layers of the micro-batch before whose activations are freed, and not yet reusable: eager
     stacks that free what an asynchronous collective still holds, from the second one on."""
+    fused_step: bool = False
+    """AdamW in one kernel, which needs no temporary value of every parameter at the step."""
+    autocast: bool = False
+    """Weights stay fp32 and torch.autocast casts for each multiply, unless FSDP2 gathers 16 bit."""
     fsdp_root: bool = False
     """FSDP2 with the embedding and the head in the root's group, reduced together at the end."""
 

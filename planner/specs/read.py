@@ -30,7 +30,7 @@ def read_mapping(path: Path) -> dict[str, Any]:
     of at most `MAX_FILE_BYTES`.
     """
     origin = shown(path)
-    text = _read_text(path, origin)
+    text = read_text(path, origin)
     parse = parse_json if path.suffix.lower() == ".json" else parse_yaml
     try:
         data = parse(text, origin)
@@ -137,7 +137,8 @@ def _refuse_booleans_as_numbers(
             _refuse_booleans_as_numbers(*pair, origin, (*path, str(index)))
 
 
-def _read_text(path: Path, origin: str) -> str:
+def read_text(path: Path, origin: str) -> str:
+    """Return what a regular UTF-8 file of at most `MAX_FILE_BYTES` holds; SpecError for others."""
     raw = _read_bytes(path, origin)
     if b"\0" in raw:
         raise SpecError(f"{origin} is a binary file; a spec is a text file")

@@ -8,23 +8,23 @@ import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 from planner.errors import PlannerError, SpecError, did_you_mean
 from planner.layouts.ranges import FIXABLE, parse_fix
-from planner.specs.catalog import load_accelerator, load_cluster, load_model
+from planner.place import RULES, rule_named
+from planner.specs.catalog import load_cluster, load_model
+from planner.specs.changing import changed
 from planner.specs.cluster import ClusterSpec
 from planner.specs.model import ModelSpec
 from planner.specs.parse import shown
 from planner.specs.read import validate
-from planner.specs.record import Record
 from planner.specs.stack import stack_named
 from planner.specs.workload import Workload
 from planner.sweep.evaluate import Cell, Outcome, refusal
 from planner.sweep.study import Settings, Study
 from planner.workflow import PlanRequest
 
-R = TypeVar("R", bound=Record)
 SPEC_FILE = re.compile(r"\.(yaml|yml|json)(:\d+)?$", re.IGNORECASE)
 WORKLOAD = {
     "seq": "seq_tokens",
@@ -143,12 +143,21 @@ def _point(index: int, settings: Settings, shelf: _Shelf) -> Point:
         fix = _fix(settings)
         parse_fix(fix)
         inputs |= _inputs(workload, fix, settings.get("gpus"))
+        rule = rule_named(settings.get("pipelines") or RULES[0], "pipelines")
+        inputs |= {"pipelines": rule} if "pipelines" in settings else {}
         request = PlanRequest(
-            model, cluster, workload, fix=fix, top=1, gpus=_gpus(settings, cluster)
+            model,
+            cluster,
+            workload,
+            fix=fix,
+            top=1,
+            gpus=_gpus(settings, cluster),
+            pipelines=rule,
         )
     except PlannerError as error:
         return Point(index, _digest([_as_given(settings)]), inputs, refused=refusal(error))
     parts = [model_id, cluster_id, workload.model_dump(mode="json"), fix, request.gpus]
+    parts += [rule] if rule != RULES[0] else []
     return Point(index, _digest(parts), inputs, request=request)
 
 
@@ -159,7 +168,8 @@ def _as_given(settings: Settings) -> dict[str, Cell]:
     work = {column: settings.get(name) for name, column in WORKLOAD.items()}
     fix = {"fix": ",".join(f"{k}={v}" for k, v in _pairs(settings).items())}
     dotted = {n: _cell(v) for n, v in settings.items() if "." in n and not n.startswith("fix.")}
-    return {**known, **work, **fix, **dotted}
+    rule = {"pipelines": _cell(settings["pipelines"])} if "pipelines" in settings else {}
+    return {**known, **work, **fix, **rule, **dotted}
 
 
 def _inputs(workload: Workload, fix: Mapping[str, str], gpus: int | None) -> dict[str, Cell]:
@@ -223,7 +233,7 @@ def _model(settings: Settings, shelf: _Shelf) -> tuple[ModelSpec, str]:
     key = json.dumps([settings["model"], changes], sort_keys=True)
     if key not in shelf.models:
         base = _load("model", settings["model"], shelf)
-        model = _changed(base, changes, "model") if changes else base
+        model = changed(base, changes, "model") if changes else base
         shelf.models[key] = model, _digest([model.model_dump(mode="json")])
     return shelf.models[key]
 
@@ -235,7 +245,7 @@ def _cluster(settings: Settings, shelf: _Shelf) -> tuple[ClusterSpec, str]:
     key = json.dumps([settings["cluster"], changes], sort_keys=True)
     if key not in shelf.clusters:
         base = _load("cluster", settings["cluster"], shelf)
-        cluster = _changed(base, changes, "cluster") if changes else base
+        cluster = changed(base, changes, "cluster") if changes else base
         shelf.clusters[key] = cluster, _digest([cluster.model_dump(mode="json")])
     return shelf.clusters[key]
 
@@ -248,26 +258,6 @@ def _workload(settings: Settings) -> Workload:
 def _changes(root: str, settings: Settings) -> dict[str, Any]:
     size = len(root) + 1
     return {name[size:]: v for name, v in settings.items() if name.startswith(f"{root}.")}
-
-
-def _changed(record: R, changes: Mapping[str, Any], root: str) -> R:
-    """Return `record` with the fields at dotted paths replaced, checked as a whole."""
-    data = record.model_dump(mode="json")
-    for path, value in changes.items():
-        _set(data, path, value, root)
-    return validate(type(record), data, root)
-
-
-def _set(data: Any, path: str, value: Any, root: str) -> None:
-    *above, last = path.split(".")
-    here = data
-    for part in above:
-        here = here.get(part) if isinstance(here, dict) else None
-        if not isinstance(here, dict):
-            raise SpecError(f"{root}.{path}: '{shown(part, 60)}' holds no fields to change")
-    if path == "accelerator" and isinstance(value, str):
-        value = load_accelerator(value).model_dump(mode="json")
-    here[last] = value
 
 
 def _digest(parts: list[Any]) -> str:

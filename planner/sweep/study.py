@@ -33,6 +33,7 @@ NAMES = {
     "optimizer": TEXT,
     "stack": TEXT,
     "fix": FIX,
+    "pipelines": TEXT,
     "max_memory": NUMBER,
     "risk_memory": NUMBER,
     "expert_imbalance": NUMBER,
@@ -109,6 +110,31 @@ def read_study(path: Path) -> Study:
             hint="shorten an axis, or split the study",
         )
     return study
+
+
+def study_schema() -> dict[str, Any]:
+    """Return the JSON Schema of a study: every name with what its values are."""
+    values: dict[str, dict[str, Any]] = {
+        TEXT: {"type": "string", "minLength": 1},
+        COUNT: {"type": "integer", "minimum": 1},
+        NUMBER: {"type": "number", "exclusiveMinimum": 0},
+        FIX: {"type": ["string", "object"]},
+    }
+    paths: dict[str, Any] = {r"^(model|cluster|fix)\.": {}}
+    joined = {r",": {"type": "array", "minItems": 1, "items": {"type": "array"}}}
+    axes = {n: {"type": "array", "minItems": 1, "items": values[k]} for n, k in NAMES.items()}
+    document = Study.model_json_schema()
+    document["properties"]["fixed"] |= {
+        "properties": {name: values[kind] for name, kind in NAMES.items()},
+        "patternProperties": paths,
+        "additionalProperties": False,
+    }
+    document["properties"]["axes"] |= {
+        "properties": axes,
+        "patternProperties": {r"^(model|cluster|fix)\.": {"type": "array"}, **joined},
+        "additionalProperties": False,
+    }
+    return document
 
 
 def _check_axis(key: str, values: list[Any], origin: str) -> None:

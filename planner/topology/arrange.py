@@ -6,6 +6,8 @@ hang from and which of them can be used.
 
 from __future__ import annotations
 
+import re
+from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import groupby
@@ -45,15 +47,42 @@ def arrange(
     are down are avoided, and busy ones unless `hosts` names them: then the job that keeps them busy
     is taken to be the one that asks. `origin` begins the message of a SpecError.
     """
-    known = [*leafs] if leafs else _labelled(states or ())
-    inside = _chosen(cluster, hosts, known, states)
     notes: list[str] = []
+    others = _other_types(cluster, states or (), notes)
+    known = [*leafs] if leafs else _labelled(states or ())
+    inside = [h for h in _chosen(cluster, hosts, known, states) if h not in others]
+    if not inside:
+        raise SpecError(f"{origin}: no node to use is left")
     if known:
         arranged = _under_leafs(cluster, inside, known, notes, origin)
     else:
         arranged = _as_listed(cluster, inside, origin)
     avoid, busy = _avoided(arranged, states or (), inside, allocated=hosts is not None, notes=notes)
     return Arranged(arranged, avoid, busy, tuple(notes))
+
+
+def _other_types(
+    cluster: ClusterSpec, states: Sequence[NodeState], notes: list[str]
+) -> frozenset[str]:
+    """Return the hosts whose GPUs are not the cluster's, where there are several types.
+
+    The cluster's are those whose type names its accelerator; else those there are most of.
+    """
+    kinds = Counter(node.kind for node in states if node.kind and node.gpus != 0)
+    if len(kinds) < 2:
+        return frozenset()
+    family = re.search(r"[a-z]+[0-9]+[a-z]?", cluster.accelerator.name.lower())
+    own = [kind for kind in kinds if family and family[0] in kind.lower()]
+    kept = set(own or [kinds.most_common(1)[0][0]])
+    others = [node for node in states if node.kind and node.kind not in kept and node.gpus != 0]
+    if others:
+        types, own_types = sorted({node.kind for node in others}), ", ".join(sorted(kept))
+        named = _named([node.host for node in others])
+        notes.append(
+            f"{many(len(others), 'node')} with other GPUs ({', '.join(types)}: {named}) left out; "
+            f"those with {own_types} are used"
+        )
+    return frozenset(node.host for node in others)
 
 
 def _labelled(states: Iterable[NodeState]) -> list[Leaf]:

@@ -30,6 +30,7 @@ _MARKS = {"*": "NOT_RESPONDING", "~": "POWERED_DOWN", "#": "POWERING_UP", "!": "
 _MARKS |= {"%": "POWERING_DOWN", "$": "MAINT", "@": "REBOOT", "^": "REBOOT_ISSUED"}
 
 _GPU_RESOURCES = ("nvidia.com/gpu", "amd.com/gpu", "gpu.intel.com/i915", "gpu.intel.com/xe")
+_PRODUCTS = ("nvidia.com/gpu.product", "amd.com/gpu.product-name")
 _LABELS = (
     # (leaf, pod), nearest the node first; sources: Topograph's node labels (v0.5 and v1), AWS EKS
     # and GKE documentation of topology labels
@@ -52,6 +53,8 @@ class NodeState:
     leaf: str | None = None
     pod: str = ""
     why: str = ""
+    kind: str = ""
+    """The type of its GPUs as the scheduler calls it: 'h100', 'NVIDIA-A100-SXM4-80GB'."""
 
 
 def node_states(text: str, origin: str) -> list[NodeState]:
@@ -92,8 +95,10 @@ def _from_scontrol(text: str, origin: str) -> list[NodeState]:
         words = _state_words(written)
         broken = sorted(words & _BROKEN)
         state: State = "down" if broken else "busy" if words & _BUSY else "free"
-        gpus = _gres_gpus(_field(record, "Gres"))
-        found.append(NodeState(host, state, gpus, why=written))
+        gres = _field(record, "Gres")
+        kind = re.search(r"(?:^|,)gpu:([^,:()]*[^,:()0-9][^,:()]*)", gres)
+        named = shown(kind[1], 64) if kind else ""
+        found.append(NodeState(host, state, _gres_gpus(gres), why=written, kind=named))
     return found
 
 
@@ -143,7 +148,8 @@ def _kubernetes_node(item: Any, origin: str) -> NodeState:
     )
     why = _kubernetes_fault(spec, status)
     gpus = _allocatable_gpus(status, origin, host)
-    return NodeState(host, "down" if why else "free", gpus, leaf, pod, why)
+    kind = next((shown(labels[name], 64) for name in _PRODUCTS if labels.get(name)), "")
+    return NodeState(host, "down" if why else "free", gpus, leaf, pod, why, kind)
 
 
 def _kubernetes_fault(spec: Mapping[str, Any], status: Mapping[str, Any]) -> str:

@@ -24,6 +24,24 @@ def cluster_of(row: Mapping[str, str], gpus: int, assumed: dict[str, str]) -> Cl
     return _cluster(machine, link, whole(row, "gpus_per_node", 0), gpus, assumed)
 
 
+def nodes_of(cluster: ClusterSpec, row: Mapping[str, str], gpus: int) -> ClusterSpec:
+    """Return as many nodes of `cluster` as `gpus` fill, for a row that ran on it.
+
+    Raises SpecError for a row whose hardware is another GPU, or that has no room there.
+    """
+    machine = longest_prefix(row["hardware"], HARDWARE)
+    own = cluster.accelerator.name
+    if machine is not None:
+        named = cached_cluster(machine.cluster).accelerator.name
+        if named.split("-", 1)[0] != own.split("-", 1)[0]:
+            raise SpecError(f"hardware: {row['hardware'][:40]!r} is not the {own} of this cluster")
+    per_node = cluster.node.gpus
+    nodes = max(1, -(-gpus // per_node))
+    if nodes > 1 and not cluster.node.nics:
+        raise SpecError(f"gpus: {gpus} on nodes of {per_node} without a network")
+    return cluster.model_copy(update={"nodes": nodes, "hosts": None, "leafs": None})
+
+
 def _in_cloud(hardware: str, link: str, machine: Machine) -> Machine:
     named = longest_prefix(link, CLOUD) or {}
     found = longest_prefix(hardware, named)

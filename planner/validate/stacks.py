@@ -16,6 +16,8 @@ from planner.validate.vocabulary import (
 )
 
 _UNFUSED = "unfused"
+_PACKED = re.compile(r"packed (SQuAD )?sequences|^SFT;")
+"""Notes of runs on packed documents: Megatron-Bridge's recipes of fine-tuning (SFT) pack."""
 _TITAN = re.compile(r"torchtitan (\d{4}-\d\d)")
 _RELEASE = re.compile(r"(?:container |\b20)(\d\d)[.-](\d\d)")
 
@@ -64,6 +66,8 @@ def _overlap(row: Mapping[str, str]) -> list[str]:
 def _built(row: Mapping[str, str], profile: str) -> list[str]:
     """Return the flags of a run's precision, recompute list and compiler."""
     flags = list(longest_prefix(row.get("dtype", ""), LOW_PRECISION) or ())
+    if _PACKED.search(row.get("note", "")):
+        flags.append("packed")
     if profile == "torchtitan":
         flags += _compiled(row)
     return flags
@@ -73,6 +77,8 @@ def _compiled(row: Mapping[str, str]) -> list[str]:
     """Return what torch's compiler and release bring: fusion, and cuDNN attention from 2025-08."""
     told = f"{row.get('framework_version', '')};{row.get('note', '')}".lower()
     flags = ["eager"] if re.search(r"(^|[;(] ?)eager\b", told) else []
+    if "chunked cross-entropy=1" in told:
+        flags.append("chunked-loss")
     release = _TITAN.search(told)
     recent = row["framework"] != "torchtitan" or (release and release[1] >= "2025-08")
     return [*flags, "cudnn"] if recent and row["hardware"].startswith("H") else flags

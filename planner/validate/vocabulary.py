@@ -159,6 +159,7 @@ LOW_PRECISION: dict[str, tuple[str, ...]] = {
     "fp8-rowwise": ("fp8-rowwise",),
     "fp8_cs": ("fp8-current",),
     "mxfp8": ("mxfp8",),
+    "nvfp4": ("nvfp4",),
 }
 """Prefix of the dtype column -> flags; delayed and tensorwise scaling are what FP8 is without."""
 PRECISION: dict[str, str] = {
@@ -167,6 +168,7 @@ PRECISION: dict[str, str] = {
     "fp16": "fp16",
     "fp8": "fp8",
     "mxfp8": "fp8",
+    "nvfp4": "fp8",
     "te-fp8": "fp8",
 }
 BIASED_EXPERTS = ("gpt-oss", "gpt_oss", "gptoss")

@@ -1,17 +1,22 @@
 """The whole road, from a request to a placed plan or an explanation: what the commands call."""
 
+from planner.workflow.auditing import audit
 from planner.workflow.checking import check
 from planner.workflow.explaining import explain
 from planner.workflow.expressing import nearest_layout, refuse
 from planner.workflow.placing import place
-from planner.workflow.planning import PlanRequest, plan, plan_for_target
+from planner.workflow.planning import plan
+from planner.workflow.request import PlanRequest
 from planner.workflow.simulating import SimulationRequest, simulate
+from planner.workflow.targets import narrowed, plan_for_target
 
 __all__ = [
     "PlanRequest",
     "SimulationRequest",
+    "audit",
     "check",
     "explain",
+    "narrowed",
     "nearest_layout",
     "place",
     "plan",

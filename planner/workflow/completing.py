@@ -10,11 +10,17 @@ from planner.errors import InfeasibleError, SpecError
 from planner.layouts.ranges import Fix, parse_fix
 from planner.layouts.rules import broken_rules
 from planner.layouts.table import NAMES, Layouts
+from planner.place import free_nodes
 from planner.plan import Layout
 from planner.rank import Ranking, rank
 from planner.units import gib
-from planner.workflow.planning import PlanRequest, layout_record, plain, search, usable_gpus
+from planner.workflow.request import PlanRequest
+from planner.workflow.rows import layout_record, plain
+from planner.workflow.searching import search, usable_gpus
 
+ENOUGH_GIB = 1e9
+SAID = 0.001
+"""A difference in memory that is worth a sentence."""
 DEGREES = ("tp", "pp", "cp", "dp")
 
 
@@ -40,7 +46,8 @@ class Completed:
 def completed(request: PlanRequest, given: Mapping[str, str]) -> Completed:
     """Return the fastest legal layout that fits and has the given fields.
 
-    If none fits, the lightest; if none is legal, one with defaults and every rule that it breaks.
+    If none fits, the fastest whatever it needs; if none is legal, one with defaults and every rule
+    that it breaks.
     Raises SpecError for an unknown field or a value that is no single value.
     """
     fix = parse_fix(given)
@@ -52,14 +59,10 @@ def completed(request: PlanRequest, given: Mapping[str, str]) -> Completed:
     if ranking.feasible:
         return Completed(True, True, ranking.layouts.take([0]), gpus, wanted, notes=notes)
     if ranking.tally.legal:
-        short = ranking.lightest_bytes - ranking.budget_bytes
-        share = f"{request.workload.max_memory:.0%} of {gib(ranking.limit_bytes)}"
-        over = "out of memory" if ranking.lightest_bytes > ranking.limit_bytes else "too close"
-        reason = (
-            f"{over}: needs {gib(ranking.lightest_bytes)} per GPU, {gib(ranking.budget_bytes)} "
-            f"may be used ({share}); {gib(short)} short"
+        fastest, peak = _fastest_anyway(request, ranking, gpus, fix)
+        return Completed(
+            True, False, fastest, gpus, wanted, _too_large(request, ranking, peak), notes
         )
-        return Completed(True, False, ranking.lightest, gpus, wanted, [reason], notes)
     guess = _filled(request, wanted, gpus)
     reasons = broken_rules(guess, 0, request.context)
     used = prod(int(getattr(guess, name)[0]) for name in DEGREES)
@@ -67,6 +70,41 @@ def completed(request: PlanRequest, given: Mapping[str, str]) -> Completed:
         reasons.insert(0, f"tp*pp*cp*dp = {used:,} is not the {gpus:,} GPUs there are")
     reasons = reasons or [f"no layout of {gpus:,} GPUs has these fields"]
     return Completed(False, False, guess, gpus, wanted, reasons, notes)
+
+
+def _fastest_anyway(
+    request: PlanRequest, ranking: Ranking, gpus: int, fix: Fix
+) -> tuple[Layouts, float]:
+    """Return the fastest legal layout on GPUs with room for any, and what it needs of one."""
+    cluster = request.cluster
+    roomy = {"memory_gib": ENOUGH_GIB, "usable_memory_gib": ENOUGH_GIB}
+    node = cluster.node.model_copy(update={"memory_gib": None})
+    accelerator = cluster.accelerator.model_copy(update=roomy)
+    context = replace(
+        request, cluster=cluster.model_copy(update={"accelerator": accelerator, "node": node})
+    ).context
+    free = rank(context, gpus, fix)
+    if not free.feasible:
+        return ranking.lightest, ranking.lightest_bytes
+    return free.layouts.take([0]), float(free.peak_bytes[0])
+
+
+def _too_large(request: PlanRequest, ranking: Ranking, peak_bytes: float) -> list[str]:
+    """Return why a layout does not fit, and whether other values of what is left out would help."""
+    share = f"{request.workload.max_memory:.0%} of {gib(ranking.limit_bytes)}"
+    if peak_bytes <= ranking.budget_bytes:
+        return ["out of memory on the host: it has no room for what is offloaded"]
+    over = "out of memory" if peak_bytes > ranking.limit_bytes else "too close"
+    told = [
+        f"{over}: needs {gib(peak_bytes)} per GPU, {gib(ranking.budget_bytes)} may be used "
+        f"({share}); {gib(peak_bytes - ranking.budget_bytes)} short"
+    ]
+    if ranking.lightest_bytes < peak_bytes * (1 - SAID):
+        light = layout_record(ranking.lightest, 0).short()
+        told.append(
+            f"with these fields nothing needs less than {gib(ranking.lightest_bytes)} ({light})"
+        )
+    return told
 
 
 def _on_fewer(
@@ -91,12 +129,21 @@ def _single_values(fix: Fix) -> dict[str, int]:
 
 def _gpus_of(request: PlanRequest, wanted: Mapping[str, int]) -> tuple[int, list[str]]:
     """Return the GPUs of the layout: the product of its degrees where tp, pp and dp are given."""
+    asked = request.gpus is None and all(name in wanted for name in ("tp", "pp", "dp"))
+    used = prod(wanted.get(name, 1) for name in DEGREES) if asked else 0
+    if asked and _needs_broken_nodes(request, used):
+        return used, usable_gpus(replace(request, unhealthy=()))[1]
     gpus, notes = usable_gpus(request)
-    if request.gpus is None and all(name in wanted for name in ("tp", "pp", "dp")):
-        used = prod(wanted.get(name, 1) for name in DEGREES)
-        if used < gpus:
-            return used, [*notes, f"uses {used:,} of {gpus:,} GPUs"]
+    if asked and used < gpus:
+        return used, [*notes, f"uses {used:,} of {gpus:,} GPUs"]
     return gpus, notes
+
+
+def _needs_broken_nodes(request: PlanRequest, used: int) -> bool:
+    """Return whether so many GPUs are healthy only with those of partly broken nodes."""
+    free = free_nodes(request.cluster, request.unhealthy)
+    gpus = request.cluster.node.gpus
+    return len(free.with_gpus(gpus)) * gpus < used <= int(free.healthy.sum())
 
 
 def _filled(request: PlanRequest, wanted: Mapping[str, int], gpus: int) -> Layouts:

@@ -9,17 +9,18 @@ from planner.estimate.inputs import Inputs
 from planner.estimate.opening import opened_memory, peak_points
 from planner.estimate.params import stage_dense_parameters, stage_expert_parameters
 from planner.estimate.record import term_values
-from planner.estimate.sync import gradient_sync, two_terabytes
-from planner.explanation import Explanation, MemoryTerm, SyncRow, TermValue
-from planner.layouts.ranges import FIXABLE, Fix, parse_fix
+from planner.estimate.sync import gradient_sync
+from planner.explanation import BrokenRule, Explanation, MemoryTerm, SyncRow, TermValue
+from planner.layouts.ranges import FIXABLE, parse_fix
+from planner.layouts.rules import rules_broken
 from planner.layouts.table import Layouts
-from planner.plan import RankedPlan
-from planner.rank import rank
-from planner.specs.parameters import count_parameters
-from planner.units import count, seconds
-from planner.workflow.completing import completed
+from planner.workflow.comparing import compared
+from planner.workflow.completing import Completed, completed
+from planner.workflow.hosts import host_bound
 from planner.workflow.mending import mends, sentences
-from planner.workflow.planning import PlanRequest, ranked
+from planner.workflow.request import PlanRequest
+from planner.workflow.rows import ranked
+from planner.workflow.unused import unused
 
 
 def explain(request: PlanRequest, layout: Mapping[str, str]) -> Explanation:
@@ -39,6 +40,7 @@ def explain(request: PlanRequest, layout: Mapping[str, str]) -> Explanation:
             legal=False,
             feasible=False,
             reasons=found.reasons,
+            broken_rules=_broken(request, found),
             mends=[*why_none, *sentences(mended)],
             mend_layouts=mended,
             assumed=assumed,
@@ -49,7 +51,8 @@ def explain(request: PlanRequest, layout: Mapping[str, str]) -> Explanation:
     opened = ranked(request, found.layouts, 0, 1)
     terms = [TermValue.model_validate(t) for t in term_values(request.context, found.layouts, 0)]
     memory = opened_memory(request.context, found.layouts, 0)
-    parameters = count_parameters(request.model).total
+    lines, against = compared(request, opened, found.gpus)
+    waits = host_bound("this layout", opened.estimate, request.workload.stack)
     return Explanation(
         legal=True,
         feasible=found.feasible,
@@ -63,10 +66,29 @@ def explain(request: PlanRequest, layout: Mapping[str, str]) -> Explanation:
         terms=terms,
         memory_terms=[MemoryTerm.model_validate(t) for t in memory],
         peak_points=peak_points(request.context, found.layouts, 0),
-        compared=_compared(request, opened, found.gpus),
+        compared=lines,
+        against=against,
         gradient_sync=sync,
-        notes=[*found.notes, two_terabytes(parameters, 2.0)],
+        notes=[
+            *found.notes,
+            *waits,
+            *unused(request.workload, opened.layout, opened.stage_layers),
+        ],
     )
+
+
+def _broken(request: PlanRequest, found: Completed) -> list[BrokenRule]:
+    """Return the rules that an illegal layout breaks, by name; the number of GPUs is one too."""
+    context, layouts = request.context, found.layouts
+    rules = [
+        BrokenRule(name=r.name, sentence=r.explain(layouts, 0, context), where=r.where)
+        for r in rules_broken(layouts, 0, context)
+    ]
+    told = {rule.sentence for rule in rules}
+    return [
+        *(BrokenRule(name="GPUs", sentence=s) for s in found.reasons if s not in told),
+        *rules,
+    ]
 
 
 def _gradient_sync(request: PlanRequest, layouts: Layouts) -> list[SyncRow]:
@@ -82,27 +104,3 @@ def _gradient_sync(request: PlanRequest, layouts: Layouts) -> list[SyncRow]:
     held = float((stage_dense_parameters(x) + stage_expert_parameters(x)).max())
     rows = gradient_sync(held, replicas, x.stack.gradient_reduce_bytes)
     return [SyncRow.model_validate({**r._asdict(), "source": str(r.source)}) for r in rows]
-
-
-def _compared(request: PlanRequest, opened: RankedPlan, gpus: int) -> list[str]:
-    """Return how the layout compares with the fastest of the same number of GPUs, by part."""
-    ranking = rank(request.context, gpus, Fix())
-    if not ranking.feasible:
-        return []
-    best = ranked(request, ranking.layouts, 0, 1)
-    mine, theirs = opened.estimate, best.estimate
-    slower = mine.step_time_s / theirs.step_time_s - 1
-    place = int((ranking.step_s < mine.step_time_s * (1 - 1e-12)).sum()) + 1
-    if opened.feasible and slower <= 1e-9:
-        return [f"this is the fastest of {count(ranking.feasible)} layouts that fit"]
-    lines = [
-        f"{slower:.1%} slower than the best that fits ({best.layout.short()}: "
-        f"{seconds(theirs.step_time_s)} a step); {place:,} of {ranking.feasible:,}"
-        if opened.feasible
-        else f"the best that fits is {best.layout.short()}: {seconds(theirs.step_time_s)} a step"
-    ]
-    parts = {n: mine.time_s[n] - theirs.time_s.get(n, 0.0) for n in mine.time_s}
-    for name, lost in sorted(parts.items(), key=lambda item: -abs(item[1])):
-        if abs(lost) > 0.002 * theirs.step_time_s:
-            lines.append(f"{name}: {'+' if lost > 0 else '-'}{seconds(abs(lost))}")
-    return lines

@@ -12,14 +12,10 @@ from planner.layouts.table import Layouts
 from planner.plan import Layout, Plan, Request
 from planner.rank import Ranking, nearest
 from planner.specs.workload import Workload
-from planner.workflow.planning import (
-    PlanRequest,
-    layout_record,
-    search,
-    search_record,
-    shown,
-    with_offload,
-)
+from planner.workflow.request import PlanRequest, quiet
+from planner.workflow.rows import layout_record, search_record, shown
+from planner.workflow.searching import search, with_offload
+from planner.workflow.targets import stack_of
 
 FIELDS = (
     *("tp", "sp", "pp", "vpp", "cp", "ep", "etp", "dp", "dp_replicate", "zero", "micro_batch"),
@@ -38,14 +34,15 @@ def nearest_layout(plan: Plan, target: str) -> Layout | None:
     and obeys the rules of the target's own stack; model, cluster, batch and GPUs are the plan's.
     """
     emitter = emitter_named(target)
+    workload = plan.request.workload
     request = PlanRequest(
         plan.request.model,
         plan.request.cluster,
-        plan.request.workload.model_copy(update={"stack": emitter.stack}),
+        workload.model_copy(update={"stack": stack_of(emitter.stack, workload.stack)}),
         gpus=plan.best.layout.gpus,
     )
     try:
-        ranking, _ = with_offload(request, *search(request, lambda _: None))
+        ranking, _ = with_offload(request, *search(request, quiet))
     except PlannerError:
         return None
     for draft in _drafts(request, ranking, plan.best.layout, emitter):

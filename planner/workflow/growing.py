@@ -7,7 +7,7 @@ from planner.layouts.rules import Context
 from planner.layouts.table import RECOMPUTE
 from planner.rank import Ranking, rank
 from planner.specs.cluster import ClusterSpec, FabricKind
-from planner.workflow.planning import PlanRequest
+from planner.workflow.request import PlanRequest
 
 HALVES = (3, 4, 6, 8, 12, 16)
 """Times half the GPUs there are, for fields that are kept."""
@@ -25,7 +25,7 @@ def on_more_gpus(
     """Return the first larger machine on which any layout fits, and those that do."""
     for halves in FAR_HALVES if far else HALVES:
         more = gpus * halves // 2
-        cluster = _grown(request.cluster, more) if gpus * halves % 2 == 0 else None
+        cluster = grown(request.cluster, more) if gpus * halves % 2 == 0 else None
         if cluster is None:
             continue
         context = Context(request.model, cluster, request.workload)
@@ -42,7 +42,7 @@ def _lightest(fix: Fix) -> Fix:
     return Fix({**light, **fix.choices})
 
 
-def _grown(cluster: ClusterSpec, gpus: int) -> ClusterSpec | None:
+def grown(cluster: ClusterSpec, gpus: int) -> ClusterSpec | None:
     """Return the cluster with nodes for so many GPUs, hosts unnamed; None if it cannot have them.
 
     GPUs beyond one node come in whole nodes.

@@ -26,10 +26,14 @@ from planner.rank import Ranking, nearest, rank
 from planner.units import gib, many, seconds
 from planner.workflow.completing import DEGREES, Completed
 from planner.workflow.growing import on_more_gpus
-from planner.workflow.planning import PlanRequest, layout_record, search, usable_gpus
+from planner.workflow.request import PlanRequest
+from planner.workflow.rows import layout_record
+from planner.workflow.searching import search, usable_gpus
 
 SINGLES, DOUBLES, NEAREST = 8, 3, 3
 """Mends shown that change one field, two fields, or whatever the nearest layouts take."""
+WORTH_A_CHANGE = 0.002
+"""Share of step time below which a change of a layout that runs is not worth telling."""
 NEAR = 24
 """Nearest layouts among which the cheapest of one that is too big are looked for."""
 FOLLOWERS = {
@@ -92,6 +96,13 @@ def _by_change(given: _Given) -> list[Mend]:
         return _changed(given, combinations(fields, 2))[:DOUBLES]
     double = _changed(given, combinations([f for f in fields if f in STATE], 2))
     return [*(m for m in double[:1] if m.step_time_s < single[0].step_time_s), *single]
+
+
+def better(request: PlanRequest, found: Completed) -> list[Mend]:
+    """Return layouts that change one given field and are faster than a layout that fits."""
+    given = _given(request, found)
+    single = _changed(given, combinations([n for n in given.names if n != "offload"], 1))
+    return [m for m in single if m.slower is not None and m.slower < -WORTH_A_CHANGE][:SINGLES]
 
 
 def sentences(found: Iterable[Mend]) -> list[str]:

@@ -9,7 +9,9 @@ from planner.errors import InfeasibleError
 from planner.plan import Layout, Placement
 from planner.workflow.completing import completed
 from planner.workflow.mending import mends, sentences
-from planner.workflow.planning import PlanRequest, placed_layout, usable_gpus
+from planner.workflow.request import PlanRequest
+from planner.workflow.searching import usable_gpus
+from planner.workflow.spots import placed_layout
 
 
 def place(

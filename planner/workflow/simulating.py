@@ -78,7 +78,7 @@ def simulate(request: SimulationRequest) -> Simulated:
     layout = chosen.layout
     if request.microbatches:
         layout = layout.model_copy(update={"num_microbatches": request.microbatches})
-    asked = request.plan.request
+    asked = request.plan.request_of(chosen)
     one = Layouts.of([layout.model_dump()])
     kinds = cut_stages(asked.model, [_own_table(chosen, asked.model.layers)])
     x = Inputs(asked.model, asked.cluster, asked.workload, one, kinds=kinds)

@@ -64,7 +64,7 @@ def test_the_wheel_holds_every_spec_and_example(wheel):
 def test_the_wheel_holds_the_command_the_types_and_no_tests(wheel):
     held = wheel.namelist()
     (entry_points,) = [name for name in held if name.endswith("entry_points.txt")]
-    assert "meshwright = planner.cli.app:main" in wheel.read(entry_points).decode()
+    assert "meshwright = planner.cli.start:main" in wheel.read(entry_points).decode()
     assert "planner/py.typed" in held
     metadata = f"meshwright-{__version__}.dist-info"
     assert {name.split("/")[0] for name in held} == {"planner", metadata}

@@ -18,7 +18,7 @@ from planner.estimate.step import DP_FLOOR
 from planner.layouts.rules import RULES
 from planner.specs.workload import AT_RISK, Workload
 from planner.units import GIB
-from planner.workflow.planning import NEAR_TIE
+from planner.workflow.remarks import NEAR_TIE
 
 ROOT = Path(__file__).resolve().parents[2]
 PAGES = [ROOT / "README.md", ROOT / "CHANGELOG.md", *sorted((ROOT / "docs").rglob("*.md"))]

@@ -157,8 +157,22 @@ def test_charts_are_what_plotly_takes_and_hold_the_figures(plan):
     best = plan.best.estimate.memory
     total = sum(trace["x"][0] for trace in memory["data"]) * 2**30
     assert total == pytest.approx(best.stages[0].total)
-    steps = [sum(t["x"][i] for t in time_chart(plan.plans)[0]["data"]) for i in range(2)]
+    bars = [t for t in time_chart(plan.plans)[0]["data"] if t["type"] == "bar"]
+    steps = [sum(t["x"][i] for t in bars) for i in range(2)]
     assert steps == pytest.approx([p.estimate.step_time_s for p in plan.plans[:2]])
+
+
+def test_the_page_says_how_sure_a_step_time_is(plan):
+    sure = plan.best.estimate.model_copy(update={"step_time_low_s": 3.0, "step_time_high_s": 5.5})
+    rows = [plan.best.model_copy(update={"estimate": sure}), *plan.plans[1:]]
+    (whiskers,) = [t for t in time_chart(rows)[0]["data"] if t["type"] == "scatter"]
+    assert whiskers["x"][0] == sure.step_time_s
+    assert whiskers["x"][0] - whiskers["error_x"]["arrayminus"][0] == pytest.approx(3.0)
+    assert whiskers["x"][0] + whiskers["error_x"]["array"][0] == pytest.approx(5.5)
+    assert whiskers["error_x"]["array"][1] == 0  # a plan that says no range gets none
+    text = plan_page(plan.model_copy(update={"plans": rows}), [], tie=0.03)
+    assert "would take 3.00 s to 5.50 s" in "".join(Page(text).text)
+    assert [t for t in time_chart(plan.plans)[0]["data"] if t["type"] == "scatter"] == []
 
 
 def test_the_pipeline_s_bars_are_the_busy_time_of_each_stage():

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import json
+from pathlib import Path
 
 import pytest
 import yaml
 
 from planner.cli import app as cli
 from planner.specs.catalog import accelerator_names, cluster_names, model_names
+from planner.specs.read import read_mapping
 
 
 def answer(capsys, *words: str):
@@ -117,4 +119,48 @@ def test_the_cluster_schema_allows_what_files_may_write(capsys):
     schema = answer(capsys, "specs", "schema", "cluster")
     forms = schema["properties"]["accelerator"]["anyOf"]
     assert {"type": "string"}.items() <= forms[1].items()
-    assert not {"name", "nodes"} & set(schema["required"])
+    extends, whole = (form["required"] for form in schema["anyOf"])
+    assert extends == ["extends"]
+    assert {"accelerator", "node"} < set(whole)
+    assert not {"name", "nodes"} & set(whole)
+
+
+STUDY = """\
+fixed: {model: llama-3.1-8b, cluster: dgx-h100, seq: 4096, fix.tp: "2"}
+axes:
+  nodes, global_batch: [[1, 64], [2, 128]]
+  cluster.fabric.leaf_oversubscription: [1, 2]
+"""
+
+
+def test_the_study_schema_takes_what_the_sweep_takes(capsys, tmp_path):
+    jsonschema = pytest.importorskip("jsonschema")
+    schema = answer(capsys, "specs", "schema", "study")
+    jsonschema.validate(yaml.safe_load(STUDY), schema)
+    for wrong in ("seq: 4096", "nodes, global_batch: [[1, 64], [2, 128]]"):
+        name = wrong.partition(":")[0]
+        broken = yaml.safe_load(STUDY.replace(wrong, wrong.replace(name, "sequence")))
+        with pytest.raises(jsonschema.ValidationError):
+            jsonschema.validate(broken, schema)
+    file = tmp_path / "study.yaml"
+    file.write_text(STUDY)
+    assert cli.main(["specs", "check", str(file)]) == 0
+    assert "ok (study study)" in capsys.readouterr().out
+    file.write_text(STUDY.replace("seq", "sequence"))
+    assert cli.main(["specs", "check", str(file)]) == 2
+
+
+def test_every_shipped_file_passes_their_schema(capsys):
+    jsonschema = pytest.importorskip("jsonschema")
+    root = Path(__file__).resolve().parents[2]
+    folders = {
+        "model": root / "model_specs",
+        "cluster": root / "hardware_specs/clusters",
+        "accelerator": root / "hardware_specs/accelerators",
+    }
+    for kind, folder in folders.items():
+        schema = answer(capsys, "specs", "schema", kind)
+        files = sorted(folder.glob("*.yaml"))
+        assert files
+        for file in files:
+            jsonschema.validate(read_mapping(file), schema)

@@ -23,6 +23,7 @@ COMMANDS = [
     ("explain",),
     ("place",),
     ("emit",),
+    ("import",),
     ("sweep",),
     ("report",),
     ("simulate",),

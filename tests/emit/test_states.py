@@ -108,8 +108,8 @@ def test_the_sgd_that_deepspeed_finds_by_name_is_torchs():
 @pytest.mark.parametrize("offload", OFFLOAD)
 @pytest.mark.parametrize("zero", [1, 2, 3])
 def test_deepspeed_reads_offload(zero, offload, tmp_path):
-    if offload == "optimizer+params" and zero < 3:
-        pytest.skip("parameters are offloaded under zero 3 only")
+    if offload not in ("none", "optimizer") and zero < 3:
+        pytest.skip("parameters, and to drives, are offloaded under zero 3 only")
     bundle = written(tmp_path, "deepspeed", plan(DENSE, dp=8, zero=zero, offload=offload))
     config = deepspeed_harness.read(bundle / "ds_config.json", world=8, dp=8)
     devices = [
@@ -120,6 +120,8 @@ def test_deepspeed_reads_offload(zero, offload, tmp_path):
         "none": ["none", "none"],
         "optimizer": ["cpu", "none"],
         "optimizer+params": ["cpu", "cpu"],
+        "optimizer-nvme": ["nvme", "none"],
+        "optimizer+params-nvme": ["nvme", "nvme"],
     }[offload]
     # torch's Adam would step on the host, several times slower
     assert ("torch_adam" in config.optimizer_params) == (offload == "none")
@@ -141,7 +143,7 @@ def test_torchtitan_reads_offload_and_16_bit_states(tmp_path):
 @pytest.mark.frameworks
 @pytest.mark.parametrize(
     ("optimizer", "theirs"),
-    [("adamw", "adamw_torch"), ("adamw-8bit", "adamw_torch_8bit"), ("sgd", "sgd")],
+    [("adamw", "adamw_torch_fused"), ("adamw-8bit", "adamw_torch_8bit"), ("sgd", "sgd")],
 )
 def test_the_trainer_knows_the_optimizer(optimizer, theirs, tmp_path):
     args = pytest.importorskip("transformers.training_args")
@@ -205,6 +207,7 @@ def test_what_the_rules_allow_the_emitter_of_the_stack_can_write(target, offload
         rows = Layouts.of([answer.best.layout.model_dump()])
         words = ("offload", "optim", "muon", "Muon")
         broken = [r for r in broken_rules(rows, 0, context) if any(w in r for w in words)]
+        broken = [r for r in broken if "nvme_gb_per_s" not in r]  # the cluster's, not a framework's
         told = [
             line
             for line in emitter_named(target).unsupported(answer)

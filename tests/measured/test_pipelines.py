@@ -39,7 +39,7 @@ def told():
 
 @pytest.mark.parametrize("name", TIMED)
 def test_a_published_pipeline_takes_what_it_took(name):
-    assert abs(told()[name]["error"]) < 0.11
+    assert abs(told()[name]["error"]) < 0.10
 
 
 @pytest.mark.parametrize(

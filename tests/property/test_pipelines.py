@@ -123,3 +123,32 @@ def test_parts_of_a_pipeline_that_was_run_sum_to_its_step(name):
         told = estimate_record(around, layouts, row)
         assert sum(told["time_s"].values()) == pytest.approx(told["step_time_s"], rel=1e-9)
         assert min(told["time_s"].values()) >= 0
+
+
+PLAIN = {"tp": 1, "pp": 1, "cp": 1, "zero": 0, "recompute": 0, "offload": 0}
+
+
+@pytest.mark.parametrize(
+    ("model", "cluster", "stack", "batch"),
+    [
+        ("gpt-3-1.3b", "dgx-a100:2", "any", 64),
+        ("llama-3.2-1b", "dgx-h100:2", "nanotron", 32),
+        ("llama-3.2-1b", "gcp-a3-high:2", "any", 16),
+        ("qwen2.5-0.5b", "dgx-h100:4", "torchtitan", 32),
+        ("gpt2-xl", "dgx-h100:1", "megatron-2021", 128),
+    ],
+)
+def test_nothing_stands_above_plain_data_parallelism_that_is_slower_than_it(
+    model, cluster, stack, batch
+):
+    """FlexFlow's users met a tuned plan slower than plain data parallelism (flexflow-train 217)."""
+    work = Workload(seq_tokens=1024, global_batch=batch, stack=stack)
+    around = Context(load_model(model), load_cluster(cluster), work)
+    ranking = rank(around, around.cluster.gpus, parse_fix({}))
+    at = np.all([getattr(ranking.layouts, n) == v for n, v in PLAIN.items()], axis=0)
+    first = int(np.flatnonzero(at)[0])
+    plain_s = estimate_record(around, ranking.layouts, first)["step_time_s"]
+    shown = np.unique(np.linspace(0, first, 12).astype(np.int64))
+    above = [estimate_record(around, ranking.layouts, int(row))["step_time_s"] for row in shown]
+    assert max(above) <= plain_s * (1 + 1e-9)
+    assert ranking.step_s[first] == pytest.approx(plain_s)

@@ -9,11 +9,12 @@ from planner.layouts.rules.deepspeed import DEEPSPEED
 from planner.layouts.rules.megatron import MEGATRON
 from planner.layouts.rules.rule import Context, Mask, Rule
 from planner.layouts.rules.torchtitan import TORCHTITAN
+from planner.layouts.rules.transformers import TRANSFORMERS
 from planner.layouts.table import Layouts
 
-__all__ = ["RULES", "Context", "Mask", "Rule", "broken_rules", "rules_of"]
+__all__ = ["RULES", "Context", "Mask", "Rule", "broken_rules", "rules_broken", "rules_of"]
 
-RULES: tuple[Rule, ...] = (*COMMON, *MEGATRON, *DEEPSPEED, *TORCHTITAN)
+RULES: tuple[Rule, ...] = (*COMMON, *MEGATRON, *DEEPSPEED, *TORCHTITAN, *TRANSFORMERS)
 
 
 def rules_of(stack: str) -> list[Rule]:
@@ -24,8 +25,11 @@ def rules_of(stack: str) -> list[Rule]:
 def broken_rules(layouts: Layouts, row: int, context: Context) -> list[str]:
     """Return the sentences of every rule that one layout breaks."""
     one = layouts.take(slice(row, row + 1))
-    return [
-        rule.explain(one, 0, context)
-        for rule in rules_of(context.workload.stack)
-        if bool(np.any(rule.broken(one, context)))
-    ]
+    return [rule.explain(one, 0, context) for rule in rules_broken(layouts, row, context)]
+
+
+def rules_broken(layouts: Layouts, row: int, context: Context) -> list[Rule]:
+    """Return every rule that one layout breaks, in the order in which they are told."""
+    one = layouts.take(slice(row, row + 1))
+    rules = rules_of(context.workload.stack)
+    return [rule for rule in rules if bool(np.any(rule.broken(one, context)))]

@@ -222,9 +222,16 @@ COMMON: tuple[Rule, ...] = (
         "parameters on the host need zero 3",
         "offload={offload} fetches weights layer by layer, which needs zero=3, not zero={zero}",
         ("zero", "offload"),
-        lambda x, c: (x.offload == 2) & (x.zero != 3),
+        lambda x, c: (x.offload >= 2) & (x.zero != 3),
         stacks=("any", "deepspeed"),
         where="deepspeed/runtime/zero/offload_config.py",
+    ),
+    Rule(
+        "NVMe offload needs drives",
+        "offload={offload} needs the rate of a node's NVMe drives: node.nvme_gb_per_s in the "
+        "cluster file",
+        ("offload",),
+        lambda x, c: (x.offload >= 3) & (c.cluster.node.nvme_gb_per_s is None),
     ),
     Rule(
         "offload with a parameter server",
@@ -293,10 +300,10 @@ COMMON: tuple[Rule, ...] = (
         stacks=("megatron", "deepspeed"),
     ),
     Rule(
-        "deepspeed, torchtitan: no lists of recompute",
+        "deepspeed, torchtitan, transformers: no lists of recompute",
         "{stack} cannot be told which modules (or how many layers) to recompute; Megatron-LM can",
         ("recompute",),
         _listed,
-        stacks=("deepspeed", "torchtitan"),
+        stacks=("deepspeed", "torchtitan", "transformers"),
     ),
 )

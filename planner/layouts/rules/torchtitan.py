@@ -97,7 +97,11 @@ TORCHTITAN: tuple[Rule, ...] = (
         "offload=optimizer+params with zero >= 2 and dp x cp > 1, not offload={offload}, "
         "zero={zero}, dp={dp}",
         ("zero", "dp", "cp", "offload"),
-        lambda x, c: (x.offload == 1) | ((x.offload == 2) & ((x.zero < 2) | (x.dp * x.cp == 1))),
+        lambda x, c: (
+            (x.offload == 1)
+            | (x.offload > 2)
+            | ((x.offload == 2) & ((x.zero < 2) | (x.dp * x.cp == 1)))
+        ),
         stacks=("torchtitan",),
         where="torchtitan/distributed/fsdp.py:173",
     ),

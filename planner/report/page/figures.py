@@ -5,7 +5,10 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from planner.plan import RankedPlan
+import numpy as np
+
+from planner.objectives import lower_envelope
+from planner.plan import FrontPoint, RankedPlan
 from planner.report.memory import grouped, terms_of
 from planner.report.page.markup import label
 from planner.units import GIB
@@ -35,6 +38,9 @@ TIME_COLOURS = {
 SPARE = ("#99ddff", "#ffaabb", "#aaaa00", "#77aadd", "#bbcc33", "#eedd88")
 """Tol's bright and light schemes, which colour-blind people can tell apart (personal.sron.nl)."""
 BARS_SHOWN = 24
+WHISKERS = "4 of 5 published runs"
+FAR = 2.0
+"""A point of the front that takes this many times the slowest plan listed is left out."""
 NEAR = 1.5
 """A plan that needs more than this many times the memory there is would flatten the others."""
 
@@ -111,6 +117,7 @@ def time_chart(plans: Sequence[RankedPlan]) -> tuple[Chart, int]:
         }
         for term in terms
     ]
+    traces += [_whiskers(names, shown)] if any(p.estimate.step_time_high_s for p in shown) else []
     layout = {
         "barmode": "stack",
         "xaxis": {"title": {"text": "seconds a step"}, "rangemode": "tozero"},
@@ -119,22 +126,51 @@ def time_chart(plans: Sequence[RankedPlan]) -> tuple[Chart, int]:
     return {"data": traces, "layout": layout}, len(shown)
 
 
+def _whiskers(names: Sequence[str], plans: Sequence[RankedPlan]) -> dict[str, Any]:
+    """Return the range of 4 of 5 published runs of such a stack, around the end of each bar."""
+    costs = [p.estimate for p in plans]
+    took = [c.step_time_s for c in costs]
+    lows, highs = [c.step_time_low_s for c in costs], [c.step_time_high_s for c in costs]
+    return {
+        "type": "scatter",
+        "mode": "markers",
+        "name": WHISKERS,
+        "y": names,
+        "x": took,
+        "marker": {"color": "#777777", "size": 3},
+        "error_x": {
+            "type": "data",
+            "symmetric": False,
+            "array": [max(0.0, (h or t) - t) for h, t in zip(highs, took, strict=True)],
+            "arrayminus": [max(0.0, t - (low or t)) for low, t in zip(lows, took, strict=True)],
+            "color": "#777777",
+            "thickness": 1.5,
+        },
+        "customdata": [
+            f"{low or t:.4g} to {high or t:.4g} s"
+            for low, high, t in zip(lows, highs, took, strict=True)
+        ],
+        "hovertemplate": "%{y}: %{customdata}<extra>" + WHISKERS + "</extra>",
+    }
+
+
 def front(plans: Sequence[RankedPlan]) -> list[RankedPlan]:
     """Return the plans that no other beats in both step time and memory, fastest first."""
-    best: list[RankedPlan] = []
-    order = sorted(plans, key=lambda p: (p.estimate.step_time_s, p.estimate.memory.peak_bytes))
-    for plan in order:
-        if not best or plan.estimate.memory.peak_bytes < best[-1].estimate.memory.peak_bytes:
-            best.append(plan)
-    return best
+    times = np.array([p.estimate.step_time_s for p in plans])
+    peaks = np.array([p.estimate.memory.peak_bytes for p in plans])
+    return [plans[row] for row in lower_envelope(times, peaks).tolist()]
 
 
-def front_chart(plans: Sequence[RankedPlan]) -> Chart:
-    """Return step time against memory, with the Pareto front of the plans that fit."""
+def front_chart(plans: Sequence[RankedPlan], points: Sequence[FrontPoint] = ()) -> Chart:
+    """Return step time against memory, with the Pareto front of the plans that fit.
+
+    `points` are those of all layouts that were scored, also those that are not listed.
+    """
     fits = [p for p in plans if p.feasible]
     best = front(fits)
     limit = plans[0].estimate.memory.limit_bytes / GIB
     over = [p for p in plans if not p.feasible and _peak(p) <= NEAR * limit]
+    slowest = max(p.estimate.step_time_s for p in plans)
     traces: list[dict[str, Any]] = [
         {
             "type": "scatter",
@@ -148,8 +184,9 @@ def front_chart(plans: Sequence[RankedPlan]) -> Chart:
         _points("beaten in both", [p for p in fits if p not in best], "#999999", "circle-open"),
         _points("does not fit", over, "#ee6677", "x"),
         _points("on the front", best, "#4477aa", "circle"),
+        _unlisted([p for p in points if p.rank is None], slowest),
     ]
-    peaks = [limit, *(_peak(p) for p in (*fits, *over))]
+    peaks = [limit, *(_peak(p) for p in (*fits, *over)), *traces[-1]["y"]]
     room = 0.12 * (max(peaks) - min(peaks)) or 0.1 * limit
     layout = {
         "xaxis": {"title": {"text": "seconds a step"}},
@@ -164,6 +201,22 @@ def front_chart(plans: Sequence[RankedPlan]) -> Chart:
         ],
     }  # fmt: skip
     return {"data": [t for t in traces if t["x"]], "layout": layout}
+
+
+def _unlisted(points: Sequence[FrontPoint], slowest_s: float) -> dict[str, Any]:
+    """Return the points of the front over all layouts, those left out that are far slower."""
+    near = [p for p in points if p.step_time_s <= FAR * slowest_s]
+    return {
+        "type": "scatter",
+        "mode": "markers",
+        "name": "front of all layouts",
+        "x": [p.step_time_s for p in near],
+        "y": [p.peak_bytes / GIB for p in near],
+        "customdata": [label(p.layout.short().replace(",", " ")) for p in near],
+        "text": [f"{p.nodes:,} nodes" for p in near],
+        "marker": {"color": "#66ccee", "size": 6, "symbol": "diamond"},
+        "hovertemplate": "%{x:.4g} s, %{y:.1f} GiB, %{text}<br>%{customdata}<extra></extra>",
+    }
 
 
 def _peak(plan: RankedPlan) -> float:

@@ -14,7 +14,6 @@ from planner.specs.model import ModelSpec
 from planner.specs.workload import Workload
 
 Row = dict[str, int]
-MICRO_BATCHES = (1, 2, 3, 4, 6, 8, 12, 16, 24, 32, 48, 64)
 NONE, GPIPE, ONE_F_ONE_B, INTERLEAVED = 0, 1, 2, 3
 SELECTIVE = 1
 
@@ -41,7 +40,7 @@ def everything(
     for tp in choose(fix, "tp", small_tp):
         if gpus % tp:
             continue
-        for cp in choose(fix, "cp", [d for d in divisors(gpus // tp) if d <= 64]):
+        for cp in choose(fix, "cp", divisors(gpus // tp)):
             if gpus % (tp * cp):
                 continue
             rest = gpus // (tp * cp)
@@ -49,7 +48,7 @@ def everything(
                 if rest % pp or ("dp" in fix and rest // pp not in fix["dp"]):
                     continue
                 for ep in choose(fix, "ep", divisors(experts)):
-                    widths = [d for d in divisors(tp) if d <= 64] if model.experts else [1]
+                    widths = divisors(tp) if model.experts else [1]
                     for etp in choose(fix, "etp", widths):
                         shape = {"tp": tp, "cp": cp, "pp": pp, "dp": rest // pp}
                         shape |= {"ep": ep, "etp": etp}
@@ -61,12 +60,12 @@ def runs(
 ) -> Iterator[Row]:
     """Every way to run one shape: chunks, schedule, micro-batch, and what is kept where."""
     pp, dp = shape["pp"], shape["dp"]
-    most_chunks = 1 if pp == 1 else max(1, min(16, (model.layers + 2) // pp))
+    most_chunks = 1 if pp == 1 else max(1, (model.layers + 2) // pp)
     alone = shape["tp"] * shape["cp"] * pp * shape["ep"] == 1
     for vpp in choose(fix, "vpp", list(range(1, most_chunks + 1))):
         natural = [NONE] if pp == 1 else [INTERLEAVED] if vpp > 1 else [GPIPE, ONE_F_ONE_B]
         for schedule in choose(fix, "schedule", natural):
-            for micro_batch in choose(fix, "micro_batch", list(MICRO_BATCHES)):
+            for micro_batch in choose(fix, "micro_batch", divisors(workload.global_batch)):
                 steps = max(1, workload.global_batch // (dp * micro_batch))
                 for sp in choose(fix, "sp", [0, 1] if shape["tp"] > 1 else [0]):
                     for zero in choose(fix, "zero", [0, 1, 2, 3]):

@@ -17,11 +17,12 @@ def layer_saved(
     batch: int,
     number: int = 0,
     checkpoint: bool = False,
+    autocast: bool = False,
 ) -> tuple[int, list[Any]]:
     """Return the bytes that a layer saves, and each tensor; `kernel` is 'sdpa' or 'eager'.
 
     The layer's input is counted where the layer saves it and it is checkpointed; the one before it
-    made it otherwise.
+    made it otherwise. Under autocast weights and input are fp32.
     """
     torch = pytest.importorskip("torch")
     transformers = pytest.importorskip("transformers")
@@ -32,19 +33,26 @@ def layer_saved(
         made._attn_implementation = kernel
         if hasattr(made, "num_experts_per_tok"):
             made._experts_implementation = "grouped_mm"
-        model = transformers.AutoModelForCausalLM.from_config(made).to(torch.bfloat16).train()
+        model = transformers.AutoModelForCausalLM.from_config(made)
+        width = torch.float32 if autocast else torch.bfloat16
+        model = model.to(width).train()
         body = getattr(model, "model", None) or model.transformer
         layer = (body.layers if hasattr(body, "layers") else body.h)[number]
-        x = torch.randn(batch, seq, made.hidden_size, dtype=torch.bfloat16, requires_grad=True)
+        x = torch.randn(batch, seq, made.hidden_size, dtype=width, requires_grad=True)
         rotary = body.rotary_emb(x, torch.arange(seq)[None]) if hasattr(body, "rotary_emb") else ()
         keywords = {"position_embeddings": rotary} if len(rotary) else {}
 
         def run() -> Any:
+            with torch.autocast("cpu", torch.bfloat16, enabled=autocast):
+                return forward()
+
+        def forward() -> Any:
             if not checkpoint:
                 return layer(x, attention_mask=None, **keywords)
             return torch.utils.checkpoint.checkpoint(
                 lambda given: layer(given, attention_mask=None, **keywords), x, use_reentrant=True
             )
 
-        given = [*rotary] if checkpoint or made.model_type == "gpt2" else [x, *rotary]
+        saves_input = checkpoint or autocast or made.model_type == "gpt2"
+        given = [*rotary] if saves_input else [x, *rotary]
         return saved_bytes(run, parameters=list(layer.parameters()), given=given)

@@ -8,7 +8,7 @@ import pytest
 from estimate_cases import inputs
 from hf_layers import layer_saved
 
-from planner.estimate import activations, recompute
+from planner.estimate import activations, params, recompute
 from planner.specs.huggingface import model_from_config
 
 pytestmark = pytest.mark.frameworks
@@ -105,3 +105,39 @@ def test_latent_attention_keeps_fp32_copies_and_values_with_their_keys(seq, batc
     model = model_from_config(LATENT, "m", "config.json").model_copy(update={"experts": None})
     x = inputs(model, {"micro_batch": batch}, seq_tokens=seq, stack="deepspeed+unfused")
     assert activations.dense_layer_activation_bytes(x)[0] == total, tensors
+
+
+GPT2 = {
+    "model_type": "gpt2",
+    "n_embd": 256,
+    "n_head": 8,
+    "n_layer": 1,
+    "n_positions": 1024,
+    "vocab_size": 512,
+    "attn_pdrop": 0.0,
+    "resid_pdrop": 0.0,
+    "embd_pdrop": 0.0,
+}
+
+
+@pytest.mark.parametrize(("seq", "batch"), SHAPES)
+@pytest.mark.parametrize(("activation", "each"), [("gelu_new", 10), ("gelu", 4)])
+def test_a_gelu_of_elementwise_kernels_keeps_what_each_of_them_needs(seq, batch, activation, each):
+    config = {**GPT2, "activation_function": activation}
+    total, tensors = layer_saved(config, kernel="sdpa", seq=seq, batch=batch)
+    mine = told(config, "sdpa", seq, batch)
+    assert mine == pytest.approx(total, rel=5e-3), tensors
+    model = model_from_config(config, "m", "config.json")
+    x = inputs(model, {"micro_batch": batch}, seq_tokens=seq, stack="deepspeed")
+    width = activations.feed_forward_bytes(x, model.ffn)[0]
+    assert width == each * seq * batch * model.ffn
+
+
+@pytest.mark.parametrize(("seq", "batch"), SHAPES)
+@pytest.mark.parametrize("config", [LLAMA, {**LLAMA, "num_key_value_heads": 8}], ids=["gqa", "mha"])
+def test_autocast_keeps_a_cast_of_every_input_and_every_weight(config, seq, batch):
+    total, tensors = layer_saved(config, kernel="sdpa", seq=seq, batch=batch, autocast=True)
+    model = model_from_config(config, "m", "config.json")
+    x = inputs(model, {"micro_batch": batch}, seq_tokens=seq, stack="transformers")
+    weights = 2 * (params.dense_layer_parameters(x)[0] - 2 * model.hidden)
+    assert activations.dense_layer_activation_bytes(x)[0] + weights == total, tensors

@@ -9,6 +9,7 @@ from tensors import MODELS, tensors
 
 from planner.estimate import memory, muon, params, states
 from planner.estimate.optimizer import host_traffic_s, optimizer_s
+from planner.layouts.rules import Context, broken_rules
 from planner.specs.model import Experts
 from planner.specs.parameters import count_parameters
 from planner.specs.workload import Optimizer
@@ -223,6 +224,43 @@ def test_a_step_on_the_host_is_slower_and_its_copies_scale_with_the_shard(offloa
     assert away[:2] / away[1:] == pytest.approx(2)
     assert (host_traffic_s(x)[:3] > 0).all()
     assert host_traffic_s(x)[3] == 0
+
+
+def with_drives(x, gb_per_s):
+    node = x.cluster.node.model_copy(update={"nvme_gb_per_s": gb_per_s})
+    x.cluster = x.cluster.model_copy(update={"node": node})
+    return x
+
+
+def test_drives_hold_what_the_host_would_and_the_host_only_what_passes():
+    """16 bytes of four swap buffers and 4 of gradients a parameter, below 1e9 parameters a rank."""
+    rows = [{"dp": 8, "zero": 3, "offload": o} for o in ("optimizer", "optimizer-nvme")]
+    rows += [{"dp": 8, "zero": 3, "offload": f"optimizer+params{e}"} for e in ("", "-nvme")]
+    x = inputs(spec(), *rows, stack="deepspeed")
+    peak = memory.peak_bytes(x)
+    assert peak[0] == peak[1]
+    assert peak[2] == peak[3]
+    shard = count_parameters(spec()).total / 8
+    host = states.host_rank_bytes(x)[:, 0]
+    least = min(shard, 1e9)
+    assert host[1] == pytest.approx(4 * shard + 16 * least, rel=1e-6)
+    assert host[3] == pytest.approx(host[1] + 1e9, rel=1e-6)
+
+
+def test_a_step_from_drives_adds_reading_and_writing_all_states_of_a_node():
+    rows = [{"dp": 8, "zero": 3, "offload": o} for o in ("optimizer", "optimizer-nvme")]
+    host, drives = optimizer_s(with_drives(inputs(spec(), *rows, stack="deepspeed"), 20.0))
+    assert drives - host == pytest.approx(24 * count_parameters(spec()).total / 20e9, rel=1e-3)
+    fetch = [{"dp": 8, "zero": 3, "offload": f"optimizer+params{e}"} for e in ("", "-nvme")]
+    link, slow = host_traffic_s(with_drives(inputs(spec(), *fetch, stack="deepspeed"), 2.0))
+    assert slow == pytest.approx(4 * count_parameters(spec()).total / 2e9, rel=1e-3)
+    assert slow > link
+
+
+def test_drives_without_a_rate_are_refused():
+    x = inputs(spec(), {"dp": 8, "zero": 3, "offload": "optimizer-nvme"}, stack="deepspeed")
+    (broken,) = broken_rules(x.layouts, 0, Context(x.model, x.cluster, x.workload))
+    assert "node.nvme_gb_per_s" in broken
 
 
 def test_a_host_without_room_makes_a_layout_unfit():

@@ -6,7 +6,8 @@ import numpy as np
 import pytest
 from estimate_cases import inputs, spec
 
-from planner.estimate import in_flight, recompute, step
+from planner.estimate import again, compute, in_flight, recompute, step
+from planner.estimate.activations import logits_bytes
 from planner.specs.model import Experts, LatentAttention
 
 MLA = LatentAttention(
@@ -120,3 +121,36 @@ def test_every_module_costs_time_and_less_than_the_whole_layer(module):
     some = took(recompute="selective", recompute_modules=(module,))
     assert (none < some).all()
     assert (some < whole).all()
+
+
+def test_a_loss_in_pieces_holds_one_piece_and_a_gradient_that_adds_up():
+    model, row = spec(), {"micro_batch": 2, "dp": 8, "zero": 3}
+    whole, pieces = (
+        inputs(model, row, seq_tokens=4096, stack=stack)
+        for stack in ("torchtitan", "torchtitan+chunked-loss")
+    )
+    tokens = 2 * 4096
+    told = logits_bytes(pieces)[0, -1]
+    assert told == logits_bytes(whole)[0, -1] / 8 + 4 * tokens * model.hidden
+
+
+PAID_BY = {"mlp": "dense", "moe": "experts", "moe_act": "experts", "shared_experts": "experts"}
+
+
+@pytest.mark.parametrize("module", [*PAID_BY, "layernorm", "core_attn", "mla_up_proj"])
+def test_a_layer_pays_the_time_of_just_what_it_drops(module):
+    """Dense layers before those with experts: each kind recomputes its own feed-forward."""
+    model = spec(mla=MLA, experts=EIGHT)
+    whole = kept(model=model, row={**ROW, "recompute": "none"})
+    left = kept(model=model, recompute_modules=(module,))
+    x = inputs(model, ROW, stack="megatron", recompute_modules=(module,))
+    paid = [float(t(x)[0]) for t in (again.dense_recompute_s, again.moe_recompute_s)]
+    assert [seconds > 0 for seconds in paid] == [a > b for a, b in zip(whole, left, strict=True)]
+    kinds = {"dense": [True, False], "experts": [False, True]}
+    assert [seconds > 0 for seconds in paid] == kinds.get(PAID_BY.get(module), [True, True])
+
+
+def test_the_dense_feed_forward_is_paid_in_full():
+    model = spec(experts=EIGHT)
+    x = inputs(model, ROW, stack="megatron", recompute_modules=("mlp",))
+    assert again.dense_recompute_s(x)[0] == compute.mlp_forward_s(x)[0]

@@ -43,6 +43,19 @@ def test_unhealthy_nodes_are_left_out_and_counted(cluster_of, layout_of):
     assert "2 spare nodes" in found.notes
 
 
+def test_where_spares_stand_is_said(cluster_of, layout_of):
+    # leafs of 9, 9 and 8: two pipelines of four each, a spare under the first two
+    cluster, layout = cluster_of(27, per_leaf=9), layout_of(tp=8, pp=4, dp=6)
+    found = place(cluster, layout, unhealthy=["node00027"])
+    (said,) = (note for note in found.notes if "spare node:" in note)
+    assert said.startswith("2 of the 3 leafs used have a spare node")
+    assert said.endswith("leaf0002 have none")
+    (said,) = (note for note in place(cluster, layout).notes if "spare node:" in note)
+    assert said.startswith("every leaf used has a spare node")
+    alone = place(cluster, layout_of(tp=8, pp=4, dp=1))
+    assert not any("spare node:" in note for note in alone.notes)
+
+
 def test_too_few_nodes_is_said_with_numbers(cluster_of, layout_of):
     down = [f"node{n:05d}:0" for n in range(1, 8)]
     with pytest.raises(InfeasibleError) as error:

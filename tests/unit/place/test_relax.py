@@ -18,13 +18,40 @@ def test_the_smallest_set_of_left_out_nodes_is_named(cluster_of, layout_of):
     # either kind alone is enough when one node is missing: neither is needed together
     only = refused(cluster, layout, unhealthy=down)
     assert only.message == "needs 16 nodes with 8 healthy GPUs; 12 of 16 have them; short by 4"
-    assert "4 of the 4 unhealthy nodes repaired; lower dp to at most 3; tp=4 (8 nodes)" in only.hint
+    assert "all 4 unhealthy nodes repaired; lower dp to at most 3; tp=4 (8 nodes)" in only.hint
     both = refused(cluster, layout, unhealthy=down, busy=["node00001", "node00002"])
-    assert "2 of the 2 busy nodes freed and 2 of the 2 unhealthy nodes repaired" in both.hint
+    assert "both busy nodes freed and both unhealthy nodes repaired" in both.hint
     wider = cluster_of(20, per_leaf=8)
     spare = [*down, "node00005", "node00006"]
     either = refused(wider, layout, unhealthy=spare, busy=["node00001", "node00002", "node00004"])
     assert "2 of the 3 busy nodes freed; 2 of the 3 unhealthy nodes repaired" in either.hint
+
+
+def test_slow_nodes_are_avoided_and_offered(cluster_of, layout_of):
+    cluster, slow = cluster_of(16, per_leaf=8), ["node00003", "node00009", "node00010"]
+    found = place(cluster, layout_of(tp=8, pp=4, dp=3), unhealthy=slow, slow=slow)
+    assert not set(slow) & set(found.hosts)
+    down = [*slow, "node00001"]
+    hint = refused(cluster, layout_of(tp=8, pp=2, dp=7), unhealthy=down, slow=slow).hint
+    assert "2 of the 3 slow nodes used all the same" in hint
+    one = refused(cluster, layout_of(tp=8, pp=4, dp=4), unhealthy=down, slow=slow).hint
+    assert "all 3 slow nodes used all the same and the unhealthy node repaired" in one
+
+
+def test_nodes_with_a_broken_gpu_run_fewer_ranks_where_whole_ones_are_too_few(
+    cluster_of, layout_of
+):
+    cluster = cluster_of(6, per_leaf=6)
+    broken = [f"node{n:05d}:{n}" for n in range(1, 6)]
+    found = place(cluster, layout_of(tp=4, pp=2, dp=2), unhealthy=broken)
+    assert len(found.hosts) == 4
+    assert all(f"{rank.host}:{rank.gpu}" not in broken for rank in found.ranks)
+    assert "1 nodes have 8" not in " ".join(found.notes)
+    assert any("2 would be needed: 4 ranks each on 4 nodes" in note for note in found.notes)
+    # the map before had them whole, so ranks that can stay do
+    old = place(cluster, layout_of(tp=4, pp=2, dp=2))
+    with pytest.raises(InfeasibleError, match="needs 2 nodes with 8 healthy GPUs; 1 of 6"):
+        place(cluster, layout_of(tp=4, pp=2, dp=2), unhealthy=broken, moved_from=old)
 
 
 def test_what_cannot_help_is_not_offered(cluster_of, layout_of):

@@ -8,7 +8,12 @@ import numpy as np
 import pytest
 
 from planner.errors import SpecError
-from planner.estimate.communication import gradient_sync_s
+from planner.estimate.communication import (
+    TP_BACKWARD,
+    gradient_sync_s,
+    parameter_gather_s,
+)
+from planner.estimate.compute import head_s
 from planner.estimate.inputs import Inputs
 from planner.estimate.params import stage_dense_parameters
 from planner.estimate.step import pressure_slowdown, step_s, time_parts
@@ -97,6 +102,18 @@ def test_one_copy_a_rank_sends_what_the_expectation_says():
     assert once / plain == pytest.approx(2 * (1 - 2**-8) / 8, rel=0.1)
 
 
+def test_a_scale_up_domain_wider_than_a_node_keeps_the_all_to_all_off_the_nics():
+    """GB200: 16 expert ranks on four trays of one NVLink domain, and on four that share none."""
+    x = inputs("megatron-bridge")
+    wide = load_cluster("gb200-nvl72:4")
+    link = wide.scale_up.model_copy(update={"domain_gpus": None})
+    narrow = wide.model_copy(update={"scale_up": link})
+    across, within = (
+        time_parts(Inputs(x.model, c, x.workload, x.layouts))["ep"][0] for c in (narrow, wide)
+    )
+    assert across > 4 * within
+
+
 def test_overlapped_all_to_all_keeps_its_share_exposed():
     parts = [time_parts(inputs(f"megatron+{f}"))["ep"][0] for f in ("ep-overlap", "no-ep-overlap")]
     assert parts[0] / parts[1] == pytest.approx(EP_OVERLAP)
@@ -116,6 +133,85 @@ DENSE = {"ep": 1, "dp": 8, "zero": 3}
 def test_flags_of_a_dense_run_change_its_time(slower, faster, changes):
     times = [step_s(inputs(s, "llama3-8b", **changes))[0] for s in (slower, faster)]
     assert times[0] > 1.005 * times[1]
+
+
+def test_attention_over_short_documents_costs_less_the_longer_the_sequence():
+    gains = []
+    for seq in (256, 4096, 16384):
+        whole, packed = (
+            step_s(inputs(f"megatron{flag}", "llama3-8b", seq=seq, **DENSE))[0]
+            for flag in ("", "+packed")
+        )
+        gains.append(whole / packed)
+    assert gains[0] == 1.0  # no longer than a document
+    assert 1.0 < gains[1] < gains[2]
+
+
+def test_fp4_multiplies_are_faster_where_the_gpu_has_them():
+    def took(cluster: str, flag: str, precision: str = "fp8") -> float:
+        x = inputs(f"megatron-bridge{flag}", "llama3-8b", micro_batch=4, **DENSE)
+        work = x.workload.model_copy(update={"precision": precision})
+        return step_s(Inputs(x.model, load_cluster(cluster), work, x.layouts))[0]
+
+    assert took("gb300-nvl72:2", "+nvfp4") < took("gb300-nvl72:2", "+mxfp8")
+    assert took("dgx-h100:1", "+nvfp4") >= took("dgx-h100:1", "")
+    assert took("gb300-nvl72:2", "+nvfp4", "bf16") == took("gb300-nvl72:2", "", "bf16")
+
+
+def with_fields(stack: str, row: dict, model: str = "llama3-8b", seq: int = 4096, **fields: object):
+    x = inputs(stack, model, seq=seq, **row)
+    x.stack = replace(x.stack, **fields)
+    return x
+
+
+def test_a_sharded_optimizer_summed_after_backward_hides_nothing():
+    """nanotron has no hooks for it: an all-reduce, 4/3 of ZeRO-1's traffic, all of it exposed."""
+    row = {"ep": 1, "dp": 32, "zero": 1, "num_microbatches": 8}
+    hooked = with_fields("nanotron", row, zero1="reduce-scatter", dp_exposed=1.0)
+    after = with_fields("nanotron", row, zero1="all-reduce", dp_exposed=1.0)
+    assert time_parts(hooked)["dp"][0] < 0.5 * time_parts(after)["dp"][0]
+    whole = gradient_sync_s(after) + parameter_gather_s(after)
+    assert time_parts(after)["dp"][0] == pytest.approx(whole[0])
+    plain = with_fields("nanotron", row | {"zero": 0}, zero1="all-reduce")
+    other = with_fields("nanotron", row | {"zero": 0}, zero1="reduce-scatter")
+    assert step_s(plain) == step_s(other)
+
+
+def test_a_vocabulary_that_is_not_padded_leaves_the_tensor_cores_if_odd():
+    """GPT-2's 50,257 tokens: multiplies of the head take four times as long on one rank."""
+    row = {"ep": 1, "dp": 8, "micro_batch": 8}
+    model = "gpt2-xl"
+    padded, odd = (
+        head_s(with_fields("megatron-deepspeed", row, model, 1024, pads_vocab=p))[0]
+        for p in (True, False)
+    )
+    assert 2.0 < odd / padded < 4.5
+    row = row | {"tp": 2, "dp": 4}  # the split over ranks is always even
+    split = [
+        with_fields("megatron-deepspeed", row, model, 1024, pads_vocab=p) for p in (True, False)
+    ]
+    assert head_s(split[0])[0] == head_s(split[1])[0]
+
+
+def test_ranks_that_wait_for_each_other_cost_the_more_the_more_they_are():
+    def wait(tp: int) -> float:
+        row = {"ep": 1, "tp": tp, "dp": 8 // tp, "sp": 0, "zero": 0}
+        none, some = (with_fields("megatron-2021", row, tp_wait_s=s) for s in (0.0, 1e-3))
+        return float(time_parts(some)["tp"][0] - time_parts(none)["tp"][0])
+
+    calls = 4 * 32 * (2 + 2 * TP_BACKWARD)  # micro-batches, layers, forward and backward
+    assert [wait(tp) for tp in (1, 2, 8)] == pytest.approx([0.0, calls * 1e-3, 3 * calls * 1e-3])
+
+
+def test_kernels_have_a_least_time_that_full_recompute_pays_again():
+    row = {"ep": 1, "dp": 8, "zero": 0, "num_microbatches": 1}
+
+    def more(recompute: str) -> float:
+        asked = row | {"recompute": recompute}
+        none, some = (with_fields("megatron+full-graphs", asked, kernel_s=s) for s in (0.0, 1e-3))
+        return float(time_parts(some)["compute"][0] - time_parts(none)["compute"][0])
+
+    assert [more(r) for r in ("none", "full")] == pytest.approx([3 * 32e-3, 4 * 32e-3])
 
 
 def test_finer_scales_cost_fp8_runs_time_and_16_bit_runs_none():

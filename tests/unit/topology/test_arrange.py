@@ -37,6 +37,24 @@ def leafs(**hosts):
     return [Leaf(name=name, pod=name[0], hosts=tuple(h.split())) for name, h in hosts.items()]
 
 
+def test_nodes_with_other_gpus_are_left_out():
+    kinds = {"a": "h100", "b": "a100", "c": "h100", "d": "H100-PCIE", "e": ""}
+    states = [NodeState(host, gpus=8, kind=kind) for host, kind in kinds.items()]
+    cluster = make_cluster(4)
+    named = cluster.accelerator.model_copy(update={"name": "h100-sxm-80gb"})
+    found = arrange(cluster.model_copy(update={"accelerator": named}), states=states)
+    assert found.cluster.hosts == ("a", "c", "d", "e")
+    assert found.notes[0] == (
+        "1 node with other GPUs (a100: b) left out; those with H100-PCIE, h100 are used"
+    )
+    # no type is called like the cluster's accelerator: the commonest it is
+    assert arrange(cluster, states=states).cluster.hosts == ("a", "c", "e")
+    # one type only: schedulers call it what they like
+    assert arrange(cluster, states=states[:1]).notes == ()
+    with pytest.raises(SpecError, match="no node to use is left"):
+        arrange(cluster, states=states, hosts=["b"])
+
+
 def test_hosts_hang_where_the_topology_says():
     found = arrange(make_cluster(1, per_leaf=32), leafs=leafs(p1="a b", p2="c", q1="d e f"))
     cluster = found.cluster

@@ -64,6 +64,19 @@ def test_gpus_are_counted_from_gres(gres, gpus):
     assert node_states(text, "n.txt")[0].gpus == gpus
 
 
+@pytest.mark.parametrize(
+    ("gres", "kind"),
+    [("gpu:8", ""), ("gpu:h100:8(S:0-1)", "h100"), ("nvme:4,gpu:a100_80gb:4", "a100_80gb")],
+)
+def test_the_type_of_gpus_comes_from_gres(gres, kind):
+    assert node_states(f"NodeName=a State=IDLE Gres={gres}", "n.txt")[0].kind == kind
+
+
+def test_the_type_of_gpus_comes_from_labels():
+    item = kubernetes("a", {"nvidia.com/gpu.product": "NVIDIA-H100-80GB-HBM3"})
+    assert node_states(json.dumps(item), "n.json")[0].kind == "NVIDIA-H100-80GB-HBM3"
+
+
 def test_one_line_a_node_is_read_too():
     text = "NodeName=a State=IDLE Gres=gpu:8\nNodeName=b NodeHostName=b State=DOWN Gres=gpu:8\n"
     assert [(n.host, n.state) for n in node_states(text, "n")] == [("a", "free"), ("b", "down")]

@@ -65,7 +65,7 @@ def test_rows_scored_together_equal_rows_scored_alone(tmp_path):
         ({"arch_json": json.dumps(LLAMA_8B | {"mamba": 1})}, "arch_json"),
         ({"arch_json": json.dumps(LLAMA_8B | {"moe": [1]})}, "arch_json"),
         ({"hardware": "abacus"}, "hardware"),
-        ({"dtype": "nvfp4"}, "dtype"),
+        ({"dtype": "int8"}, "dtype"),
         ({"seq": ""}, "seq"),
         ({"seq": "nan"}, "seq"),
         ({"gpus": "1e300"}, "gpus"),
@@ -177,6 +177,33 @@ def test_a_release_chooses_the_flags_of_megatron_bridge(version, hardware, graph
 def test_a_torchtitan_row_says_its_compiler_scales_and_kernels(row, flags):
     base = {"framework": "torchtitan", "hardware": "H100-SXM-96GB"}
     assert stack_of(base | row, {}, experts=False).split("+")[1:] == flags
+
+
+@pytest.mark.parametrize(
+    ("row", "flags"),
+    [
+        ({"note": "vpp not stated; SFT on packed SQuAD sequences"}, ["packed"]),
+        ({"note": "SFT fine-tuning (packed sequences); from tok/s"}, ["packed"]),
+        ({"note": "SFT; GB as printed"}, ["packed"]),
+        ({"note": "packed 8K; round figures"}, []),  # of what, it does not say
+        ({"dtype": "nvfp4"}, ["nvfp4"]),
+        ({"dtype": "mxfp8"}, ["mxfp8"]),
+    ],
+)
+def test_a_megatron_bridge_row_says_its_format_and_its_documents(row, flags):
+    base = {"framework": "Megatron-Bridge", "hardware": "GB300"}
+    assert stack_of(base | row, {}, experts=False).split("+")[1:] == flags
+
+
+def test_recompute_that_a_table_only_infers_is_believed_of_several_nodes(tmp_path):
+    """vTrain's simulator settings are alike for all its runs; on one node they cannot be true."""
+    inferred = "recompute full inferred from use_checkpoint true in the validation configs"
+    told = {"framework": "Megatron-DeepSpeed", "recompute": "full", "note": inferred}
+    one_node = run_of(tmp_path, **told)
+    assert one_node.layout["recompute"] == one_node.assumed["recompute"] == "none"
+    two = run_of(tmp_path, **told, gpus="16", dp="8")
+    assert two.layout["recompute"] == "full"
+    assert run_of(tmp_path, **(told | {"note": ""})).layout["recompute"] == "full"
 
 
 def run_of(tmp_path: Path, **changes: str):

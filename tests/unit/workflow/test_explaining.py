@@ -42,7 +42,8 @@ def test_json_keeps_its_keys_and_opens_memory_by_stage():
     told = json.loads(explain(request("llama-3.1-70b"), {"tp": "8", "pp": "2"}).to_json())
     contract = {"schema", "legal", "feasible", "reasons", "layout", "estimate", "terms"}
     before = {"mends", "assumed", "stage_layers", "compared", "gradient_sync", "notes"}
-    assert contract | before | {"memory_terms", "mend_layouts", "peak_points"} == {*told}
+    before |= {"memory_terms", "mend_layouts", "peak_points"}
+    assert contract | before | {"against", "broken_rules"} == {*told}
     assert all(isinstance(mend, str) for mend in told["mends"])
     stages = told["estimate"]["memory"]["stages"]
     rows = told["memory_terms"]
@@ -53,6 +54,39 @@ def test_json_keeps_its_keys_and_opens_memory_by_stage():
         assert row["stages"] == [stage[row["name"]] for stage in stages]
     known = {term["name"] for term in told["terms"]}
     assert all(known.issuperset(row["terms"]) for row in rows)
+
+
+def test_the_best_is_told_in_figures_that_agree_with_the_lines():
+    told = explain(request(), {"tp": "2", "pp": "2"})
+    took = told.against.best_step_time_s
+    assert told.against.slower == pytest.approx(told.estimate.step_time_s / took - 1)
+    assert told.compared[0].startswith(f"{told.against.slower:.1%} slower")
+    fields = told.against.best.model_dump(mode="json", exclude={"num_microbatches"})
+    words = {n: str(int(v) if isinstance(v, bool) else v) for n, v in fields.items()}
+    best = explain(request(), words)
+    assert best.against.slower == 0
+    assert best.estimate.step_time_s == took
+
+
+def test_a_layout_that_cannot_fit_is_opened_at_its_fastest_and_its_lightest_is_told():
+    told = explain(request("llama-3.1-70b"), {"tp": "2", "pp": "1", "zero": "0"})
+    assert told.legal
+    assert not told.feasible
+    assert told.layout.recompute == "none"
+    needs, least = told.reasons
+    assert "out of memory: needs" in needs
+    least_gib = float(re.search(r"nothing needs less than ([\d.]+) GiB", least)[1])
+    assert least_gib * 2**30 < told.estimate.memory.peak_bytes
+    lightest = explain(
+        request("llama-3.1-70b"),
+        {"tp": "2", "pp": "1", "zero": "0"}
+        | {
+            n: v
+            for n, v in (pair.split("=") for pair in least[least.index("(") + 1 : -1].split(","))
+        },
+    )
+    assert lightest.estimate.memory.peak_bytes == pytest.approx(least_gib * 2**30, rel=1e-3)
+    assert lightest.estimate.step_time_s > told.estimate.step_time_s
 
 
 @pytest.mark.parametrize("risk", [0.2, 0.96])
@@ -205,3 +239,85 @@ def test_two_runs_give_the_same_bytes():
     texts = {explain(request(), {"tp": "2"}).to_json() for _ in range(2)}
     assert len(texts) == 1
     assert json.loads(texts.pop())["schema"] == "meshwright.explain/1"
+
+
+# --- why not
+
+
+def test_what_a_layout_loses_is_told_term_by_term_and_adds_up():
+    told = explain(request(), {"tp": "8"})
+    against, best = told.against, plan(request()).best
+    assert against.best == best.layout
+    assert against.best_step_time_s == best.estimate.step_time_s
+    assert sum(against.time_s.values()) == pytest.approx(against.slower_s)
+    assert against.slower_s == told.estimate.step_time_s - best.estimate.step_time_s > 0
+    assert sum(against.memory_bytes.values()) == pytest.approx(against.larger_bytes)
+    peaks = (told.estimate.memory.peak_bytes, best.estimate.memory.peak_bytes)
+    assert against.larger_bytes == peaks[0] - peaks[1]
+    assert not against.tie
+    assert any(line.startswith("peak memory: ") for line in told.compared)
+
+
+def test_the_fastest_loses_nothing_and_one_just_behind_it_is_a_tie():
+    rows = plan(request()).plans
+    first, second = (
+        explain(request(), dict(p.split("=") for p in row.layout.short().split(",")))
+        for row in rows[:2]
+    )
+    assert first.against.place == 1
+    assert first.against.slower_s == pytest.approx(0, abs=1e-12)
+    share = rows[1].estimate.step_time_s / rows[0].estimate.step_time_s - 1
+    assert second.against.slower == pytest.approx(share)
+    assert second.against.tie == rows[1].tie == (share <= 0.03)
+
+
+def test_what_does_not_fit_has_no_place():
+    told = explain(request("llama-3.1-70b", "dgx-h100:4"), {"tp": "8", "pp": "1", "zero": "0"})
+    assert not told.feasible
+    assert told.against.place is None
+    assert told.against.larger_bytes > 0
+
+
+def test_the_rules_that_are_broken_are_named_the_first_one_first():
+    told = explain(request(), {"tp": "16", "pp": "1", "dp": "1", "vpp": "3"})
+    assert [rule.sentence for rule in told.broken_rules] == told.reasons
+    assert "tp does not fit the node" in {rule.name for rule in told.broken_rules}
+    assert explain(request(), {"tp": "3"}).broken_rules
+
+
+def test_the_budget_of_max_memory_is_told():
+    memory = explain(request(max_memory=0.5), {"tp": "8", "pp": "2"}).estimate.memory
+    assert memory.budget_bytes == 0.5 * memory.limit_bytes
+    assert (memory.peak_bytes <= memory.budget_bytes) == memory.fits(0.5)
+
+
+def test_the_two_terabytes_come_only_where_they_are_asked_for():
+    assert not any("2 TB" in note for note in explain(request(), {"tp": "2"}).notes)
+
+
+# --- options that do nothing
+
+
+def test_recompute_options_that_the_layout_does_not_use_are_said():
+    asked = request(recompute_modules=("mlp",), recompute_layers=2)
+    none = explain(asked, {"tp": "8", "recompute": "none"}).notes
+    assert sum("does nothing here" in note for note in none) == 2
+    full = explain(asked, {"tp": "8", "recompute": "full"}).notes
+    (said,) = [n for n in full if "does nothing here" in n]
+    assert said.startswith("--recompute-modules")
+    some = explain(request(recompute_modules=("mlp",)), {"tp": "8", "recompute": "selective"})
+    assert not any("--recompute" in note for note in some.notes)
+
+
+def test_more_layers_than_a_chunk_has_are_said():
+    told = explain(request(recompute_layers=20), {"pp": "2", "vpp": "2", "recompute": "full"})
+    most = max(n for chunks in told.stage_layers for n in chunks)
+    assert 0 < most < 20
+    assert any(f"--recompute-layers 20 is as {most} here" in note for note in told.notes)
+    few = explain(request(recompute_layers=2), {"pp": "2", "vpp": "2", "recompute": "full"})
+    assert not any("--recompute" in note for note in few.notes)
+
+
+def test_a_plan_says_so_too():
+    notes = plan(request(recompute_layers=2)).notes
+    assert any("--recompute-layers does nothing here" in note for note in notes)

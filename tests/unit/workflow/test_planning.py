@@ -17,7 +17,7 @@ from planner.layouts.table import COLUMNS
 from planner.rank import nearest, rank
 from planner.specs.catalog import load_cluster, load_model
 from planner.specs.workload import Workload
-from planner.workflow import PlanRequest, place, plan, plan_for_target
+from planner.workflow import PlanRequest, explain, place, plan, plan_for_target
 
 
 def request(model="llama-3.1-8b", cluster="dgx-h100:2", *, seq=4096, batch=64, fix=None, **more):
@@ -307,3 +307,28 @@ def test_a_large_head_takes_the_place_of_layers_on_the_last_stage():
     even = rank(request(batch=256, stack="deepspeed").context, 16, parse_fix(fix))
     closed = step_s(Inputs(*request(batch=256, stack="deepspeed").context, even.layouts))
     assert best.estimate.step_time_s < closed.min()
+
+
+@pytest.mark.parametrize("stack", ["megatron+no-graphs", "nanotron"])
+def test_a_host_bound_plan_says_so_and_how_to_mend_it(stack):
+    asked = request("llama-3.2-1b", "dgx-h100:1", seq=512, batch=64, stack=stack)
+    slow = {"tp": "8", "pp": "1", "cp": "1", "micro_batch": "1"}
+    found = plan(replace(asked, fix=slow))
+    told = [note for note in found.notes if "host-bound" in note]
+    share = found.best.estimate.time_s["host"] / found.best.estimate.step_time_s
+    assert len(told) == 1
+    assert f"wait {share:.0%} of the step" in told[0]
+    assert "larger micro-batch" in told[0]
+    assert "full-graphs" in told[0]
+    assert [n for n in explain(asked, slow).notes if "host-bound" in n]
+
+
+def test_graphs_are_not_offered_to_a_plan_that_has_them_nor_a_cure_to_a_busy_gpu():
+    busy = plan(request("llama-3.1-8b", "dgx-h100:2", stack="megatron"))
+    assert busy.best.estimate.time_s["host"] < 0.1 * busy.best.estimate.step_time_s
+    assert not [note for note in busy.notes if "host-bound" in note]
+    graphed = request("gpt2", "dgx-h100:1", seq=128, batch=64, stack="megatron+full-graphs")
+    found = plan(replace(graphed, fix={"tp": "4", "pp": "1", "cp": "1", "micro_batch": "1"}))
+    told = [note for note in found.notes if "host-bound" in note]
+    assert told
+    assert "graphs" not in told[0]

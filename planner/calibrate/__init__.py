@@ -1,0 +1,1 @@
+"""Fits a cluster's numbers to its owner's own measurements, and writes them as an overlay."""

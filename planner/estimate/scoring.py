@@ -1,0 +1,159 @@
+"""Score: memory of every legal layout and time of each that fits, part by part on all cores.
+
+A part is small enough for a core's cache, and independent of the others, so that a second core
+changes nothing but the wall clock. A row is kept as two numbers and three results; of a space with
+more fitting rows than MOST_KEPT the slowest are counted only.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from functools import partial
+from typing import Any, NamedTuple, Self
+
+import numpy as np
+from numpy.typing import NDArray
+
+from planner.estimate.bounds import least_step_s
+from planner.estimate.forked import in_order, usable_cores
+from planner.estimate.inputs import FloatArray, Inputs, Shared
+from planner.estimate.memory import fits, peak_bytes
+from planner.estimate.step import step_s
+from planner.layouts.factored import SHAPE, Factored, Space
+from planner.layouts.grid import Grid, Tally, grid_of
+from planner.layouts.ranges import Fix
+from planner.layouts.rules import Context
+from planner.layouts.table import IntArray, Layouts
+
+MOST_KEPT = 1 << 22
+"""Fitting rows that a search keeps; 30 bytes each, and as much again while they are sorted."""
+PARALLEL_ROWS = 1 << 19
+"""Rows (a third of a second) from which on a second core gains more than its start costs."""
+
+
+class Rows(NamedTuple):
+    """Fitting rows of a space: which they are, and what they score."""
+
+    turn: NDArray[np.int32]
+    option: NDArray[np.int32]
+    step_s: FloatArray
+    least_s: FloatArray
+    peak_bytes: FloatArray
+
+    def take(self, rows: IntArray) -> Rows:
+        """Return some of them."""
+        columns: tuple[Any, ...] = tuple(column[rows] for column in self)
+        return Rows(*columns)
+
+    @classmethod
+    def concat(cls, parts: list[Self]) -> Rows:
+        """Return the rows of all parts, in order."""
+        columns: tuple[Any, ...] = tuple(map(np.concatenate, zip(*parts, strict=True)))
+        return Rows(*columns)
+
+
+@dataclass
+class Part:
+    """What one part of a space has given."""
+
+    tally: Tally
+    rows: Rows | None
+    lightest: Layouts
+    """The lightest row that does not fit, if any."""
+    lightest_bytes: float
+
+
+@dataclass(frozen=True)
+class Scored:
+    """All fitting layouts in the order of the enumeration, and the lightest of those that do not.
+
+    `fitted` counts them; `layouts` are at most about MOST_KEPT of them: every one that may be
+    among the fastest so many, the best of each shape, and the front of time and memory.
+    """
+
+    tally: Tally
+    layouts: Layouts
+    step_s: FloatArray
+    least_s: FloatArray
+    peak_bytes: FloatArray
+    fitted: int
+    lightest: Layouts
+    lightest_bytes: float
+
+
+def score(context: Context, gpus: int, fix: Fix, *, cores: int | None = None) -> Scored:
+    """Return the scores of every legal layout of `gpus` GPUs that `fix` allows."""
+    tally = Tally()
+    grid = grid_of(context, gpus, fix, tally)
+    nothing = Scored(tally, Layouts.empty(), *(np.zeros(0),) * 3, 0, Layouts.empty(), np.inf)
+    return nothing if grid is None else _gathered(grid, tally, cores or usable_cores())
+
+
+def _gathered(grid: Grid, tally: Tally, cores: int) -> Scored:
+    kept: list[Rows] = []
+    fitted, waiting = 0, 0
+    lightest, lightest_bytes = Layouts.empty(), np.inf
+    for part in _parts(grid, cores):
+        tally.add(part.tally)
+        if part.lightest_bytes < lightest_bytes:
+            lightest, lightest_bytes = part.lightest, part.lightest_bytes
+        if part.rows is not None:
+            kept.append(part.rows)
+            fitted += len(part.rows.turn)
+            waiting += len(part.rows.turn)
+        if waiting > 2 * MOST_KEPT:
+            kept = [fastest(Rows.concat(kept), grid.space)]
+            waiting = len(kept[0].turn)
+    if not kept:
+        return Scored(tally, Layouts.empty(), *(np.zeros(0),) * 3, 0, lightest, lightest_bytes)
+    rows = fastest(Rows.concat(kept), grid.space)
+    every = np.arange(len(grid.count))
+    layouts = Factored(grid.space, every, rows.turn, rows.option)
+    return Scored(tally, layouts, *rows[2:], fitted, lightest, lightest_bytes)
+
+
+def _parts(grid: Grid, cores: int) -> Iterator[Part]:
+    """Yield every part in order; the first alone, so that what all share is computed once."""
+    one = partial(_part, grid, Shared())
+    if len(grid):
+        yield one(0)
+    yield from in_order(one, range(1, len(grid)), cores if grid.rows > PARALLEL_ROWS else 1)
+
+
+def _part(grid: Grid, shared: Shared, at: int) -> Part:
+    layouts, tally = grid.part(at)
+    part = Part(tally, None, Layouts.empty(), np.inf)
+    if not len(layouts):
+        return part
+    x = Inputs(*grid.context, layouts, shared=shared)
+    peak = peak_bytes(x)
+    inside = fits(x, peak)
+    if not inside.all():
+        low = int(np.where(inside, np.inf, peak).argmin())
+        part.lightest, part.lightest_bytes = layouts.take([low]), float(peak[low])
+        layouts, peak = layouts.only(np.flatnonzero(inside)), peak[inside]
+        x = Inputs(*grid.context, layouts, shared=shared)
+    if len(layouts):
+        turn, option = layouts.base[layouts.turn].astype(np.int32), layouts.option.astype(np.int32)
+        part.rows = Rows(turn, option, step_s(x), least_step_s(x), peak)
+    return part
+
+
+def fastest(rows: Rows, space: Space) -> Rows:
+    """Return MOST_KEPT rows that may be the fastest, and those that lead in another way.
+
+    By the lesser of closed form and lower bound: no row that is left out could be among them.
+    """
+    if len(rows.turn) <= MOST_KEPT:
+        return rows
+    could = np.minimum(rows.step_s, rows.least_s)
+    limit = np.partition(could, MOST_KEPT - 1)[MOST_KEPT - 1]
+    keep = could < limit
+    keep[np.flatnonzero(could == limit)[: MOST_KEPT - int(keep.sum())]] = True
+    order = np.lexsort((rows.peak_bytes, rows.step_s))
+    _, first = np.unique(space.codes(SHAPE).code[rows.turn][order], return_index=True)
+    keep[order[first]] = True
+    peaks = rows.peak_bytes[order]
+    keep[order[np.append(True, peaks[1:] < np.minimum.accumulate(peaks)[:-1])]] = True
+    return rows.take(np.flatnonzero(keep))

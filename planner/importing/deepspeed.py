@@ -1,0 +1,136 @@
+"""DeepSpeed's JSON, alone or beside the Hugging Face Trainer's arguments, to a Job."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from planner.errors import SpecError
+from planner.importing.facts import Facts
+from planner.importing.job import Job
+from planner.importing.trainer import Trainer
+
+TELLING = frozenset(
+    [
+        *("train_batch_size", "train_micro_batch_size_per_gpu", "zero_optimization"),
+        *("gradient_accumulation_steps", "zero_allow_untested_optimizer"),
+    ]
+)
+BESIDE = (
+    *("steps_per_print", "wall_clock_breakdown", "gradient_clipping", "optimizer.params."),
+    *("zero_optimization.", "scheduler.", "tensorboard.", "wandb.", "fp16.", "bf16.", "amp."),
+)
+
+
+def is_deepspeed(data: Mapping[str, Any]) -> bool:
+    """Return whether a mapping is a DeepSpeed configuration."""
+    return bool(TELLING & set(data)) and "per_device_train_batch_size" not in data
+
+
+def deepspeed_job(facts: Facts, gpus: int | None, trainer: Trainer) -> Job:
+    """Return what DeepSpeed's configuration says; 'auto' is what the Trainer has.
+
+    Raises SpecError for batch sizes that contradict each other, and for a value that is none.
+    """
+    told: list[str] = []
+    stage = facts.integer("zero_optimization.stage", least=0) or 0
+    if stage > 3:
+        raise facts.wrong(("zero_optimization.stage",), stage, "0, 1, 2 or 3")
+    tp, pp, cp = (_auto(facts, name) or 1 for name in DEGREES)
+    if cp > 1:
+        told.append(f"cp={cp} stands for DeepSpeed's sequence parallelism (Ulysses)")
+    layout = {"tp": tp, "pp": pp, "cp": cp, "ep": 1, "sp": 0, "vpp": 1}
+    micro = _auto(facts, "train_micro_batch_size_per_gpu") or trainer.micro_batch
+    steps = _auto(facts, "gradient_accumulation_steps") or trainer.steps
+    batch = _auto(facts, "train_batch_size")
+    dp = _replicas(facts, gpus, tp * pp * cp, (batch, micro, steps))
+    if batch is None and micro and dp:
+        batch = micro * (steps or 1) * dp
+    if micro is None and batch and dp and steps:
+        micro = max(1, batch // (dp * steps))
+    shards = _auto(facts, "zero_optimization.zero_hpz_partition_size") or 1
+    replicas = dp // shards if dp and stage == 3 and 1 < shards < dp and dp % shards == 0 else 1
+    known = {"dp": dp, "micro_batch": micro}
+    words = {name: str(value) for name, value in (layout | known).items() if value is not None}
+    words |= {
+        "zero": str(0 if dp == 1 and cp == 1 else stage),
+        "dp_replicate": str(replicas),
+        "schedule": "1f1b" if pp > 1 else "none",
+        "offload": _offload(facts),
+        **trainer.recompute,
+    }
+    fp16, bf16 = (_enabled(facts, name) for name in ("fp16", "bf16"))
+    if not (fp16 or bf16 or trainer.precision):
+        told.append("bf16: no 16-bit format is enabled")
+    in_fp32 = facts.text("data_types.grad_accum_dtype").lower() in ("fp32", "float32", "float")
+    facts.asked.update(("pipeline.activation_checkpoint_interval", "zero_allow_untested_optimizer"))
+    return Job(
+        framework="DeepSpeed",
+        stack="deepspeed+bf16-gradients" if stage and not in_fp32 else "deepspeed",
+        layout=words,
+        gpus=gpus or (dp * tp * pp * cp if dp else None),
+        seq_tokens=trainer.seq_tokens,
+        global_batch=batch,
+        precision="fp16" if fp16 else trainer.precision or "bf16",
+        optimizer=_optimizer(facts) or trainer.optimizer,
+        assumed=tuple(told),
+        ignored=tuple(n for n in facts.ignored() if not n.startswith(BESIDE)),
+    )
+
+
+DEGREES = ("tensor_parallel.autotp_size", "pipeline.stages", "sequence_parallel_size")
+
+
+def _auto(facts: Facts, name: str) -> int | None:
+    """Return a number, or None where it is left to the Trainer ('auto')."""
+    return None if facts.text(name) in ("auto", "False", "false") else facts.integer(name, least=0)
+
+
+def _enabled(facts: Facts, name: str) -> bool:
+    """Return whether a number format is on; 'auto' is the Trainer's business."""
+    value = facts.text(f"{name}.enabled")
+    return False if value == "auto" else facts.flag(f"{name}.enabled")
+
+
+def _replicas(
+    facts: Facts, gpus: int | None, others: int, batch: tuple[int | None, ...]
+) -> int | None:
+    """Return the data-parallel size, from the GPUs or from the three sizes of a batch."""
+    whole, micro, steps = batch
+    by_batch = None
+    if whole and micro and steps:
+        by_batch, rest = divmod(whole, micro * steps)
+        if rest or not by_batch:
+            raise SpecError(
+                f"{facts.origin}: train_batch_size {whole} is not a multiple of "
+                f"micro-batch x accumulation steps = {micro * steps}"
+            )
+    if gpus is None:
+        return by_batch
+    dp, rest = divmod(gpus, others)
+    if rest or (by_batch and by_batch != dp):
+        wanted = by_batch * others if by_batch else f"a multiple of {others}"
+        raise SpecError(
+            f"{facts.origin}: {gpus:,} GPUs; its batch sizes and degrees need {wanted}",
+            hint="give the number that the job runs on: --gpus N",
+        )
+    return dp
+
+
+def _offload(facts: Facts) -> str:
+    """Return what ZeRO keeps away from the GPUs."""
+    devices = [
+        facts.text(f"zero_optimization.offload_{what}.device", default="none").lower()
+        for what in ("optimizer", "param")
+    ]
+    old = [facts.text(f"zero_optimization.cpu_offload{what}").lower() for what in ("", "_params")]
+    optimizer, param = (d != "none" or o == "true" for d, o in zip(devices, old, strict=True))
+    return "optimizer+params" if param else "optimizer" if optimizer else "none"
+
+
+def _optimizer(facts: Facts) -> str | None:
+    name = facts.text("optimizer.type").lower()
+    for known in ("sgd", "muon"):
+        if known in name:
+            return known
+    return "adamw" if name else None

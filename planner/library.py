@@ -1,0 +1,189 @@
+"""The commands as functions: the same questions, checked alike, with typed answers.
+
+They read their arguments by the command line's own readers, so that what `meshwright` refuses is
+refused here, in the same words. Nothing is printed; defaults that were filled in stand in the
+answer's `request`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from dataclasses import fields
+from datetime import timedelta
+from os import PathLike, fspath
+from pathlib import Path
+from typing import Any, TypedDict, Unpack
+
+from planner import workflow
+from planner.cli.aiming import Wanted
+from planner.cli.asking import Asked, request_of
+from planner.cli.options import fields_of
+from planner.errors import SpecError, did_you_mean
+from planner.explanation import Explanation
+from planner.plan import Placement, Plan
+from planner.specs.cluster import ClusterSpec
+from planner.specs.model import ModelSpec
+
+Model = str | PathLike[str] | ModelSpec
+Cluster = str | PathLike[str] | ClusterSpec
+Fields = str | Mapping[str, Any]
+"""'tp=8,pp=4|8' or {"tp": 8, "pp": [4, 8]}."""
+Words = str | Iterable[str]
+Amount = str | float
+"""'15T' or 15e12."""
+Time = str | float | timedelta
+"""'30d', seconds, or a timedelta."""
+File = str | PathLike[str]
+
+
+class Common(TypedDict, total=False):
+    """What every function takes; as the options of the command line."""
+
+    seq: int
+    precision: str
+    optimizer: str
+    stack: str
+    gpus: int
+    expert_imbalance: float
+    capacity_factor: float
+    expert_load: File
+    max_memory: float
+    risk_memory: float
+    recompute_modules: Words
+    recompute_layers: int | str
+
+
+class Options(Common, total=False):
+    """What `explain` takes."""
+
+    global_batch: int
+
+
+class Hosts(TypedDict, total=False):
+    """Which hosts there are, and which may be used."""
+
+    unhealthy: Words
+    pipelines: str
+    nodes_file: File
+    slurm_topology: File
+    node_state: File
+
+
+class PlaceOptions(Options, Hosts, total=False):
+    """What `place` takes."""
+
+
+class PlanOptions(Common, Hosts, total=False):
+    """What `plan` takes: also what to choose by, and among what."""
+
+    global_batch: int | str | Iterable[int]
+    fix: Fields
+    top: int
+    objective: str
+    nodes: int | str | Iterable[int]
+    price: float
+    power: float
+    tokens: Amount
+    deadline: Time
+    budget: Amount
+    max_step_time: Time
+    sensitivity: bool
+
+
+AIM = {f.name for f in fields(Wanted)}
+FILES = ("expert_load", "nodes_file", "slurm_topology", "node_state")
+
+
+def plan(model: Model, cluster: Cluster, **options: Unpack[PlanOptions]) -> Plan:
+    """Return the best layouts of a model on a cluster, the first of them placed.
+
+    As `meshwright plan`. Raises SpecError for a wrong question, InfeasibleError for one without an
+    answer.
+    """
+    return workflow.plan(_request(model, cluster, PlanOptions, options))
+
+
+def explain(
+    model: Model, cluster: Cluster, layout: Fields, **options: Unpack[Options]
+) -> Explanation:
+    """Return one layout opened into its terms, compared with the best, mended if it won't do.
+
+    As `meshwright explain`; fields left out of `layout` take the best legal value.
+    """
+    asked = fields_of(_pairs(layout), option="--layout")
+    return workflow.explain(_request(model, cluster, Options, options), asked)
+
+
+def place(
+    model: Model,
+    cluster: Cluster,
+    layout: Fields,
+    *,
+    moved_from: Placement | None = None,
+    **options: Unpack[PlaceOptions],
+) -> Placement:
+    """Return the host and the GPU of every rank of a layout.
+
+    As `meshwright place`; with `moved_from` as few ranks as possible move from that placement.
+    """
+    asked = fields_of(_pairs(layout), option="--layout")
+    return workflow.place(
+        _request(model, cluster, PlaceOptions, options), asked, moved_from=moved_from
+    )
+
+
+def _request(
+    model: Model, cluster: Cluster, takes: Any, options: Mapping[str, Any]
+) -> workflow.PlanRequest:
+    known = takes.__annotations__
+    if strange := next((name for name in options if name not in known), None):
+        near = did_you_mean(strange, known)
+        raise SpecError(
+            f"there is no option {strange!r}", hint=near or f"options: {', '.join(known)}"
+        )
+    given = {name: value for name, value in options.items() if value is not None}
+    wanted = {name: _typed(name, value) for name, value in given.items() if name in AIM}
+    rest = {name: _typed(name, value) for name, value in given.items() if name not in AIM}
+    if takes is PlanOptions and "global_batch" in rest:
+        rest["batches"] = _listed(rest.pop("global_batch"))
+    return request_of(
+        Asked(_named(model), _named(cluster), wanted=Wanted(**wanted), **rest), lambda _: None
+    )
+
+
+def _named(spec: Any) -> Any:
+    return spec if isinstance(spec, ModelSpec | ClusterSpec) else fspath(spec)
+
+
+def _typed(name: str, value: Any) -> Any:
+    """Return a value as a person would have typed it."""
+    if name in FILES:
+        return Path(value)
+    if name == "fix":
+        return _pairs(value)
+    if name in ("unhealthy", "recompute_modules"):
+        return value if isinstance(value, str) else ",".join(value)
+    if name == "nodes":
+        return _listed(value)
+    if name in ("tokens", "budget", "deadline", "max_step_time", "recompute_layers"):
+        return str(value.total_seconds() if isinstance(value, timedelta) else value)
+    return value
+
+
+def _listed(value: Any) -> str:
+    """Return 8 as '8' and (8, 16) as '8|16'."""
+    one = isinstance(value, str | int)
+    return str(value) if one else "|".join(map(str, value))
+
+
+def _pairs(value: Fields) -> str:
+    """Return {'tp': 8, 'pp': [4, 8]} as 'tp=8,pp=4|8'."""
+    if isinstance(value, str):
+        return value
+    return ",".join(f"{name}={_word(each)}" for name, each in value.items())
+
+
+def _word(value: Any) -> str:
+    if isinstance(value, bool):
+        return str(value).lower()
+    return "|".join(map(_word, value)) if isinstance(value, list | tuple) else str(value)

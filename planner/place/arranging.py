@@ -1,0 +1,226 @@
+"""Arranging: the usable nodes of a cluster, filled with as few split pipelines as possible."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from types import MappingProxyType
+
+import numpy as np
+
+from planner.place.cells import Grid, block_sizes, grid_of, ranks_per_node
+from planner.place.expand import nodes_of
+from planner.place.fastest import Cells
+from planner.place.general import arrange
+from planner.place.groups import IntArray
+from planner.place.hosts import FreeNodes
+from planner.place.packing import pack
+from planner.place.relax import many, too_few_domains, too_few_nodes, uneven
+from planner.place.tree import Tree
+from planner.plan import Layout
+from planner.specs.cluster import ClusterSpec
+
+NAMED = 3
+"""Leafs that are named where more could be."""
+
+
+@dataclass(frozen=True)
+class Job:
+    """What is placed where: the layout, its even share of ranks a node, the nodes it can use."""
+
+    cluster: ClusterSpec
+    layout: Layout
+    free: FreeNodes
+    tree: Tree
+    ranks: int
+    usable: IntArray
+    thinned: bool = False
+    """Whether nodes run fewer ranks than they could if enough of them were whole."""
+
+    @property
+    def nodes(self) -> int:
+        """Return the nodes that the layout takes."""
+        return self.layout.gpus // self.ranks
+
+    def spans(self, nodes: IntArray) -> dict[str, IntArray]:
+        """Return each rank's node, domain (where larger than a node), leaf and pod."""
+        tree = self.tree
+        out = {"node": nodes, "domain": tree.domain[nodes], "leaf": tree.leaf[nodes]}
+        if self.cluster.domain_nodes == 1:
+            del out["domain"]
+        out["pod"] = tree.pod[nodes]
+        return {name: np.repeat(index, self.ranks) for name, index in out.items()}
+
+
+@dataclass(frozen=True)
+class Map:
+    """The node of every unit, a lower bound on splits, and what to say about it."""
+
+    nodes: IntArray
+    bound: int
+    notes: tuple[str, ...] = ()
+    cells: Cells | None = None
+    scope: str = ""
+
+
+def job_of(
+    cluster: ClusterSpec,
+    layout: Layout,
+    free: FreeNodes,
+    *,
+    others: Mapping[str, str] = MappingProxyType({}),
+    tree: Tree | None = None,
+    ranks_before: int | None = None,
+) -> Job:
+    """Return the job; raises InfeasibleError where too few nodes have enough healthy GPUs.
+
+    Nodes run as many ranks as they can, or as they did before. `others` says of nodes that are
+    avoided why, where they are not unhealthy.
+    """
+    counts = ranks_per_node(cluster, layout)
+    tree = tree or Tree.of(cluster)
+    if ranks_before in counts:
+        counts = [ranks_before]
+    for ranks in counts:
+        usable = free.with_gpus(ranks)
+        if layout.gpus // ranks <= len(usable):
+            return Job(cluster, layout, free, tree, ranks, usable, ranks < counts[0])
+    raise too_few_nodes(cluster, layout, counts[0], free, others)
+
+
+def arranged(job: Job, *, keep: bool) -> Map:
+    """Return the map for the strictest domain rule that there is room for."""
+    sizes = block_sizes(job.cluster, job.layout, job.ranks, keep)
+    for size in sizes:
+        blocks = job.tree.blocks(job.usable, size)
+        if len(blocks) * size >= job.nodes:
+            notes = () if size == sizes[0] else (_loosened(job, sizes[0]),)
+            found = _on_grid(job, blocks) or _in_general(job, blocks)
+            return replace(found, notes=(*notes, *found.notes))
+    raise too_few_domains(job.cluster, job.layout, job.nodes // size, size, len(blocks))
+
+
+def _on_grid(job: Job, blocks: IntArray) -> Map | None:
+    """Return the best map by counting cells per leaf; None without a grid, or without room."""
+    grid = grid_of(job.layout, job.ranks, blocks.shape[1])
+    if grid is None:
+        return None
+    cells = job.tree.cells(blocks, grid.cell_nodes)
+    if not len(cells):
+        return None
+    leafs, first = np.unique(job.tree.leaf[cells[:, 0]], return_index=True)
+    cells_of = dict(zip(leafs.tolist(), np.split(cells, first[1:]), strict=True))
+    pod_of = dict(zip(leafs.tolist(), job.tree.pod[cells[first, 0]].tolist(), strict=True))
+    rooms = {leaf: len(rows) for leaf, rows in cells_of.items()}
+    packing = pack(rooms, pod_of, grid)
+    if packing is None:
+        return None
+    nodes = nodes_of(packing, cells_of, grid)
+    leaf_order = tuple(leaf for run in packing.runs for leaf in run.leafs)
+    return Map(
+        nodes,
+        packing.bound * grid.pipelines,
+        _grid_notes(grid, rooms, packing.bound),
+        Cells(grid, cells, leaf_order),
+        _scope(grid),
+    )
+
+
+def _in_general(job: Job, blocks: IntArray) -> Map:
+    """Return a good map of blocks without a grid, and what can be proved about it."""
+    leaf_of_block = job.tree.leaf[blocks[:, 0]]
+    which, bound = arrange(job.layout, leaf_of_block, blocks.shape[1] * job.ranks)
+    if grid_of(job.layout, job.ranks, blocks.shape[1]) is None:
+        stage = job.layout.tp * job.layout.cp * job.layout.dp
+        why = f"a stage of {stage} ranks ends inside a node of {job.ranks}"
+    else:
+        why = "the free nodes do not hold every stage of every pipeline under one leaf"
+    return Map(blocks[which].reshape(-1), bound, (f"{why}: placed by search over single nodes",))
+
+
+def hostname_order(job: Job) -> IntArray:
+    """Return the usable nodes as a sorted host file lists them, numbers by value.
+
+    Names made from `host_pattern` are in that order already.
+    """
+    if not job.cluster.names_hosts:
+        return job.usable[: job.nodes]
+
+    def natural(node: int) -> list[int | str]:
+        parts = re.split(r"([0-9]{1,18})", job.free.hosts[node])
+        return [int(part) if n % 2 else part for n, part in enumerate(parts)]
+
+    return np.array(sorted(job.usable.tolist(), key=natural)[: job.nodes], dtype=np.int64)
+
+
+def _scope(grid: Grid) -> str:
+    """Return the maps that a bound on splits is about."""
+    if grid.cell_nodes > 1:
+        return (
+            f"maps that keep the {grid.cell_nodes} nodes of {many(grid.pipelines, 'replica')} of "
+            "a stage under one leaf"
+        )
+    return "maps of whole nodes"
+
+
+def _grid_notes(grid: Grid, rooms: dict[int, int], cuts: int) -> tuple[str, ...]:
+    notes = []
+    if grid.cell_nodes > 1 and cuts:
+        notes.append(
+            f"groups of {grid.cell_nodes} nodes that hold one stage of {grid.pipelines} "
+            f"pipeline{'s' * (grid.pipelines > 1)} are kept under one leaf; "
+            "splits are the fewest among such maps"
+        )
+    if (most := max(rooms.values())) < grid.stages:
+        notes.append(
+            f"no leaf holds a whole pipeline of {grid.stages * grid.cell_nodes} nodes: "
+            f"the largest has {most * grid.cell_nodes} free"
+        )
+    return tuple(notes)
+
+
+def notes_of(job: Job) -> list[str]:
+    """Return what to say of nodes that are not used, or not in full."""
+    notes = []
+    if job.thinned:
+        notes.append(_thinned(job))
+    elif job.ranks < min(job.cluster.node.gpus, job.layout.gpus):
+        notes.append(uneven(job.cluster, job.layout, job.ranks))
+    if left_out := job.cluster.nodes - len(job.usable):
+        notes.append(f"{many(left_out, 'node')} with fewer than {job.ranks} healthy GPUs left out")
+    if spare := len(job.usable) - job.nodes:
+        notes.append(many(spare, "spare node"))
+    return notes
+
+
+def spares_said(job: Job, nodes: IntArray) -> list[str]:
+    """Return where the spare nodes stand: one under its own leaf replaces a node for nothing."""
+    spare = np.setdiff1d(job.usable, nodes)
+    used = np.unique(job.tree.leaf[nodes])
+    if not len(spare) or len(used) == 1:
+        return []
+    held = np.isin(used, job.tree.leaf[spare])
+    advice = "a node that fails there is replaced under its own leaf"
+    if held.all():
+        return [f"every leaf used has a spare node: {advice}"]
+    bare = [job.cluster.leaf_name(leaf) for leaf in used[~held].tolist()]
+    named = ", ".join(bare[:NAMED]) + (f" and {len(bare) - NAMED:,} more" * (len(bare) > NAMED))
+    some, all_used = f"{int(held.sum()):,}", many(len(used), "leaf", "leafs")
+    return [f"{some} of the {all_used} used have a spare node: {advice}; {named} have none"]
+
+
+def _thinned(job: Job) -> str:
+    most = ranks_per_node(job.cluster, job.layout)[0]
+    whole, needed = len(job.free.with_gpus(most)), job.layout.gpus // most
+    return (
+        f"only {many(whole, 'node')} with {most} healthy GPUs, {needed:,} would be needed: "
+        f"{job.ranks} ranks each on {many(job.nodes, 'node')}"
+    )
+
+
+def _loosened(job: Job, wished: int) -> str:
+    return (
+        f"too few free nodes share scale-up domains to keep every group of {wished} nodes "
+        "(context or expert parallelism) inside one; some of those groups cross domains"
+    )

@@ -1,0 +1,229 @@
+"""From rankings to the rows that are shown: limits kept, ordered by the objective, run once more.
+
+Within one job only memory puts layouts in another order than time does: money, energy and tokens a
+GPU are time, multiplied.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import NamedTuple
+
+import numpy as np
+
+from planner.errors import InfeasibleError
+from planner.estimate.leading import MOST_TO_RUN
+from planner.estimate.running import Judged, actions_of, judge, runs
+from planner.layouts.table import IntArray
+from planner.objectives import Aim, Job, Objective, allowed_step_s, lower_envelope, score
+from planner.plan import Search
+from planner.rank import ROUNDS, SHAPE, Ranking, settle
+from planner.workflow.on_fabric import on_fabric
+from planner.workflow.request import PlanRequest
+from planner.workflow.rows import layout_record
+from planner.workflow.spots import placed_layout
+
+LEADING = 4096
+"""Rows of one job that are kept where several jobs are looked at, beside the best of each shape."""
+
+
+@dataclass(frozen=True)
+class Looked:
+    """One job that was searched: its layouts by the aim, and the trade-offs among all of them."""
+
+    request: PlanRequest
+    ranking: Ranking
+    """Those that meet the limits, best first."""
+    search: Search
+    fastest_s: float
+    """Of all that fit, whatever the limits."""
+    front: Ranking
+    """Those that fit and that no other beats in both time and memory."""
+    notes: tuple[str, ...] = ()
+    within: int = 0
+    """Layouts that fit and meet the limits."""
+
+    @property
+    def meets(self) -> int:
+        """Return how many of the rows that are kept meet the limits."""
+        return len(self.ranking.layouts)
+
+    @property
+    def job(self) -> Job:
+        """Return the GPUs and the tokens of a step."""
+        return Job(self.ranking.gpus, self.request.workload.tokens)
+
+
+class Spot(NamedTuple):
+    """A row of one of several rankings."""
+
+    at: int
+    row: int
+
+
+def taken(ranking: Ranking, rows: IntArray) -> Ranking:
+    """Return some rows of a ranking, in that order."""
+    place, layouts = {row: at for at, row in enumerate(rows.tolist())}, ranking.layouts
+    judged = {place[r]: one for r, one in ranking.leaders.judged.items() if r in place}
+    return replace(
+        ranking,
+        layouts=(layouts.only if len(rows) > LEADING else layouts.take)(rows),
+        step_s=ranking.step_s[rows],
+        peak_bytes=ranking.peak_bytes[rows],
+        leaders=replace(ranking.leaders, judged=judged),
+    )
+
+
+def aimed(ranking: Ranking, aim: Aim, job: Job) -> Ranking:
+    """Return the layouts that meet the limits, best first by the objective, then the fastest."""
+    if not aim.limited and aim.objective is not Objective.MEMORY:
+        return ranking
+    rows = np.flatnonzero(ranking.step_s <= allowed_step_s(aim, job))
+    time, peak = ranking.step_s[rows], ranking.peak_bytes[rows]
+    return taken(ranking, rows[np.lexsort((peak, time, score(aim, job, time, peak)))])
+
+
+def leading_rows(ranking: Ranking, top: int) -> Ranking:
+    """Return the first rows of a ranking, and the first of each of the leading shapes."""
+    first = np.arange(min(LEADING, len(ranking.layouts)))
+    rows: IntArray = np.union1d(first, ranking.best_of_each_shape(top)).astype(np.int64)
+    return taken(ranking, rows)
+
+
+def envelope(ranking: Ranking) -> Ranking:
+    """Return the layouts that no other beats in both time and memory, fastest first."""
+    return taken(ranking, lower_envelope(ranking.step_s, ranking.peak_bytes))
+
+
+def best_spots(found: Sequence[Looked], top: int) -> list[Spot]:
+    """Return the best rows over all jobs, one a shape and job; ties go to the fewest GPUs."""
+    spots, keys = [], []
+    for at, one in enumerate(found):
+        rows = one.ranking.best_of_each_shape(top)
+        time, peak = one.ranking.step_s[rows], one.ranking.peak_bytes[rows]
+        scores = score(one.request.aim, one.job, time, peak)
+        spots += [Spot(at, row) for row in rows.tolist()]
+        keys.append(np.stack([scores, time / one.job.tokens, np.full(len(rows), one.job.gpus)]))
+    if not spots:
+        return []
+    columns = np.concatenate(keys, axis=1)
+    order = np.lexsort((columns[2], columns[1], columns[0]))
+    return [spots[i] for i in order[:top].tolist()]
+
+
+def settled(found: Sequence[Looked], top: int) -> list[Looked]:
+    """Return the jobs with the rows that are shown run action by action, and put where they belong.
+
+    Running may slow a row down past others, or past a limit; those then move up and are run. Where
+    uplinks are narrow, they are timed on the links that their placement gets.
+    """
+    by_time = found[0].request.aim.objective is not Objective.MEMORY
+    if len(found) == 1 and by_time:
+        return [_settled_by_time(found[0], top)]
+    done = _run_shown(found, top)
+    return _placed(done, top) if by_time else _with_room(done)
+
+
+def _run_shown(found: Sequence[Looked], top: int) -> list[Looked]:
+    """Return the jobs with the best rows over all of them run."""
+    done, left = list(found), MOST_TO_RUN // 2
+    for _ in range(ROUNDS):
+        new = _to_run(done, best_spots(done, top))
+        new, cost = _affordable(done, new, left)
+        if not new:
+            break
+        left -= cost
+        for at in sorted({spot.at for spot in new}):
+            rows = [spot.row for spot in new if spot.at == at]
+            done[at] = _run(done[at], rows)
+    return done
+
+
+def _settled_by_time(one: Looked, top: int) -> Looked:
+    ranking = settle(one.request.context, one.ranking, top)
+    one = _on_its_links(replace(one, ranking=ranking), top)
+    if one.request.aim.limited:  # the front is of all that fit
+        return one
+    return replace(one, front=envelope(one.ranking))
+
+
+def _placed(found: Sequence[Looked], top: int) -> list[Looked]:
+    """Return the jobs with those whose rows are shown timed where they would be placed.
+
+    A map only slows a step down, so a job that is not among the best without one never will be.
+    """
+    done, placed = list(found), set[int]()
+    while waiting := [spot.at for spot in best_spots(done, top) if spot.at not in placed]:
+        placed.add(waiting[0])
+        done[waiting[0]] = _on_its_links(done[waiting[0]], top)
+    return done
+
+
+def _with_room(found: Sequence[Looked]) -> list[Looked]:
+    """Return the jobs without leading layouts whose tensor groups find no scale-up domain.
+
+    Raises InfeasibleError where none can be placed.
+    """
+    done, refusal = list(found), None
+    while spots := best_spots(done, 1):
+        one, row = done[spots[0].at], spots[0].row
+        if one.request.cluster.domain_nodes == 1:
+            return done
+        try:
+            placed_layout(one.request, layout_record(one.ranking.layouts, row))
+        except InfeasibleError as error:
+            refusal = refusal or error
+            done[spots[0].at] = replace(one, ranking=_without_like(one.ranking, row))
+        else:
+            return done
+    if refusal is not None:
+        raise refusal
+    return done
+
+
+def _without_like(ranking: Ranking, row: int) -> Ranking:
+    """Return a ranking without the layouts of the same degrees as `row`."""
+    columns = [getattr(ranking.layouts, name) for name in SHAPE]
+    like = np.logical_and.reduce([column == column[row] for column in columns])
+    return taken(ranking, np.flatnonzero(~like))
+
+
+def _on_its_links(one: Looked, top: int) -> Looked:
+    """Return a job with its leading layouts placed, timed so, and put in order again."""
+    ranking, notes = on_fabric(one.request, one.ranking, top)
+    best = aimed(ranking, one.request.aim, one.job)
+    return replace(one, ranking=best, notes=(*one.notes, *notes))
+
+
+def _to_run(found: Sequence[Looked], spots: Sequence[Spot]) -> list[Spot]:
+    """Return the rows whose pipelines are small enough to run, and were not."""
+    fresh = [spot for spot in spots if spot.row not in found[spot.at].ranking.leaders.judged]
+    return [spot for spot in fresh if runs(found[spot.at].ranking.layouts.take([spot.row]))[0]]
+
+
+def _affordable(
+    found: Sequence[Looked], spots: Sequence[Spot], most: int
+) -> tuple[list[Spot], int]:
+    """Return the first spots that may be run with `most` actions, and what they take."""
+    costs = [int(actions_of(found[s.at].ranking.layouts.take([s.row]))[0]) for s in spots]
+    number = int((np.cumsum(costs) <= most).sum())
+    return list(spots[:number]), sum(costs[:number])
+
+
+def _run(one: Looked, rows: list[int]) -> Looked:
+    """Return a job with some rows run, and all of them in order again."""
+    found = judge(one.request.context, one.ranking.layouts.take(rows))
+    ranking = with_judged(one.ranking, dict(zip(rows, found, strict=True)))
+    order = np.lexsort((ranking.peak_bytes, ranking.step_s))
+    return replace(one, ranking=aimed(taken(ranking, order), one.request.aim, one.job))
+
+
+def with_judged(ranking: Ranking, found: dict[int, Judged]) -> Ranking:
+    """Return a ranking with what some rows take when run, in the order that they were in."""
+    time, peak = ranking.step_s.copy(), ranking.peak_bytes.copy()
+    for row, one in found.items():
+        time[row] = one.step_s
+        peak[row] = peak[row] if one.peak_bytes is None else one.peak_bytes
+    leaders = replace(ranking.leaders, judged=ranking.leaders.judged | found)
+    return replace(ranking, step_s=time, peak_bytes=peak, leaders=leaders)

@@ -1,0 +1,52 @@
+"""What is asked of a plan: specs, what is fixed, and how to choose."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+
+from planner.layouts.rules import Context
+from planner.objectives import Aim
+from planner.place import Rule
+from planner.specs.cluster import ClusterSpec
+from planner.specs.model import ModelSpec
+from planner.specs.workload import Workload
+
+Progress = Callable[[str], None]
+
+
+@dataclass(frozen=True)
+class PlanRequest:
+    """What is asked; `fix` holds raw text by layout field, `gpus` all of the cluster if None."""
+
+    model: ModelSpec
+    cluster: ClusterSpec
+    workload: Workload
+    fix: Mapping[str, str] = field(default_factory=dict)
+    top: int = 10
+    unhealthy: tuple[str, ...] = ()
+    gpus: int | None = None
+    busy: tuple[str, ...] = ()
+    """Of `unhealthy`, the hosts that are only busy with other jobs."""
+    slow: tuple[str, ...] = ()
+    """Of `unhealthy`, what works but is slow."""
+    pipelines: Rule = "under-leaf"
+    notes: tuple[str, ...] = ()
+    """What was found out about the cluster while it was read."""
+
+    aim: Aim = field(default_factory=Aim)
+    nodes: tuple[int, ...] = ()
+    """Node counts to choose from; empty: what the cluster has."""
+    batches: tuple[int, ...] = ()
+    """Global batches to choose from; empty: the workload's."""
+    sensitivity: bool = False
+    """Plan again with every hardware figure halved and doubled."""
+
+    @property
+    def context(self) -> Context:
+        """Return what rules and estimates look at."""
+        return Context(self.model, self.cluster, self.workload)
+
+
+def quiet(_: str) -> None:
+    """Report no progress."""

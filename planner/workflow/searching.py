@@ -1,0 +1,138 @@
+"""The search over all layouts of the GPUs there are, and the errors where it finds none."""
+
+from __future__ import annotations
+
+from planner.errors import InfeasibleError, SpecError
+from planner.estimate.record import estimate_record
+from planner.layouts.ranges import parse_fix
+from planner.layouts.table import NAMES
+from planner.place import free_nodes
+from planner.plan import Estimate, Layout
+from planner.rank import Ranking, rank
+from planner.units import gib
+from planner.workflow.request import PlanRequest, Progress
+from planner.workflow.rows import layout_record
+
+MOST_STEPS_DOWN = 64
+
+
+def search(request: PlanRequest, progress: Progress) -> tuple[Ranking, list[str]]:
+    """Return the ranking over all healthy GPUs, or over the most that any layout can use.
+
+    Raises InfeasibleError when no layout is legal on any of the node counts tried.
+    """
+    fix = parse_fix(request.fix)
+    gpus, notes = usable_gpus(request)
+    progress(f"scoring layouts of {gpus:,} GPUs")
+    ranking = rank(request.context, gpus, fix)
+    if ranking.tally.legal or request.gpus is not None:
+        return _some(request, ranking), notes
+    for fewer in _fewer(gpus, request.cluster.node.gpus):
+        other = rank(request.context, fewer, fix)
+        if other.tally.legal:
+            notes.append(
+                f"no layout is legal on all {gpus:,} GPUs; this one leaves {gpus - fewer:,} idle"
+            )
+            return other, notes
+    return _some(request, ranking), notes
+
+
+def with_offload(
+    request: PlanRequest, ranking: Ranking, notes: list[str]
+) -> tuple[Ranking, list[str]]:
+    """Return the search, or where nothing fits the one whose states may lie in host memory."""
+    if ranking.feasible or "offload" in request.fix:
+        return ranking, notes
+    away = parse_fix({**request.fix, "offload": "|".join(NAMES["offload"][1:])})
+    other = rank(request.context, ranking.gpus, away)
+    if not other.feasible:
+        return ranking, notes
+    said = "nothing fits in the memory of the GPUs alone: states are in that of their hosts"
+    return other, [*notes, said]
+
+
+def _fewer(gpus: int, per_node: int) -> list[int]:
+    """Return GPU counts to try below `gpus`: whole nodes, then parts of one node."""
+    nodes = range(gpus // per_node - 1, 0, -1)
+    whole = [n * per_node for n in nodes][:MOST_STEPS_DOWN]
+    return whole + list(range(min(gpus, per_node) - 1, 0, -1))
+
+
+def usable_gpus(request: PlanRequest) -> tuple[int, list[str]]:
+    """Return the GPUs to plan for: those asked for, or all on nodes that are wholly healthy."""
+    cluster = request.cluster
+    notes = _sequence_notes(request)
+    free = free_nodes(cluster, request.unhealthy)
+    whole = len(free.with_gpus(cluster.node.gpus)) * cluster.node.gpus
+    healthy = max(whole, int(free.healthy.sum()) if cluster.nodes == 1 else 0)
+    if request.gpus is not None:
+        if request.gpus > healthy:
+            raise InfeasibleError(
+                f"{request.gpus} GPUs asked for; {cluster.name} has {healthy} on healthy nodes"
+            )
+        return request.gpus, notes
+    if healthy == 0:
+        raise InfeasibleError(f"{cluster.name} has no healthy node left")
+    lost = cluster.gpus - healthy
+    if lost:
+        notes.append(f"{lost} of {cluster.gpus} GPUs are on unhealthy nodes and left out")
+    return healthy, notes
+
+
+def _sequence_notes(request: PlanRequest) -> list[str]:
+    """Return what to say of a sequence longer than the model was published with.
+
+    Raises SpecError where the model's learned position table has no rows for it.
+    """
+    seq, model = request.workload.seq_tokens, request.model
+    if model.learned_positions and seq > model.learned_positions:
+        raise SpecError(
+            f"--seq: {model.name} has learned positions for {model.learned_positions} tokens, "
+            f"not {seq}",
+            hint=f"--seq {model.max_seq_tokens}, or another model",
+        )
+    if seq > model.max_seq_tokens:
+        published = f"{model.name} was published for {model.max_seq_tokens:,} tokens"
+        return [f"{published}, fewer than {seq:,}"]
+    return []
+
+
+def _some(request: PlanRequest, ranking: Ranking) -> Ranking:
+    if ranking.tally.legal:
+        return ranking
+    if not ranking.tally.enumerated:
+        raise InfeasibleError(
+            f"no layout of {ranking.gpus} GPUs has the fixed fields "
+            f"({', '.join(f'{k}={v}' for k, v in request.fix.items())})",
+            hint="tp * cp * pp * dp must equal the number of GPUs",
+        )
+    reasons = ranking.tally.rejected.most_common(3)
+    raise InfeasibleError(
+        f"none of {ranking.tally.enumerated:,} layouts on {ranking.gpus} GPUs is legal: "
+        + "; ".join(f"{name} ({count:,})" for name, count in reasons),
+        hint="change the global batch, the sequence length or the fixed fields",
+    )
+
+
+def nothing_fits(request: PlanRequest, ranking: Ranking) -> InfeasibleError:
+    """Return the error for a search whose every legal layout runs out of memory, with figures."""
+    light = layout_record(ranking.lightest, 0)
+    if ranking.lightest_bytes <= ranking.budget_bytes:
+        return _host_full(request, ranking, light)
+    return InfeasibleError(
+        f"nothing fits: the lightest of {ranking.tally.legal:,} legal layouts needs "
+        f"{gib(ranking.lightest_bytes)} per GPU ({light.short()}); {gib(ranking.budget_bytes)} may "
+        f"be used, {request.workload.max_memory:.0%} of {gib(ranking.limit_bytes)}",
+        hint=f"more nodes, GPUs with more memory, or a shorter sequence than "
+        f"{request.workload.seq_tokens}",
+    )
+
+
+def _host_full(request: PlanRequest, ranking: Ranking, light: Layout) -> InfeasibleError:
+    """Return the error where the GPUs have room and their hosts have none."""
+    memory = Estimate.model_validate(estimate_record(request.context, ranking.lightest, 0)).memory
+    return InfeasibleError(
+        f"nothing fits: {light.short()} needs {gib(memory.host_bytes)} of a node's own memory; "
+        f"it has {gib(memory.host_limit_bytes or 0.0)}",
+        hint="more nodes, or more of the states on the GPUs (offload=none)",
+    )

@@ -1,0 +1,94 @@
+"""The best plan that a launch target can express, by the rules of its own stack."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import numpy as np
+
+from planner.emit import emitter_named
+from planner.errors import InfeasibleError
+from planner.objectives import Job
+from planner.plan import Plan, Request
+from planner.rank import Ranking
+from planner.specs.stack import stack_named
+from planner.units import seconds
+from planner.workflow.choosing import aimed
+from planner.workflow.on_fabric import on_fabric
+from planner.workflow.pricing import priced
+from planner.workflow.request import PlanRequest, quiet
+from planner.workflow.rows import search_record, shown
+from planner.workflow.searching import nothing_fits, search, with_offload
+from planner.workflow.spots import placed_layout
+
+
+def stack_of(own: str, asked: str) -> str:
+    """Return the stack that a target runs: the one asked for, where that is the target's kind.
+
+    What the target's files switch on is switched on either way.
+    """
+    if stack_named(asked).rules != stack_named(own).rules or asked == "any":
+        return own
+    flags = [flag for flag in own.split("+")[1:] if flag not in asked.split("+")]
+    return "+".join([asked, *flags])
+
+
+def plan_for_target(request: PlanRequest, target: str) -> Plan:
+    """Return the best plan that a launch target can express, under the rules of its own stack.
+
+    Raises InfeasibleError naming what the target cannot express when none of the leading layouts
+    will do.
+    """
+    emitter = emitter_named(target)
+    stack = stack_of(emitter.stack, request.workload.stack)
+    workload = request.workload.model_copy(update={"stack": stack})
+    own = replace(request, workload=workload)
+    whole, notes = with_offload(own, *search(own, quiet))
+    whole, _ = on_fabric(own, whole, 1)
+    ranking = aimed(whole, own.aim, Job(whole.gpus, workload.tokens))
+    why: list[str] = []
+    for row in _varied(ranking):
+        first = shown(own, ranking, row, 1)
+        draft = Plan(
+            request=Request(model=own.model, cluster=own.cluster, workload=workload),
+            search=search_record(whole),
+            plans=[priced(first, own)],
+            notes=notes,
+        )
+        why = emitter.unsupported(draft)
+        if not why:
+            placement = placed_layout(own, first.layout)
+            return draft.model_copy(update={"placement": placement})
+    if not whole.feasible:
+        raise nothing_fits(own, whole)
+    if not len(ranking.layouts):
+        raise InfeasibleError(
+            f"no layout for {target} meets the limits; its fastest takes "
+            f"{seconds(float(whole.step_s[0]))} a step"
+        )
+    raise InfeasibleError(f"{target} cannot express any layout that fits: {'; '.join(why)}")
+
+
+def narrowed(request: PlanRequest, found: Plan) -> PlanRequest:
+    """Return the request with nothing left open: the nodes and the batch that a plan has chosen."""
+    if not found.sizes:
+        return request
+    own = found.request
+    return replace(
+        request,
+        cluster=own.cluster,
+        workload=own.workload,
+        gpus=found.best.layout.gpus,
+        nodes=(),
+        batches=(),
+    )
+
+
+def _varied(ranking: Ranking) -> list[int]:
+    """Return leading rows, one for each combination that an emitter may refuse, best first."""
+    lay = ranking.layouts
+    names = ["pp", "vpp", "cp", "ep", "etp", "zero", "dp_replicate", "recompute", "schedule", "tp"]
+    names += ["dp_sync", "sp", "offload"]
+    key = np.stack([getattr(lay, name) for name in names], axis=1)
+    _, first = np.unique(key, axis=0, return_index=True)
+    return [int(row) for row in np.sort(first)]

@@ -1,0 +1,35 @@
+"""Options that were given and that the layout makes nothing of: said, never passed over."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from planner.plan import Layout
+from planner.specs.workload import Workload
+
+
+def unused(work: Workload, layout: Layout, stage_layers: Sequence[Sequence[int]]) -> list[str]:
+    """Return a sentence for each recompute option that does nothing to this layout, or less."""
+    found = []
+    kind = layout.recompute
+    if work.recompute_modules is not None and kind != "selective":
+        found.append(
+            f"--recompute-modules does nothing here: this layout has recompute={kind}, "
+            "and the list is of what recompute=selective runs again"
+        )
+    units = (work.recompute_method, work.recompute_layers)
+    if units == ("uniform", 1):
+        return found
+    if kind != "full":
+        found.append(
+            f"--recompute-layers does nothing here: this layout has recompute={kind}, "
+            "and the number is of what recompute=full keeps"
+        )
+        return found
+    most = max((n for chunks in stage_layers for n in chunks), default=0)
+    if 0 < most < work.recompute_layers:
+        found.append(
+            f"--recompute-layers {work.recompute_layers} is as {most} here: "
+            "no pipeline chunk of this layout has more layers"
+        )
+    return found

@@ -1,0 +1,117 @@
+"""Layouts ranked by where their ranks go: against placing every one of them."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import numpy as np
+import pytest
+
+from planner.errors import InfeasibleError
+from planner.plan import Layout
+from planner.rank import settle
+from planner.specs.catalog import load_cluster, load_model
+from planner.specs.workload import Workload
+from planner.workflow import PlanRequest, plan
+from planner.workflow.on_fabric import on_fabric
+from planner.workflow.planning import placed_layout, search
+
+
+def request(cluster="dgx-h100:16", *, leaf=4, ways=8.0, rule="under-leaf", fix="", **more):
+    found = load_cluster(cluster)
+    fabric = {"nodes_per_leaf": leaf, "leafs_per_pod": None, "leaf_oversubscription": ways}
+    fields = dict(pair.split("=") for pair in fix.split(",") if pair)
+    return PlanRequest(
+        load_model(more.pop("model", "llama-3.1-70b")),
+        found.model_copy(update={"fabric": found.fabric.model_copy(update=fabric)}),
+        Workload(seq_tokens=2048, global_batch=more.pop("batch", 64)),
+        fix=fields,
+        pipelines=rule,
+        **more,
+    )
+
+
+CASES = [
+    ("under-leaf", "tp=8,zero=1,recompute=none,cp=1,micro_batch=1", ()),
+    ("fastest", "tp=8,zero=1,recompute=none,cp=1,micro_batch=1", ()),
+    (
+        "fastest",
+        "tp=8,zero=1,recompute=none,cp=2,micro_batch=1",
+        ("node00002", "node00007", "node00008"),
+    ),
+]
+
+
+@pytest.mark.parametrize(("rule", "fix", "down"), CASES)
+def test_no_layout_placed_by_itself_is_faster(rule, fix, down):
+    """Every feasible layout, placed and timed one by one."""
+    asked = request(rule=rule, fix=fix, unhealthy=down, batch=24 if down else 32)
+    asked = replace(asked, gpus=96 if down else None)
+    ranking, _ = search(asked, str)
+    assert 20 < ranking.feasible < 200
+    alone = [
+        placed_layout(asked, Layout.model_validate(ranking.layouts.row(row))).step_time_s or np.inf
+        for row in range(ranking.feasible)
+    ]
+    found = plan(asked)
+    assert found.best.estimate.step_time_s == pytest.approx(min(alone), rel=2e-6)
+    for shown in found.plans:
+        if not shown.note:
+            took = placed_layout(asked, shown.layout).step_time_s
+            assert shown.estimate.step_time_s == pytest.approx(took, rel=2e-6)
+            assert sum(shown.estimate.time_s.values()) == pytest.approx(took, rel=1e-5)
+    assert found.placement
+    assert found.placement.step_time_s == pytest.approx(found.best.estimate.step_time_s, rel=2e-6)
+
+
+def test_a_layout_that_leads_on_paper_and_loses_when_placed_is_said():
+    """405B on top-of-rack switches at 2:1: pipelines of 16 nodes do not fit leafs of 8."""
+    asked = PlanRequest(
+        load_model("llama-3.1-405b"),
+        load_cluster("h100-tor-2to1:256"),
+        Workload(seq_tokens=8192, global_batch=256),
+        fix={"tp": "8", "pp": "16", "vpp": "8"},
+    )
+    ranking, _ = search(asked, str)
+    first = Layout.model_validate(ranking.layouts.row(0))
+    found = plan(asked)
+    took = placed_layout(asked, first).step_time_s
+    assert found.best.layout != first
+    assert found.best.estimate.step_time_s < took
+    (said,) = (note for note in found.notes if "first on paper" in note)
+    assert said.startswith(first.short())
+    loses = f"{took / found.best.estimate.step_time_s - 1:.1%}"
+    assert f"on this 2:1 fabric it takes {took:.2f} s and loses by {loses}" in said
+    assert any("no other can be faster there" in note for note in found.notes)
+
+
+def test_a_fabric_as_wide_as_its_nics_changes_nothing():
+    asked = request(ways=1.0)
+    asked = replace(asked, fix={"tp": "8", "zero": "1", "cp": "1"})
+    ranking = settle(asked.context, search(asked, str)[0], asked.top)
+    again, said = on_fabric(asked, ranking, asked.top)
+    assert again is ranking
+    assert said == []
+
+
+@pytest.mark.parametrize("ways", [1.0, 8.0])
+def test_layouts_that_find_no_scale_up_domain_fall_out(ways):
+    """Racks of 8 trays of 4 GPUs, one tray down in each: tensor groups of 32 GPUs have no room."""
+    asked = request(
+        "gb200-nvl72:16", leaf=8, ways=ways, fix="tp=8|32,pp=1,cp=1", batch=48,
+        model="gpt-3-175b",
+    )  # fmt: skip
+    scale_up = asked.cluster.scale_up.model_copy(update={"domain_gpus": 32})
+    cluster = asked.cluster.model_copy(update={"scale_up": scale_up})
+    down = (cluster.host(0), cluster.host(8))
+    asked = replace(asked, cluster=cluster, unhealthy=down, gpus=32)
+    assert {32, 8} <= set(search(asked, str)[0].layouts.tp.tolist())
+    assert {shown.layout.tp for shown in plan(asked).plans if not shown.note} == {8}
+    with pytest.raises(InfeasibleError, match="inside one scale-up domain"):
+        plan(replace(asked, fix={"tp": "32", "pp": "1", "cp": "1"}))
+
+
+def test_the_same_question_gets_the_same_answer():
+    asked = request(rule="fastest", fix="tp=8,zero=1")
+    told = [plan(asked).model_dump(exclude={"timing"}) for _ in range(2)]
+    assert told[0] == told[1]
