@@ -65,6 +65,11 @@ def norm(width: int) -> RMSNorm.Config:
     return RMSNorm.Config(normalized_shape=width, param_init=NORM)
 
 
+SPLIT_BACKWARD = ("interleaved-zb", "zbv", "dualpipev")
+"""Schedules that refuse compiled modules, and with them the attention that needs a compiler."""
+THERE_AND_BACK = ("zbv", "dualpipev")
+
+
 def attention(model: dict[str, Any]) -> Any:
     """Return grouped-query attention of the planned shape."""
     return make_gqa_config(
@@ -74,13 +79,19 @@ def attention(model: dict[str, Any]) -> Any:
         head_dim=model["head_dim"],
         wqkv_param_init=linear(),
         wo_param_init=linear(0.02 / (2 * model["layers"]) ** 0.5),
-        inner_attention=get_attention_config("flex"),
+        inner_attention=get_attention_config("varlen" if uncompiled() else "flex"),
         fuse_qkv=True,
         rope=ComplexRoPE.Config(
             dim=model["head_dim"], max_seq_len=model["max_seq_tokens"], theta=ROPE_THETA
         ),
         qk_norm=norm(model["head_dim"]) if model["qk_norm"] == "head" else None,
     )
+
+
+def uncompiled() -> bool:
+    """Return whether the planned schedule refuses compiled modules."""
+    plan = json.loads((HERE / "plan.json").read_text(encoding="utf-8"))
+    return plan["plans"][0]["layout"]["schedule"] in SPLIT_BACKWARD
 
 
 def feed_forward(model: dict[str, Any], width: int) -> Any:
@@ -216,7 +227,8 @@ def stages(ranked: dict[str, Any]) -> list[list[str]] | None:
         return None
     parts, layer = [], 0
     for chunk in range(layout["vpp"]):
-        for stage in range(layout["pp"]):
+        back = layout["schedule"] in THERE_AND_BACK and chunk % 2 == 1
+        for stage in reversed(range(layout["pp"])) if back else range(layout["pp"]):
             count = held[stage][chunk]
             parts.append([f"layers.{i}" for i in range(layer, layer + count)])
             layer += count

@@ -63,6 +63,7 @@ class Hosts(TypedDict, total=False):
     """Which hosts there are, and which may be used."""
 
     unhealthy: Words
+    slow: Words
     pipelines: str
     nodes_file: File
     slurm_topology: File
@@ -161,7 +162,7 @@ def _typed(name: str, value: Any) -> Any:
         return Path(value)
     if name == "fix":
         return _pairs(value)
-    if name in ("unhealthy", "recompute_modules"):
+    if name in ("unhealthy", "slow", "recompute_modules"):
         return value if isinstance(value, str) else ",".join(value)
     if name == "nodes":
         return _listed(value)

@@ -29,6 +29,20 @@ class PlanRecord(BaseModel):
     model_config = ConfigDict(frozen=True, extra="ignore", allow_inf_nan=False)
 
 
+Schedule = Literal[
+    "none",
+    "gpipe",
+    "1f1b",
+    "interleaved",
+    "looped-bfs",
+    "zb-h1",
+    "interleaved-zb",
+    "zbv",
+    "dualpipev",
+    "dualpipe",
+]
+
+
 class Layout(PlanRecord):
     """One layout in plain values; see `planner.layouts.table.Layouts` for the meaning."""
 
@@ -45,7 +59,7 @@ class Layout(PlanRecord):
     micro_batch: int
     num_microbatches: int
     recompute: Literal["none", "selective", "full"]
-    schedule: Literal["none", "gpipe", "1f1b", "interleaved"]
+    schedule: Schedule
     offload: Literal[
         "none", "optimizer", "optimizer+params", "optimizer-nvme", "optimizer+params-nvme"
     ] = "none"
@@ -71,8 +85,8 @@ class Layout(PlanRecord):
         parts.append(f"micro_batch={self.micro_batch}")
         if self.recompute != "none":
             parts.append(f"recompute={self.recompute}")
-        if self.schedule == "gpipe":
-            parts.append("schedule=gpipe")
+        if self.schedule not in ("none", "1f1b", "interleaved"):
+            parts.append(f"schedule={self.schedule}")
         if self.offload != "none":
             parts.append(f"offload={self.offload}")
         if self.dp_sync != "all-reduce":

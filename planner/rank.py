@@ -17,7 +17,7 @@ from planner.estimate.inputs import FloatArray, Inputs
 from planner.estimate.leading import MOST_TO_RUN, Leaders, leaders
 from planner.estimate.memory import budget_bytes, limit_bytes
 from planner.estimate.running import Judged, actions_of, judge, runs
-from planner.estimate.scoring import score
+from planner.estimate.scoring import Scored, score
 from planner.layouts.grid import Tally
 from planner.layouts.ranges import Fix
 from planner.layouts.rules import Context
@@ -74,8 +74,9 @@ def rank(context: Context, gpus: int, fix: Fix, *, cores: int | None = None) -> 
     not depend on `cores`, by default all that this process may use.
     """
     found = score(context, gpus, fix, cores=cores)
+    told = leaders(context, found.layouts, found.step_s, found.least_s)
+    found, told = _with_lighter_cuts(context, found, told)
     layouts, time, bound, peak = found.layouts, found.step_s, found.least_s, found.peak_bytes
-    told = leaders(context, layouts, time, bound)
     time = np.maximum(time, bound)
     _put(told.judged, time, peak)
     order = best_first(time, peak)
@@ -95,6 +96,38 @@ def rank(context: Context, gpus: int, fix: Fix, *, cores: int | None = None) -> 
         fitted=found.fitted,
         leaders=replace(told, judged={int(place[row]): one for row, one in told.judged.items()}),
     )
+
+
+def _with_lighter_cuts(context: Context, found: Scored, told: Leaders) -> tuple[Scored, Leaders]:
+    """Return both with the pipelines that fit by a cut of their layers that memory allows.
+
+    Tried are those that nearly fit with the usual cut (see `score`) and by their lower bound might
+    be faster than the best of those that fit.
+    """
+    near, scores = found.nearly, found.nearly_rows
+    if near is None or scores is None:
+        return found, told
+    rows = np.flatnonzero((scores.least_s < told.best_s) & runs(near))
+    if not len(rows):
+        return found, told
+    tried = zip(rows.tolist(), judge(context, near.take(rows)), strict=True)
+    fit = {row: one for row, one in tried if one.peak_bytes is not None}
+    first = len(found.step_s)
+    step_s, peaks = (np.array(v, dtype=np.float64) for v in _figures(fit.values()))
+    found = found.with_nearly(np.array(list(fit), dtype=np.int64), step_s, peaks)
+    more = {first + at: one for at, one in enumerate(fit.values())}
+    best = min(told.best_s, *step_s.tolist()) if fit else told.best_s
+    return found, replace(
+        told,
+        judged=told.judged | more,
+        pipelines=told.pipelines + len(more),
+        best_s=best,
+    )
+
+
+def _figures(judged: Iterable[Judged]) -> tuple[list[float], list[float]]:
+    pairs = [(one.step_s, one.peak_bytes or 0.0) for one in judged]
+    return [step for step, _ in pairs], [peak for _, peak in pairs]
 
 
 def best_first(step_s: FloatArray, peak_bytes: FloatArray) -> IntArray:

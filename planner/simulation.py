@@ -69,8 +69,13 @@ class Simulation(PlanRecord):
     model_copies: int = Field(1, description="2 where a schedule keeps the model twice.")
     makespan_s: float
     step_time_s: float
-    bubble_s: float = Field(description="Idle seconds, mean over ranks.")
-    bubble_fraction: float = Field(description="bubble_s / makespan_s.")
+    bubble_s: float = Field(
+        description="What the busiest stage waits; `bubble` in the times of `plan` and `explain`."
+    )
+    bubble_fraction: float = Field(description="bubble_s / step_time_s, as there.")
+    busiest_stage: int
+    idle_s: float = Field(description="Idle seconds of a stage, mean over all.")
+    idle_fraction: float = Field(description="idle_s / makespan_s.")
     closed_form: ClosedForm
     ranks: list[RankTimes]
     straggler: Straggler | None = None

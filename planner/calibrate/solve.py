@@ -20,8 +20,8 @@ Predict = Callable[[FloatArray], FloatArray]
 
 SCALE = 0.04
 """Relative error up to which a measurement counts as a square: the noise between reruns."""
-COARSE = (0.4, 0.1)
-"""The same of the first descents: from a start that is far off all measurements show the way."""
+COARSE = 0.2
+"""The same of a first descent: from a start that is far off all measurements show the way."""
 STEP = 0.01
 FAR = 4.0
 """Standard deviations beyond which a measurement is an outlier."""
@@ -30,7 +30,8 @@ MOST_OUTLIERS = 0.3
 UNTOLD = 0.9
 """Share of its width that a number may keep and still count as measured."""
 ROUNDS = 40
-CLOSE = 1e-4
+CLOSE, NEAR = 1e-4, 1e-2
+"""Relative gains at which a descent, and the first one, is over."""
 MOST_DAMPING = 1e3
 
 
@@ -105,8 +106,7 @@ def _solved(
     centre = problem.centre
     theta = problem.clipped(np.log(start)) if start is not None else centre
     everything = np.ones(len(measured_s))
-    for scale in COARSE:
-        theta, _, _ = problem.descend(theta, everything, scale)
+    theta, _, _ = problem.descend(theta, everything, scale=COARSE, close=NEAR)
     theta, residual, jac = problem.descend(theta, everything)
     if len(measured_s) > len(numbers) and len(measured_s) >= 4:
         weight = (~outliers(residual)).astype(np.float64)
@@ -174,9 +174,15 @@ class _Problem:
             out: FloatArray = np.log(self.predict(np.exp(theta))) - self.log_measured
         return np.nan_to_num(out, nan=50.0, posinf=50.0, neginf=-50.0)
 
-    def jacobian(self, theta: FloatArray, base: FloatArray) -> FloatArray:
+    def jacobian(
+        self, theta: FloatArray, base: FloatArray, idle: NDArray[np.bool_] | None = None
+    ) -> FloatArray:
+        """Return d residual / d number; that of `idle` numbers is known to be zero."""
         columns = []
         for i in range(len(theta)):
+            if idle is not None and idle[i]:
+                columns.append(np.zeros(len(base)))
+                continue
             moved = theta.copy()
             step = -STEP if theta[i] + STEP > np.log(self.numbers[i].high) else STEP
             moved[i] += step
@@ -198,11 +204,12 @@ class _Problem:
         return float((weight * size).sum() + (pull**2).sum())
 
     def descend(
-        self, theta: FloatArray, weight: FloatArray, scale: float = SCALE
+        self, theta: FloatArray, weight: FloatArray, *, scale: float = SCALE, close: float = CLOSE
     ) -> tuple[FloatArray, FloatArray, FloatArray]:
         """Return (theta, residuals, slopes) at the minimum: Levenberg-Marquardt."""
         residual = self.residual(theta)
         jac = self.jacobian(theta, residual)
+        idle = np.asarray((jac == 0.0).all(axis=0))
         now = self.loss(theta, residual, weight, scale)
         damping = 0.0
         for _ in range(ROUNDS):
@@ -222,7 +229,7 @@ class _Problem:
                 continue
             gain, now, damping = now - better, better, damping / 10
             theta, residual = new, tried
-            jac = self.jacobian(theta, residual)
-            if gain < CLOSE * max(now, 1e-9):
+            jac = self.jacobian(theta, residual, idle)
+            if gain < close * max(now, 1e-9):
                 break
         return theta, residual, jac

@@ -52,7 +52,7 @@ class Step(NamedTuple):
 class _Direct(Inputs):
     """Inputs without the search for distinct rows, which costs more than it saves on few rows."""
 
-    def _reduce(self, on: tuple[str, ...]) -> tuple[Inputs, IntArray] | None:
+    def _reduce(self, on: tuple[str, ...]) -> None:
         return None
 
 

@@ -87,6 +87,10 @@ def request_of(asked: Asked, tell: Callable[[str], None] = say) -> PlanRequest:
         node_state=asked.node_state,
     )
     cluster = real.cluster
+    if slow:
+        from planner.place import free_nodes
+
+        free_nodes(cluster, slow, option="--slow")
     if asked.gpus is not None and not 0 < asked.gpus <= cluster.gpus:
         raise SpecError(
             f"--gpus: {asked.gpus} is not between 1 and the {cluster.gpus} GPUs of {cluster.name}",

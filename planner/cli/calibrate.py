@@ -69,7 +69,7 @@ def calibrate(
         ),
     ] = None,
     stack: Annotated[
-        str, typer.Option(help="Stack of the profiles, and of steps that name no framework.")
+        str, typer.Option(help="Stack of the profiles, and of steps whose framework is not known.")
     ] = "any",
     ranks: Annotated[
         int | None,

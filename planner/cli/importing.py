@@ -218,6 +218,7 @@ def _document(
         "given": dict(job.layout),
         "layout": opened["layout"] if opened else None,
         "model": spec.model_dump(mode="json", exclude_none=True) if spec else None,
+        "parameters": _parameters(spec) if spec else None,
         "workload": request.workload.model_dump(mode="json") if request else _stated(job),
         "assumed": list(job.assumed),
         "ignored": list(job.ignored),
@@ -237,6 +238,12 @@ def _best(against: Against) -> dict[str, Any]:
         "step_time_s": against.best_step_time_s,
         "peak_bytes": against.best_peak_bytes,
     }
+
+
+def _parameters(spec: ModelSpec) -> int:
+    from planner.specs.parameters import count_parameters
+
+    return count_parameters(spec).total
 
 
 def _stated(job: Job) -> dict[str, Any]:

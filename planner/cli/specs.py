@@ -62,6 +62,15 @@ app = typer.Typer(
     no_args_is_help=False,
     rich_markup_mode=None,
 )
+
+
+@app.callback(invoke_without_command=True)
+def specs(context: typer.Context) -> None:
+    """Models, clusters and accelerators that ship, and what a file resolves to; alone: a list."""
+    if context.invoked_subcommand is None:
+        list_names()
+
+
 KindOption = Annotated[
     str | None,
     typer.Option("--kind", metavar="|".join(KINDS), help="Take it for this; default: found out."),

@@ -101,8 +101,8 @@ def _no_such_schedule(lay: Layout) -> list[str]:
     micro, rounds = lay.num_microbatches, max(1, lay.num_microbatches // lay.pp)
     if lay.pp == 1:
         return []
-    if lay.vpp > 1 and lay.schedule != "interleaved":
-        return [f"torch has no {lay.schedule} schedule for vpp={lay.vpp} chunks a stage."]
+    if lay.schedule != "interleaved" and (lay.vpp > 1 or lay.schedule not in ("gpipe", "1f1b")):
+        return [f"train_tiny.py has no {lay.schedule} schedule for vpp={lay.vpp} chunks a stage."]
     if lay.vpp > 1 and micro % rounds:
         return [
             f"Interleaved 1F1B in torch needs a multiple of {rounds} micro-batches, not {micro}."

@@ -15,11 +15,20 @@ from planner.emit.fabric import fabric_text
 from planner.emit.nodes import node_text
 from planner.emit.shared import example, shared_artifacts
 from planner.emit.states import formats_of, threads
+from planner.pipeline.registry import schedule_named
 from planner.plan import Layout, Plan
 from planner.specs.model import ModelSpec, Norm, QkNorm
 from planner.specs.workload import Precision
 
-SCHEDULES = {"1f1b": "1F1B", "gpipe": "GPipe", "interleaved": "Interleaved1F1B"}
+SCHEDULES = {
+    "1f1b": "1F1B",
+    "gpipe": "GPipe",
+    "interleaved": "Interleaved1F1B",
+    "looped-bfs": "LoopedBFS",
+    "interleaved-zb": "InterleavedZeroBubble",
+    "zbv": "ZBVZeroBubble",
+    "dualpipev": "DualPipeV",
+}
 """torchtitan takes any name and fails when the model is built; these are torch 2.13.0's."""
 CAN = usual(
     "torchtitan",
@@ -123,13 +132,28 @@ def pipeline_problems(plan: Plan) -> Iterator[str]:
         yield "stage_layers does not give every stage the layers that it holds."
     elif min(map(min, rows)) == 0:
         yield "torchtitan needs a layer in every pipeline chunk."
-    if (lay.vpp > 1) != (lay.schedule == "interleaved") or lay.schedule not in SCHEDULES:
+    yield from schedule_problems(lay)
+
+
+def schedule_problems(lay: Layout) -> Iterator[str]:
+    """Yield what torch's schedule of that name refuses."""
+    if lay.schedule not in SCHEDULES:
+        yield f"torchtitan has no schedule={lay.schedule}."
+        return
+    schedule = schedule_named(lay.schedule)
+    if not schedule.takes(lay.vpp):
         yield f"schedule={lay.schedule} does not run vpp={lay.vpp} chunks a stage."
     elif lay.schedule == "1f1b" and lay.num_microbatches < lay.pp:
         yield f"1F1B in torch needs a micro-batch a stage; pp={lay.pp} > {lay.num_microbatches}."
-    elif lay.vpp > 1 and lay.num_microbatches % max(1, lay.num_microbatches // lay.pp):
+    elif schedule.name in ("interleaved", "interleaved-zb") and lay.num_microbatches % max(
+        1, lay.num_microbatches // lay.pp
+    ):
         rounds = lay.num_microbatches // lay.pp
         yield f"{lay.num_microbatches} micro-batches are not a multiple of {rounds} rounds."
+    elif why := schedule.refuses(schedule.shape(lay.pp, lay.vpp, lay.num_microbatches)):
+        yield f"{SCHEDULES[lay.schedule]} {why}."
+    if schedule.splits_backward and lay.cp > 1:
+        yield f"{SCHEDULES[lay.schedule]} runs uncompiled, and this bundle's cp needs a compiler."
 
 
 def sharding_problems(lay: Layout) -> Iterator[str]:
@@ -171,8 +195,9 @@ def keys(plan: Plan) -> list[tuple[str, str]]:
 
 
 def switches(lay: Layout) -> list[str]:
-    """Return the keys without a value."""
-    out = ["compile.enable"]
+    """Return the keys without a value; torch's schedules that split backward refuse compilers."""
+    split = lay.pp > 1 and schedule_named(lay.schedule).splits_backward
+    out = [] if split else ["compile.enable"]
     if lay.pp > 1 or lay.ep > 1:  # refused while CUDA graphs are captured, the default
         out.append("training.disable_cuda_graphs")
     if lay.offload != "none":

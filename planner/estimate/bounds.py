@@ -11,7 +11,13 @@ the sends that hold it up), the slowest `S >= sum(T)/p`, m micro-batches and K o
 - GPipe, where every forward of a rank comes before its first backward: `sum(T) + (m-1) S`;
 - 1F1B, where the first backward of stage r waits for a round trip to the last stage, and so does
   the last one: `2 sum(T) + (m-p-1) S`;
-- interleaved: the slowest of all ranks is least when ranks that start late have less to do.
+- interleaved: the slowest of all ranks is least when ranks that start late have less to do;
+- weight gradients apart: a stage that starts late may make them when others have nothing to do, so
+  only what comes before its first forward counts, `F_0 + ... + F_(r-1)`;
+- a forward and a backward run as one: all expert traffic that this may hide counts as hidden.
+
+Where the model lies there and back the first stage holds both ends, and nothing is sent at the
+turn; two copies of it share the micro-batches, and a stage has a part of either.
 """
 
 from __future__ import annotations
@@ -23,14 +29,20 @@ from planner.estimate.compute import embedding_s, head_s
 from planner.estimate.inputs import FloatArray, Inputs, term
 from planner.estimate.optimizer import optimizer_s
 from planner.estimate.params import stage_dense_parameters, stage_expert_parameters
+from planner.estimate.stages import EMBEDDING_FORWARD
 from planner.estimate.step import (
     dense_layer_total_s,
+    directions_s,
     exposed_s,
+    hidden_s,
+    hideable_s,
     moe_layer_total_s,
     stage_microbatch_s,
     step_s,
 )
 from planner.layouts.split import cuts_freely
+from planner.layouts.table import HIDES, SPLITS, IntArray
+from planner.pipeline.behind import layers_ahead
 from planner.sources import MEGATRON_CORE
 
 GPIPE = 1
@@ -44,7 +56,7 @@ def least_step_s(x: Inputs) -> FloatArray:
 
 
 def whole_layers_s(x: Inputs) -> FloatArray:
-    """Return a higher bound that counts whole layers; for models whose layers are all alike."""
+    """Return a higher bound that counts whole layers; where all, or all but a few, are alike."""
     return np.where(
         x.layouts.pp > 1,
         np.maximum(_least_pipeline_s(x, whole=True), 0.0) + _least_once_s(x),
@@ -84,9 +96,15 @@ class _Chain:
         lay, model = x.layouts, x.model
         self.p, self.v, self.m = lay.pp, lay.vpp, lay.num_microbatches
         self.dense, self.moe = dense_layer_total_s(x), moe_layer_total_s(x)
+        self.hidden = np.zeros(len(lay))
+        if x.runs(HIDES):
+            self.hidden = np.where(HIDES[lay.schedule], hideable_s(x), 0.0)
+            self.moe = self.moe - self.hidden
         sorts = [self.moe if moe else self.dense for moe in sorted(set(model.moe_layers))]
         self.layer = np.minimum.reduce(sorts)
-        self.alike = len(sorts) == 1
+        ahead = layers_ahead(model.moe_layers)
+        self.dealt = ahead is not None
+        self.common = self.moe if model.moe_layers[-1] else self.dense
         with_experts = sum(model.moe_layers) if model.experts else 0
         exposed = x.stack.p2p_exposed
         each = pp_microbatch_s(x) / (2 * lay.vpp * exposed) if exposed else 0.0 * self.dense
@@ -96,12 +114,26 @@ class _Chain:
         self.framework = x.stack.microbatch_s
         layers = (model.layers - with_experts) * self.dense + with_experts * self.moe
         self.total = layers + self.first + self.last + self.p * self.framework
-        self.total = self.total + 2 * (self.p * self.v - 1) * self.send
-        self.count = model.layers
+        turn = lay.folds == 1
+        self.total = self.total + 2 * (self.p * self.v - 1 - turn) * self.send
+        self.count = model.layers - (ahead or 0)  # a few that differ are left out
+        self.splits, self.loops = SPLITS[lay.schedule], lay.folds == 0
         # the fewest layers of a chunk, in any cut that is considered; only the ends may hold none
         fewest = model.layers // (self.p * self.v)
         self.lap = np.maximum(fewest, 1) * self.layer + 2 * self.send
         self.lap_first = np.maximum(fewest - 1, 0) * self.layer + self.first + 2 * self.send
+        if self.splits.any():
+            self._forwards_only(x, fewest)
+
+    def _forwards_only(self, x: Inputs, fewest: IntArray) -> None:
+        """Count only the forwards of a stage as what others wait for, where backward is split."""
+        sorts = [directions_s(x, moe=moe)[:, 0] for moe in sorted(set(x.model.moe_layers))]
+        ahead = np.minimum.reduce(sorts)
+        lap = np.maximum(fewest, 1) * ahead + self.send
+        first = np.maximum(fewest - 1, 0) * ahead + EMBEDDING_FORWARD * self.first + self.send
+        both = x.layouts.folds == 2  # the other copy's stages may begin at once
+        self.lap = np.where(self.splits, np.where(both, 0.0, lap), self.lap)
+        self.lap_first = np.where(self.splits, np.where(both, 0.0, first), self.lap_first)
 
 
 def _least_pipeline_s(x: Inputs, *, whole: bool = False) -> FloatArray:
@@ -109,25 +141,28 @@ def _least_pipeline_s(x: Inputs, *, whole: bool = False) -> FloatArray:
     slowest = np.maximum(c.total / c.p, _usual_slowest_s(x, c))
     late = (c.p - 1) * (c.lap_first + (c.p - 2) / 2 * c.lap)
     spread = (c.m * c.total + late) / c.p - c.send
-    if whole and c.alike:
-        slowest = np.maximum(slowest, _whole_s(c, late=False))
-        spread = np.maximum(spread, _whole_s(c, late=True))
+    if whole and c.dealt:
+        slowest = np.maximum(slowest, np.where(c.loops, _whole_s(c, late=False), 0.0))
+        spread = np.maximum(spread, np.where(c.loops, _whole_s(c, late=True), 0.0))
     busiest = c.m * slowest - c.send
     longer_half = c.total + (c.m - 1) * slowest / 2
     trips = np.where(c.m > c.p, 2 * c.total + (c.m - c.p - 1) * slowest - 3 * c.send, longer_half)
     gpipe = c.total + (c.m - 1) * slowest
     flat = np.where(x.layouts.schedule == GPIPE, gpipe, np.maximum(trips, longer_half))
-    bound: FloatArray = np.maximum(busiest, np.where(c.v > 1, spread, flat))
+    flat = np.where(c.v > 1, spread, flat)
+    bound: FloatArray = np.maximum(busiest, np.where(c.splits, spread, flat))
     return bound
 
 
 def _usual_slowest_s(x: Inputs, c: _Chain) -> FloatArray:
     """Return the slowest stage of the usual cut where no other is considered, else nothing."""
-    alone = (c.v > 1) & (not c.alike) if cuts_freely(x.workload.stack) else c.v > 0
+    alone = (c.v > 1) & (not c.dealt) if cuts_freely(x.workload.stack) else c.v > 0
     if not alone.any():
         return np.zeros(len(c.v))
-    sends = 2 * c.v[:, None] - x.stages.first - x.stages.last
+    sends = 2 * c.v[:, None] - x.stages.first - x.stages.last - 2 * (x.layouts.folds == 1)[:, None]
+    sends = np.maximum(sends, 0)
     apart = stage_microbatch_s(x) - pp_microbatch_s(x)[:, None] + sends * c.send[:, None]
+    apart = apart - x.stages.moe_layers * (c.hidden - hidden_s(x))[:, None]
     slowest = np.where(x.stages.count > 0, apart, 0.0).max(axis=1)
     return np.where(alone, slowest, 0.0)
 
@@ -141,7 +176,7 @@ def _whole_s(c: _Chain, *, late: bool) -> FloatArray:
     turns = (c.m if late else np.ones_like(c.m)).astype(np.float64)
     before = c.p * (c.lap + c.lap_first) if late else 0.0 * c.layer
     low: FloatArray = np.zeros(len(c.layer))
-    high = turns * (c.total + c.p * (c.layer + c.send)) + before
+    high = turns * (c.total + c.p * (c.common + c.send)) + before
     ranks = int(c.p.max(initial=1))
     for _ in range(STEPS):
         middle = (low + high) / 2
@@ -158,6 +193,6 @@ def _layers_within(
     slack = c.send if late else 0.0
     ends = (r == 0) * (c.first - c.send) + (r == c.p - 1) * (c.last - c.send)
     fixed = c.framework + 2 * c.v * c.send + ends
-    room = np.floor(((limit_s + slack - before) / turns - fixed) / c.layer + 1e-9)
+    room = np.floor(((limit_s + slack - before) / turns - fixed) / c.common + 1e-9)
     held: FloatArray = np.where(r < c.p, np.maximum(room, 0.0), 0.0).sum(axis=0)
     return held

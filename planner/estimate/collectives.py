@@ -67,6 +67,12 @@ def ranks_per_domain(x: Inputs, stride: IntArray, n: IntArray) -> IntArray:
     return local
 
 
+def expert_ranks_per_domain(x: Inputs) -> IntArray:
+    """Return how many ranks of an expert group share a scale-up domain, those of a map if known."""
+    local = ranks_per_domain(x, x.layouts.etp, x.layouts.ep)
+    return np.maximum(local - x.flows.apart, 1) if x.flows else local
+
+
 def uplinks(cluster: ClusterSpec) -> list[tuple[int, float]]:
     """Return, per tier (leaf, pod), the GPUs below its uplinks and how oversubscribed these are.
 
@@ -158,15 +164,17 @@ def all_to_all_s(
     *,
     inside_share: FloatArray | float = 1.0,
     outside_share: FloatArray | float = 1.0,
+    local: IntArray | None = None,
 ) -> FloatArray:
     """Return the seconds in which each of `n` ranks sends `sent_bytes`, spread over its peers.
 
     What stays in the domain goes over its links, the rest through the rank's own share of the NICs
     (NCCL uses one NIC per GPU for all-to-all: nccl-tests issues 130, 267). The shares say what a
-    dispatcher that sends one copy per rank or domain leaves of the two.
+    dispatcher that sends one copy per rank or domain leaves of the two. `local` ranks share a
+    domain, by default as many as fit.
     """
     n = np.maximum(n, 1)
-    local = ranks_per_domain(x, stride, n)
+    local = ranks_per_domain(x, stride, n) if local is None else local
     peers = np.maximum(n - 1, 1)
     inside = np.asarray(sent_bytes) * (local - 1) / peers * inside_share
     outside = np.asarray(sent_bytes) * (n - local) / peers * outside_share

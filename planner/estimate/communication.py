@@ -6,11 +6,11 @@ import numpy as np
 
 from planner.estimate.collectives import (
     all_to_all_s,
+    expert_ranks_per_domain,
     group_s,
     inside_s,
     leaf_slowdown,
     point_to_point_s,
-    ranks_per_domain,
 )
 from planner.estimate.compute import EXPERT_SHARD, SHARD
 from planner.estimate.experts import busiest_rank, routed_tokens
@@ -108,7 +108,7 @@ def _copies(x: Inputs) -> tuple[FloatArray, FloatArray]:
     one = np.ones(len(lay))
     if experts is None or x.stack.dispatcher == "alltoall":
         return one, one
-    domains = np.maximum(lay.ep // ranks_per_domain(x, lay.etp, lay.ep), 1)
+    domains = np.maximum(lay.ep // expert_ranks_per_domain(x), 1)
     ranks, k = lay.ep.astype(np.float64), experts.top_k
     inside = ranks * (1 - (1 - 1 / ranks) ** k) / k
     outside = domains * (1 - (1 - 1 / domains) ** k) / k
@@ -135,6 +135,7 @@ def ep_forward_s(x: Inputs) -> FloatArray:
         lay.ep,
         inside_share=inside,
         outside_share=outside,
+        local=expert_ranks_per_domain(x),
     )
     gathered = inside_s(x, "all_gather", sent * lay.etp, lay.etp)
     scattered = inside_s(x, "reduce_scatter", sent * lay.etp, lay.etp)
@@ -229,7 +230,7 @@ def _scatter_s(x: Inputs, outside: FloatArray, experts: FloatArray) -> FloatArra
     total = _data_s(x, "reduce_scatter", width * outside, lay.tp, shard_ways(x))
     wide = lay.ep * lay.etp
     total = total + _data_s(x, "reduce_scatter", width * experts, wide, expert_shard_ways(x))
-    rounds = np.where((lay.zero == 2) & (lay.vpp > 1), lay.pp, 1)
+    rounds = np.where((lay.zero == 2) & (lay.vpp > 1) & (lay.folds == 0), lay.pp, 1)
     return np.where(lay.zero >= 2, total / rounds, 0.0)
 
 
@@ -326,4 +327,5 @@ def tied_embedding_s(x: Inputs) -> FloatArray:
     if not x.model.tied_embeddings:
         return np.zeros(len(x.layouts))
     sent = x.stack.gradient_reduce_bytes * embedding_parameters(x)
-    return np.where(x.layouts.pp > 1, point_to_point_s(x, sent), 0.0)
+    apart = (x.layouts.pp > 1) & (x.layouts.folds != 1)
+    return np.where(apart, point_to_point_s(x, sent), 0.0)

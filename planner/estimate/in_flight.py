@@ -12,24 +12,44 @@ from planner.estimate.recompute import (
     live_layers,
     whole_layer_bytes,
 )
+from planner.layouts.table import SCHEDULE
 from planner.sources import GPIPE_2019, MEGATRON_2021
 
 
 @term(
     unit="micro-batches",
-    formula="gpipe m; 1f1b min(m, pp-stage); interleaved min(m*v, 2(pp-stage-1)+(v-1)pp+1)/v",
+    formula="gpipe, looped-bfs m; 1f1b min(m, pp-stage); zb-h1, zbv min(m, pp); interleaved "
+    "min(m*v, 2(pp-stage-1)+(v-1)pp+1)/v; interleaved-zb min(m*v, v*pp)/v; dualpipev pp+1/2",
     source=MEGATRON_2021,
     on=("pp", "vpp", "schedule", "num_microbatches"),
 )
 def microbatches_in_flight(x: Inputs) -> FloatArray:
-    """Micro-batches whose activations a stage holds at its peak, in whole-stage equivalents."""
+    """Micro-batches whose activations a stage holds at its peak, in whole-stage equivalents.
+
+    Held until their weight gradients are made. Where micro-batches are too few for a steady phase
+    it is the most that there can be. With two copies of the model a whole stage is a part of each.
+    """
     lay, stage = x.layouts, x.stages.index
     m, p, v = (a[:, None] for a in (lay.num_microbatches, lay.pp, lay.vpp))
-    flat = np.minimum(m, p - stage)
-    interleaved = np.minimum(m * v, 2 * (p - stage - 1) + (v - 1) * p + 1) / v
+    group = m // np.maximum(1, m // p)  # micro-batches that pass a chunk in a row
+    lap = (v - 1) * group
+    chunks = {
+        "gpipe": m,
+        "1f1b": np.minimum(m, p - stage),
+        "interleaved": np.minimum(m * v, 2 * (p - stage - 1) + lap + 1),
+        "looped-bfs": m * v,
+        "zb-h1": np.minimum(m, p),
+        "interleaved-zb": np.minimum(m * v, lap + p),
+        "zbv": np.minimum(2 * m, 2 * p),
+        "dualpipev": 2 * p + 1,
+        "dualpipe": p + 1,
+    }
+    per_stage = v * lay.copies[:, None]
     schedule = lay.schedule[:, None]
-    held = np.where(schedule == 1, m, np.where(schedule == 3, interleaved, flat))
-    return np.where(p == 1, 1.0, held).astype(np.float64)
+    held = np.ones(np.broadcast_shapes(schedule.shape, stage.shape))
+    for name, most in chunks.items():
+        held = np.where(schedule == SCHEDULE.index(name), most / per_stage, held)
+    return held
 
 
 @term(

@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 
 from planner.layouts.factored import Factored, Index, all_of, codes_of, in_order
 from planner.layouts.split import StageKinds, all_stages, stage_kinds
-from planner.layouts.table import IntArray, Layouts
+from planner.layouts.table import FOLDS, IntArray, Layouts
 from planner.sources import Source
 from planner.specs.cluster import ClusterSpec
 from planner.specs.model import ModelSpec
@@ -77,10 +77,12 @@ class Flows:
     rings: FloatArray
     sends: FloatArray
     experts: FloatArray
+    apart: IntArray
+    """Ranks of an expert group, of those that fit into a scale-up domain, that stand outside."""
 
     def take(self, rows: Any) -> Flows:
         """Return the rows that an index, a slice or a mask picks."""
-        return Flows(self.rings[rows], self.sends[rows], self.experts[rows])
+        return Flows(self.rings[rows], self.sends[rows], self.experts[rows], self.apart[rows])
 
 
 @dataclass(frozen=True)
@@ -105,12 +107,14 @@ class Inputs:
         kinds: StageKinds | None = None,
         shared: Shared | None = None,
         own: tuple[str, ...] = (),
+        near: dict[tuple[str, ...], Inputs] | None = None,
     ) -> None:
         """Take the layouts; `every_stage` keeps all stages apart (for one layout, to show them).
 
         With `flows` the uplinks carry those of a placement, row by row. `kinds` are the stages
         of another cut of the layers than the usual one, without multi-token prediction. `shared`
-        is one for all parts of a space, `own` the columns whose combinations the layouts are.
+        is one for all parts of a space, `own` the columns whose combinations the layouts are, and
+        `near` what is known of the combinations of their part.
         """
         self.model = model
         self.cluster = cluster
@@ -128,7 +132,9 @@ class Inputs:
         self._made: dict[Callable[[Inputs], Any], Any] = {}
         self._shared = shared or Shared()
         self._own = own
+        self._near = {} if near is None else near
         self._stages: StageKinds | None = None
+        self._schedules: IntArray | None = None
 
     def of(self, t: Term) -> FloatArray:
         """Return a term's values; computed on the distinct arguments only."""
@@ -154,10 +160,23 @@ class Inputs:
         return made
 
     def _columns(self, on: tuple[str, ...]) -> tuple[str, ...]:
-        """Return what a term depends on; blocks of recompute are counted chunk by chunk."""
+        """Return what a term depends on; blocks of recompute are counted chunk by chunk.
+
+        Which parts of the model a stage holds goes by the schedule where some fold the pipeline.
+        """
         if "recompute" in on and self.workload.recompute_method == "block":
-            return tuple(dict.fromkeys((*on, "pp", "vpp")))
+            on = tuple(dict.fromkeys((*on, "pp", "vpp")))
+        if ("pp" in on or "vpp" in on) and "schedule" not in on and self.runs(FOLDS > 0):
+            return (*on, "schedule")
         return on
+
+    def runs(self, schedules: NDArray[np.bool_]) -> bool:
+        """Return whether any layout has one of some schedules, given by code."""
+        if self._schedules is None:
+            rows = self.layouts
+            every = rows.space.turns["schedule"] if isinstance(rows, Factored) else rows.schedule
+            self._schedules = np.unique(every)
+        return bool(schedules[self._schedules].any())
 
     def _reduce(self, on: tuple[str, ...]) -> tuple[Inputs, Index] | None:
         """Return inputs with the distinct rows of `on`, or None where that gains nothing."""
@@ -177,8 +196,16 @@ class Inputs:
             return None
         if rows.everywhere(on) <= MOST_SHARED:
             return self._everywhere(on), rows.of_space(on)
-        every, code = rows.distinct(on)
-        return (self._with(every), code) if len(every) * 2 <= len(rows) else None
+        if on not in self._near:
+            if rows.combinations(on) * 2 > len(rows):
+                return None
+            self._near[on] = self._with(rows.every(on))
+        return self._near[on], rows.of_every(on)
+
+    def only(self, rows: Any) -> Inputs:
+        """Return the inputs of some rows, which share what was computed of few combinations."""
+        around = (self.model, self.cluster, self.workload)
+        return Inputs(*around, self.layouts.only(rows), shared=self._shared, near=self._near)
 
     def _everywhere(self, on: tuple[str, ...]) -> Inputs:
         """Return the inputs of all combinations that the space has, which its parts share."""
@@ -195,7 +222,7 @@ class Inputs:
     def stages(self) -> StageKinds:
         """Return the kinds of stage of each layout; multi-token prediction sits on the last."""
         if self._stages is None:
-            reduced = self._reduce(("pp", "vpp"))
+            reduced = self._reduce(self._columns(("pp", "vpp")))
             if reduced is None:
                 self._stages = self._dealt()
             else:

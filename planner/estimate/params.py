@@ -79,13 +79,15 @@ def embedding_parameters(x: Inputs) -> FloatArray:
 def head_parameters(x: Inputs) -> FloatArray:
     """Output projection and final norm on the last stage; tied weights are a copy when pp > 1.
 
-    Multi-token prediction looks its tokens up where it is: the last stage holds the table too.
+    Multi-token prediction looks its tokens up where it is: the last stage holds the table too. A
+    pipeline there and back holds both ends on one stage.
     """
     m = x.model
+    together = (x.layouts.pp == 1) | (x.layouts.folds == 1)
     table = padded_vocab(m.vocab, x.layouts.tp) * m.hidden / x.layouts.tp
-    held = np.where((x.layouts.pp == 1) & m.tied_embeddings, 0.0, table)
+    held = np.where(together & m.tied_embeddings, 0.0, table)
     if m.mtp_layers:
-        again = np.where((x.layouts.pp > 1) & (not m.tied_embeddings), table, 0.0)
+        again = np.where(~together & (not m.tied_embeddings), table, 0.0)
         held = held + again + m.mtp_layers * 2 * m.hidden**2 / x.layouts.tp
     return held + _last_norms(x)
 

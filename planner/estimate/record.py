@@ -125,7 +125,7 @@ def term_values(context: Context, layouts: Layouts, row: int) -> list[dict[str, 
     out = []
     for t in TERMS:
         value = np.atleast_1d(t(x)[0])
-        parts = t.name in ("dense_layer_s", "moe_layer_s")
+        parts = value.ndim > 1 or t.name in ("dense_layer_s", "moe_layer_s")
         out.append(
             {
                 "name": t.name,

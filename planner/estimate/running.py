@@ -10,28 +10,43 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import lru_cache
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 
 from planner.errors import InfeasibleError
 from planner.estimate.inputs import FloatArray, Flows, Inputs
-from planner.estimate.memory import budget_bytes, stage_bytes
+from planner.estimate.memory import budget_bytes, peak_bytes, stage_bytes
 from planner.estimate.stages import Prices, prices
 from planner.estimate.step import Ran, once_s, pressure_slowdown, step_s
 from planner.layouts.rules import Context
-from planner.layouts.split import StageKinds, chunks_of, cut_stages, cuts_freely, in_order
-from planner.layouts.table import SCHEDULE, IntArray, Layouts
+from planner.layouts.split import (
+    StageKinds,
+    chunks_of,
+    cut_stages,
+    cuts_freely,
+    dealt,
+    in_order,
+)
+from planner.layouts.table import SCHEDULE, SPLITS, IntArray, Layouts
 from planner.pipeline.actions import Shape
+from planner.pipeline.behind import Ahead, deal_behind, layers_ahead
 from planner.pipeline.graph import Graph, graph_of
 from planner.pipeline.partition import StageCosts, cut, deal
 from planner.pipeline.registry import schedule_named
 from planner.pipeline.simulate import run
-from planner.pipeline.timing import StageTimes
+from planner.pipeline.steady import NEVER_STEADY, Outcome, extended, rounds_of, shorter, whole
+from planner.pipeline.timing import Links, StageTimes
 from planner.specs.stack import stack_named
 
 MOST_ACTIONS = 100_000
-"""Forwards and backwards of a pipeline that are still run for a plan: a tenth of a second."""
+"""Actions of a pipeline that are still run for a plan: a tenth of a second."""
+MOST_WHOLE = 400_000
+"""The same where no steady phase shows in fewer, and all have to be run."""
+WHOLE = 20_000
+"""Up to so many actions a pipeline is run whole; more are run until they repeat."""
+LAPS = (6, 12)
+"""Micro-batches a rank in which a steady phase is looked for."""
 GAIN = 1e-9
 """A cut has to be faster by so much (relative) to take the place of the usual one."""
 
@@ -44,10 +59,12 @@ class Judged:
 
     table: list[list[int]]
     step_s: float
+    folds: int = 0
     makespan_s: float | None = None
     busiest: int = 0
     sending_s: float = 0.0
     idle_s: float = 0.0
+    hidden_s: float = 0.0
     peak_bytes: float | None = None
     """Of its heaviest stage, where its cut is not the usual one."""
     flows: Flows | None = None
@@ -58,19 +75,28 @@ class Judged:
         """Return what `time_parts` takes of it."""
         if self.makespan_s is None:
             return None
-        seconds = (np.array([s]) for s in (self.makespan_s, self.sending_s, self.idle_s))
-        makespan, sending, idle = seconds
-        return Ran(makespan, np.array([self.busiest]), sending, idle)
+        told = (self.makespan_s, self.sending_s, self.idle_s, self.hidden_s)
+        makespan, sending, idle, hidden = (np.array([s]) for s in told)
+        return Ran(makespan, np.array([self.busiest]), sending, idle, hidden)
 
 
 def shape_of(layouts: Layouts, row: int) -> Shape:
     """Return the size of a layout's pipeline."""
-    return Shape(*(int(a[row]) for a in (layouts.pp, layouts.vpp, layouts.num_microbatches)))
+    size = (int(a[row]) for a in (layouts.pp, layouts.vpp, layouts.num_microbatches))
+    return schedule_named(SCHEDULE[int(layouts.schedule[row])]).shape(*size)
 
 
 def actions_of(layouts: Layouts) -> IntArray:
-    """Return the forwards and backwards of all ranks of each layout's pipeline."""
-    return 2 * layouts.pp * layouts.vpp * layouts.num_microbatches
+    """Return the actions that running each layout's pipeline takes, until they repeat."""
+    m = layouts.num_microbatches
+    repeats = m * _actions_of_one(layouts) > WHOLE
+    once = np.isin(layouts.schedule, [SCHEDULE.index(name) for name in NEVER_STEADY])
+    taken = np.where(repeats & ~once, np.minimum(m, (LAPS[0] + 1) * layouts.pp), m)
+    return taken * _actions_of_one(layouts)
+
+
+def _actions_of_one(layouts: Layouts) -> IntArray:
+    return np.where(SPLITS[layouts.schedule], 3, 2) * layouts.pp * layouts.vpp
 
 
 def runs(layouts: Layouts) -> np.ndarray:
@@ -88,8 +114,8 @@ def graph_named(name: str, shape: Shape) -> Graph | None:
 def usual_table(context: Context, layouts: Layouts, row: int) -> list[list[int]]:
     """Return the layers of each [stage][chunk] as the stack deals them when nobody says more."""
     by_cost = stack_named(context.workload.stack).split == "by-cost"
-    pp, vpp = int(layouts.pp[row]), int(layouts.vpp[row])
-    return chunks_of(context.model, pp, vpp, by_cost=by_cost)
+    pp, vpp, folds = (int(a[row]) for a in (layouts.pp, layouts.vpp, layouts.folds))
+    return chunks_of(context.model, pp, vpp, folds=folds, by_cost=by_cost)
 
 
 def judge(context: Context, layouts: Layouts, *, recut: bool = True) -> list[Judged]:
@@ -101,7 +127,10 @@ def judge(context: Context, layouts: Layouts, *, recut: bool = True) -> list[Jud
     usual = [usual_table(context, layouts, row) for row in range(len(layouts))]
     rows = np.flatnonzero(runs(layouts)).tolist()
     x = Inputs(*context, layouts)
-    found = [Judged(table, float(s)) for table, s in zip(usual, step_s(x), strict=True)]
+    ways = layouts.folds.tolist()
+    found = [
+        Judged(table, float(s), way) for table, s, way in zip(usual, step_s(x), ways, strict=True)
+    ]
     priced = prices(x)
     rest = _beside(x)
     for row in rows:
@@ -119,7 +148,32 @@ def judge(context: Context, layouts: Layouts, *, recut: bool = True) -> list[Jud
             if (table := _balanced(x, row, priced, room)) is not None
         }
         _better(context, layouts, priced, others, found)
+    peaks, budget = peak_bytes(x), budget_bytes(x)
+    heavy = [row for row in rows if found[row].peak_bytes is None and peaks[row] > budget]
+    _lighter(context, layouts, priced, heavy, found)
     return found
+
+
+def _lighter(
+    context: Context, layouts: Layouts, priced: Prices, heavy: list[int], found: list[Judged]
+) -> None:
+    """Put the fastest cut that fits in the place of the usual one where that does not fit."""
+    if not heavy:
+        return
+    some = layouts.take(heavy)
+    x = Inputs(*context, some)
+    rooms = _room(context, some, [found[row].table for row in heavy])
+    cuts = {
+        row: table
+        for at, (row, room) in enumerate(zip(heavy, rooms, strict=True))
+        if (table := _balanced(x, at, priced.take(heavy), room)) is not None
+    }
+    none = {row: replace(found[row], step_s=np.inf) for row in cuts}
+    lighter: list[Judged] = [none.get(row, found[row]) for row in range(len(layouts))]
+    _better(context, layouts, priced, cuts, lighter)
+    for row in cuts:
+        if lighter[row].peak_bytes is not None:
+            found[row] = lighter[row]
 
 
 def loaded(
@@ -129,7 +183,7 @@ def loaded(
 
     Rows of which nothing but rings differs have the same pipeline, which is run once.
     """
-    kinds = cut_stages(context.model, [one.table for one in known])
+    kinds = cut_stages(context.model, [one.table for one in known], layouts.folds.tolist())
     x = Inputs(*context, layouts, kinds=kinds, flows=flows)
     found = [replace(one, step_s=float(s)) for one, s in zip(known, step_s(x), strict=True)]
     priced, rest = prices(x), _beside(x)
@@ -163,12 +217,12 @@ def _better(
     rows = [row for row, table in others.items() if table != found[row].table]
     if not rows:
         return []
-    kinds = cut_stages(context.model, [others[row] for row in rows])
+    kinds = cut_stages(context.model, [others[row] for row in rows], layouts.folds[rows].tolist())
     x = Inputs(*context, layouts.take(rows), kinds=kinds)
     tried: dict[int, Judged] = {}
     over = []
     for row, rest in zip(rows, _beside(x), strict=True):
-        ran = _run(layouts, row, priced, Judged(others[row], np.inf), rest)
+        ran = _run(layouts, row, priced, Judged(others[row], np.inf, found[row].folds), rest)
         if ran.step_s < found[row].step_s * (1 - GAIN):
             tried[row] = ran
     peaks = stage_bytes(x).max(axis=1) if tried else np.zeros(len(rows))
@@ -194,23 +248,46 @@ def _beside(x: Inputs) -> list[_Rest]:
 
 def _run(layouts: Layouts, row: int, priced: Prices, one: Judged, rest: _Rest) -> Judged:
     """Return a layout with its pipeline run, or as it was where its schedule cannot run so."""
-    shape = shape_of(layouts, row)
-    graph = graph_named(SCHEDULE[int(layouts.schedule[row])], shape)
-    if graph is None:
+    shape, name = shape_of(layouts, row), SCHEDULE[int(layouts.schedule[row])]
+    folds, copies = int(layouts.folds[row]), int(layouts.copies[row])
+    parts = priced.parts(row, in_order(one.table, folds), chunks=int(layouts.vpp[row]))
+    times = StageTimes(*(np.tile(part, copies) for part in parts))
+    ran = outcome(name, shape, times, priced.links(row, shape.stages))
+    if ran is None:
         return one
-    forward, given, weight, experts = priced.parts(row, in_order(one.table), chunks=shape.chunks)
-    times = StageTimes(forward, given, weight, hidden_s=experts)
-    line = run(graph, times, priced.links(row, shape.stages))
-    busy = line.busy_s + line.blocked_s
-    at = int(busy.argmax())
+    at = ran.busiest
+    hidden = 0.0
+    if times.hidden_s.any() and schedule_named(name).runs_both_at_once:
+        apart = times.forward_s + times.backward_input_s + times.backward_weight_s
+        mine = [at, shape.stages - 1 - at]  # there and back, or its own copy's and the other's
+        hidden = shape.microbatches / copies * float(apart[mine].sum()) - float(ran.busy_s[at])
     return Judged(
         one.table,
-        (line.makespan_s + rest.once_s) * rest.slowdown,
-        line.makespan_s,
+        (ran.makespan_s + rest.once_s) * rest.slowdown,
+        folds,
+        ran.makespan_s,
         at,
-        float(line.blocked_s[at]),
-        float(line.idle_s[at]),
+        float(ran.blocked_s[at]),
+        ran.bubble_s,
+        max(hidden, 0.0),
     )
+
+
+def outcome(name: str, shape: Shape, times: StageTimes, links: Links) -> Outcome | None:
+    """Return what a pipeline takes: run whole, or until it repeats where it is long.
+
+    None where the schedule cannot run so, or is too long and does not repeat soon.
+    """
+    actions = (3 if schedule_named(name).splits_backward else 2) * shape.stages * shape.microbatches
+    for laps in LAPS if actions > WHOLE and name not in NEVER_STEADY else ():
+        less = shorter(name, shape, laps)
+        graph = None if less is None else graph_named(name, less)
+        if graph is not None:
+            turn, m = rounds_of(name, shape), shape.microbatches
+            if (found := extended(graph, times, links, turn=turn, microbatches=m)) is not None:
+                return found
+    graph = graph_named(name, shape) if actions <= MOST_WHOLE else None
+    return None if graph is None else whole(run(graph, times, links))
 
 
 def _balanced(
@@ -219,9 +296,11 @@ def _balanced(
     """Return the cut whose slowest stage is fastest, in the `room` that memory leaves.
 
     None where no cut fits, or where none is known to be exact (several chunks a rank of layers
-    that differ).
+    that differ beyond the first few; two copies of the model).
     """
-    shape = shape_of(x.layouts, row)
+    shape, folds = shape_of(x.layouts, row), int(x.layouts.folds[row])
+    if folds == 2:
+        return None
     each = priced.layer_seconds(row)
     fixed = priced.fixed_seconds(row, shape.stages, chunks=shape.chunks)
     try:
@@ -229,16 +308,38 @@ def _balanced(
             if room is None:
                 return [[n] for n in cut(StageCosts(each, fixed))]
             return [[n] for n in cut(room.costs(each, fixed, priced.with_experts))]
-        if np.ptp(each) > 0:
-            return None
-        fixed = fixed.reshape(shape.chunks, shape.ranks).sum(axis=0)
-        most = None if room is None else room.layers(int(priced.with_experts.any()))
-        table = deal(
-            len(each), layer_s=float(each[0]), fixed_s=fixed, chunks=shape.chunks, most=most
-        )
+        fixed = fixed[np.array(dealt(range(shape.stages), shape.ranks, folds))].sum(axis=1)
+        table = dealt_out(each, fixed, shape, priced, room, back=folds == 1)
     except InfeasibleError:
         return None
     return table if _even_enough(x, table) else None
+
+
+def dealt_out(
+    each: FloatArray,
+    fixed: FloatArray,
+    shape: Shape,
+    priced: Prices,
+    room: StageRoom | None,
+    *,
+    back: bool,
+) -> list[list[int]]:
+    """Return the exact cut into several chunks a rank; InfeasibleError where there is none."""
+    ahead, last = layers_ahead(priced.with_experts.tolist()), int(priced.with_experts[-1])
+    rest: dict[str, Any] = {
+        **{"layer_s": float(each[-1]), "fixed_s": fixed},
+        **{"chunks": shape.chunks, "back": back},
+    }
+    if ahead is None:
+        raise InfeasibleError("layers of different kinds in turn")
+    if ahead == 0:
+        return deal(len(each), **rest, most=None if room is None else room.layers(last))
+    return deal_behind(
+        Ahead(ahead, float(each[0])),
+        len(each) - ahead,
+        **rest,
+        most=None if room is None else lambda held: room.layers(last, beside=held),
+    )
 
 
 def _even_enough(x: Inputs, table: list[list[int]]) -> bool:
@@ -260,9 +361,10 @@ class StageRoom:
     layer_bytes: FloatArray
     """[dense or with experts, stage]."""
 
-    def layers(self, sort: int) -> IntArray:
-        """Return how many layers of a sort each stage can hold."""
-        most: FloatArray = np.floor(self.free_bytes / self.layer_bytes[sort] + 1e-9)
+    def layers(self, sort: int, *, beside: IntArray | int = 0) -> IntArray:
+        """Return how many layers of a sort each stage can hold, `beside` so many of the other."""
+        free = self.free_bytes - beside * self.layer_bytes[1 - sort]
+        most: FloatArray = np.floor(free / self.layer_bytes[sort] + 1e-9)
         whole: IntArray = np.maximum(most, 0.0).astype(np.int64)
         return whole
 
@@ -279,7 +381,7 @@ class StageRoom:
 
 def _room(context: Context, layouts: Layouts, tables: Tables) -> list[StageRoom]:
     """Return each layout's room: what one more layer of either sort takes, and what is left."""
-    kinds = cut_stages(context.model, tables)
+    kinds = cut_stages(context.model, tables, layouts.folds.tolist())
     x = Inputs(*context, layouts, kinds=kinds)
     now = stage_bytes(x)
     more = [
@@ -299,4 +401,4 @@ def _room(context: Context, layouts: Layouts, tables: Tables) -> list[StageRoom]
 
 def own_kinds(context: Context, one: Judged) -> StageKinds:
     """Return every stage of a layout's own cut."""
-    return cut_stages(context.model, [one.table])
+    return cut_stages(context.model, [one.table], [one.folds])

@@ -8,7 +8,7 @@ more fitting rows than MOST_KEPT the slowest are counted only.
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any, NamedTuple, Self
 
@@ -18,18 +18,22 @@ from numpy.typing import NDArray
 from planner.estimate.bounds import least_step_s
 from planner.estimate.forked import in_order, usable_cores
 from planner.estimate.inputs import FloatArray, Inputs, Shared
-from planner.estimate.memory import fits, peak_bytes
+from planner.estimate.memory import budget_bytes, fits, peak_bytes
 from planner.estimate.step import step_s
 from planner.layouts.factored import SHAPE, Factored, Space
 from planner.layouts.grid import Grid, Tally, grid_of
 from planner.layouts.ranges import Fix
 from planner.layouts.rules import Context
+from planner.layouts.split import cuts_freely
 from planner.layouts.table import IntArray, Layouts
 
-MOST_KEPT = 1 << 22
+MOST_KEPT = 1 << 21
 """Fitting rows that a search keeps; 30 bytes each, and as much again while they are sorted."""
-PARALLEL_ROWS = 1 << 19
-"""Rows (a third of a second) from which on a second core gains more than its start costs."""
+NEARLY, NEARLY_KEPT = 1.15, 64
+"""Pipelines that need up to so much more than may be used, and how many of these (the fastest by
+lower bound) are tried with a cut of their layers that memory allows."""
+PARALLEL_ROWS = 1 << 20
+"""Rows (half a second) from which on a second core gains more than a copy of the process costs."""
 
 
 class Rows(NamedTuple):
@@ -62,6 +66,7 @@ class Part:
     lightest: Layouts
     """The lightest row that does not fit, if any."""
     lightest_bytes: float
+    nearly: Rows | None = None
 
 
 @dataclass(frozen=True)
@@ -80,6 +85,29 @@ class Scored:
     fitted: int
     lightest: Layouts
     lightest_bytes: float
+    nearly: Factored | None = None
+    """Pipelines that another cut may make fit, least bound first; `nearly_rows` are their scores.
+    """
+    nearly_rows: Rows | None = None
+
+    def with_nearly(self, rows: IntArray, step_s: FloatArray, peak_bytes: FloatArray) -> Scored:
+        """Return the same with some of those that nearly fit among those that do, at the end."""
+        near, scores = self.nearly, self.nearly_rows
+        if near is None or scores is None or not len(rows):
+            return self
+        more = scores.take(rows)
+        turn, option = more.turn, more.option
+        if isinstance(self.layouts, Factored):
+            turn = np.concatenate([self.layouts.turn, turn])
+            option = np.concatenate([self.layouts.option, option])
+        return replace(
+            self,
+            layouts=Factored(near.space, near.base, turn, option),
+            step_s=np.concatenate([self.step_s, step_s]),
+            least_s=np.concatenate([self.least_s, more.least_s]),
+            peak_bytes=np.concatenate([self.peak_bytes, peak_bytes]),
+            fitted=self.fitted + len(rows),
+        )
 
 
 def score(context: Context, gpus: int, fix: Fix, *, cores: int | None = None) -> Scored:
@@ -92,12 +120,15 @@ def score(context: Context, gpus: int, fix: Fix, *, cores: int | None = None) ->
 
 def _gathered(grid: Grid, tally: Tally, cores: int) -> Scored:
     kept: list[Rows] = []
+    close: list[Rows] = []
     fitted, waiting = 0, 0
     lightest, lightest_bytes = Layouts.empty(), np.inf
     for part in _parts(grid, cores):
         tally.add(part.tally)
         if part.lightest_bytes < lightest_bytes:
             lightest, lightest_bytes = part.lightest, part.lightest_bytes
+        if part.nearly is not None:
+            close.append(part.nearly)
         if part.rows is not None:
             kept.append(part.rows)
             fitted += len(part.rows.turn)
@@ -105,12 +136,19 @@ def _gathered(grid: Grid, tally: Tally, cores: int) -> Scored:
         if waiting > 2 * MOST_KEPT:
             kept = [fastest(Rows.concat(kept), grid.space)]
             waiting = len(kept[0].turn)
-    if not kept:
-        return Scored(tally, Layouts.empty(), *(np.zeros(0),) * 3, 0, lightest, lightest_bytes)
-    rows = fastest(Rows.concat(kept), grid.space)
     every = np.arange(len(grid.count))
+    near, near_rows = None, None
+    if close:
+        near_rows = Rows.concat(close)
+        near_rows = near_rows.take(np.argsort(near_rows.least_s, kind="stable")[:NEARLY_KEPT])
+        near = Factored(grid.space, every, near_rows.turn, near_rows.option)
+    beside = {"nearly": near, "nearly_rows": near_rows}
+    rest: dict[str, Any] = {"lightest": lightest, "lightest_bytes": lightest_bytes} | beside
+    if not kept:
+        return Scored(tally, Layouts.empty(), *(np.zeros(0),) * 3, 0, **rest)
+    rows = fastest(Rows.concat(kept), grid.space)
     layouts = Factored(grid.space, every, rows.turn, rows.option)
-    return Scored(tally, layouts, *rows[2:], fitted, lightest, lightest_bytes)
+    return Scored(tally, layouts, *rows[2:], fitted, **rest)
 
 
 def _parts(grid: Grid, cores: int) -> Iterator[Part]:
@@ -130,14 +168,31 @@ def _part(grid: Grid, shared: Shared, at: int) -> Part:
     peak = peak_bytes(x)
     inside = fits(x, peak)
     if not inside.all():
+        part.nearly = _nearly(x, layouts, peak, shared)
         low = int(np.where(inside, np.inf, peak).argmin())
         part.lightest, part.lightest_bytes = layouts.take([low]), float(peak[low])
-        layouts, peak = layouts.only(np.flatnonzero(inside)), peak[inside]
-        x = Inputs(*grid.context, layouts, shared=shared)
-    if len(layouts):
+        x, peak = x.only(np.flatnonzero(inside)), peak[inside]
+    if len(peak):
+        layouts = layouts.only(np.flatnonzero(inside))
         turn, option = layouts.base[layouts.turn].astype(np.int32), layouts.option.astype(np.int32)
         part.rows = Rows(turn, option, step_s(x), least_step_s(x), peak)
     return part
+
+
+def _nearly(x: Inputs, layouts: Factored, peak: FloatArray, shared: Shared) -> Rows | None:
+    """Return pipelines that another cut of their layers may make fit, those of least bound."""
+    if not cuts_freely(x.workload.stack):
+        return None
+    budget = budget_bytes(x)
+    piped = (peak > budget) & (peak <= NEARLY * budget) & (layouts.pp > 1)
+    if not piped.any():
+        return None
+    rows = layouts.only(np.flatnonzero(piped))
+    near = Inputs(x.model, x.cluster, x.workload, rows, shared=shared)
+    least = least_step_s(near)
+    turn, option = rows.base[rows.turn].astype(np.int32), rows.option.astype(np.int32)
+    found = Rows(turn, option, step_s(near), least, peak[piped])
+    return found.take(np.argsort(least, kind="stable")[:NEARLY_KEPT])
 
 
 def fastest(rows: Rows, space: Space) -> Rows:

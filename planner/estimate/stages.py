@@ -1,8 +1,7 @@
 """Time of each part of a pipelined model, forward and backward apart, for the simulator.
 
 The sum over both directions is exactly what `stage_microbatch_s` charges a stage, without its
-sends: those are the simulator's own. The split into directions follows the kernels: what no kernel
-accounts for (host time, ZeRO traffic) is shared out like them.
+sends: those are the simulator's own.
 """
 
 from __future__ import annotations
@@ -13,43 +12,23 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from planner.estimate.again import dense_recompute_s, moe_recompute_s
 from planner.estimate.collectives import point_to_point_s
-from planner.estimate.communication import cp_forward_s, ep_forward_s, tp_forward_s
-from planner.estimate.compute import (
-    attention_core_backward_s,
-    attention_gemm_backward_s,
-    dense_elementwise_backward_s,
-    embedding_s,
-    experts_backward_s,
-    head_s,
-    mlp_backward_s,
-    moe_elementwise_backward_s,
-)
+from planner.estimate.compute import embedding_s, head_s
 from planner.estimate.inputs import FloatArray, Inputs
-from planner.estimate.modules import fully_recomputed_share
-from planner.estimate.step import (
-    LAYER_PARTS,
-    dense_compute_backward_s,
-    dense_compute_forward_s,
-    dense_layer_s,
-    moe_compute_backward_s,
-    moe_compute_forward_s,
-    moe_layer_s,
-)
+from planner.estimate.step import directions_s, hideable_s
 from planner.pipeline.timing import Links
 
 HEAD_FORWARD = HEAD_WEIGHT = 1 / 3
 """Shares of the head's time: one of its three multiplies forward, one for the weight gradient."""
 EMBEDDING_FORWARD = 0.5
 """Share of the embedding's time; the rest is its weight gradient (a lookup has no input's)."""
-DEVICE_PARTS = ("compute", "tp", "cp", "ep")
 
 
 class PartTimes(NamedTuple):
     """Seconds of one micro-batch in each part of the model, shape (parts,).
 
-    `experts_s` is the part's expert traffic, forward and backward, inside the other three.
+    `experts_s` is what the part saves of its expert traffic (inside the other three) when a
+    forward and a backward run as one.
     """
 
     forward_s: FloatArray
@@ -62,8 +41,9 @@ class Prices(NamedTuple):
     """Seconds of one micro-batch in what a stage is made of, one row a layout.
 
     `layers` is (layouts, dense or with experts, [forward, backward input, backward weight, expert
-    traffic inside these]). A message between stages takes `latency_s`, which frees the link, and
-    `transfer_s`; its sender is held up by the share `exposed` of both.
+    traffic that a forward and a backward hide when they run as one]). A message between stages
+    takes `latency_s`, which frees the link, and `transfer_s`; its sender is held up by the share
+    `exposed` of both.
     """
 
     layers: FloatArray
@@ -80,6 +60,18 @@ class Prices(NamedTuple):
         """Return all that the pipeline of a layout is run with, beside its cut."""
         ends = (self.embedding_s, self.head_s, self.latency_s, self.transfer_s)
         return (*self.layers[row].reshape(-1).tolist(), *(float(part[row]) for part in ends))
+
+    def take(self, rows: Sequence[int]) -> Prices:
+        """Return the prices of some rows."""
+        columns = (self.layers, self.embedding_s, self.head_s, self.latency_s, self.transfer_s)
+        layers, embedding, head, latency, transfer = (column[list(rows)] for column in columns)
+        return self._replace(
+            layers=layers,
+            embedding_s=embedding,
+            head_s=head,
+            latency_s=latency,
+            transfer_s=transfer,
+        )
 
     def layer_seconds(self, row: int) -> FloatArray:
         """Return the seconds of every layer of the model, forward and backward."""
@@ -141,35 +133,6 @@ def prices(x: Inputs) -> Prices:
 
 
 def _directions(x: Inputs, *, moe: bool) -> FloatArray:
-    """Return (forward, backward input, backward weight, expert traffic) of one layer."""
-    parts = (moe_layer_s if moe else dense_layer_s)(x)
-    total = parts.sum(axis=1)
-    device = sum(parts[:, LAYER_PARTS.index(name)] for name in DEVICE_PARTS)
-    kernels = moe_compute_forward_s if moe else dense_compute_forward_s
-    forward = kernels(x) + tp_forward_s(x) + cp_forward_s(x) + (ep_forward_s(x) if moe else 0.0)
-    works = device > 0
-    # host time and ZeRO traffic are shared out like the kernels
-    stretch = np.divide(total, device, out=np.zeros_like(total), where=works)
-    forward = np.where(works, stretch * forward, total)
-    weight = stretch * _weight_s(x, moe=moe)
-    return np.stack(
-        [forward, total - forward - weight, weight, parts[:, LAYER_PARTS.index("ep")]], axis=1
-    )
-
-
-def _weight_s(x: Inputs, *, moe: bool) -> FloatArray:
-    """Return the seconds of weight gradients: half of the multiplies, and adding them up."""
-    multiplies = attention_gemm_backward_s(x)
-    if moe:
-        multiplies = multiplies + experts_backward_s(x)
-        rest = moe_elementwise_backward_s(x) + moe_recompute_s(x)
-        whole, again = moe_compute_backward_s(x), moe_compute_forward_s(x)
-    else:
-        multiplies = multiplies + mlp_backward_s(x)
-        rest = dense_elementwise_backward_s(x) + dense_recompute_s(x)
-        whole, again = dense_compute_backward_s(x), dense_compute_forward_s(x)
-    once = multiplies + attention_core_backward_s(x) + rest
-    once = once + fully_recomputed_share(x) * again
-    added = np.maximum(whole - once, 0.0)
-    out: FloatArray = 0.5 * multiplies + added
-    return out
+    """Return (forward, backward input, backward weight, hidden expert traffic) of one layer."""
+    hidden = hideable_s(x) if moe else np.zeros(len(x.layouts))
+    return np.concatenate([directions_s(x, moe=moe), hidden[:, None]], axis=1)

@@ -10,7 +10,6 @@ from typing import NamedTuple
 
 import numpy as np
 
-from planner.estimate.again import dense_recompute_s, moe_recompute_s
 from planner.estimate.communication import (
     EXPERT_DATA,
     cp_forward_s,
@@ -27,32 +26,21 @@ from planner.estimate.communication import (
     tp_backward_s,
     tp_forward_s,
 )
-from planner.estimate.compute import (
-    EXPERT_SHARD,
-    SHARD,
-    attention_core_backward_s,
-    attention_core_forward_s,
-    attention_gemm_backward_s,
-    attention_gemm_forward_s,
-    dense_elementwise_backward_s,
-    dense_elementwise_forward_s,
-    embedding_s,
-    experts_backward_s,
-    experts_forward_s,
-    head_s,
-    mlp_backward_s,
-    mlp_forward_s,
-    moe_elementwise_backward_s,
-    moe_elementwise_forward_s,
+from planner.estimate.compute import EXPERT_SHARD, embedding_s, head_s
+from planner.estimate.directions import (
+    dense_compute_backward_s,
+    dense_compute_forward_s,
+    moe_compute_backward_s,
+    moe_compute_forward_s,
+    weight_s,
 )
 from planner.estimate.inputs import FloatArray, Inputs, term, widest
-from planner.estimate.kernels import hbm_s, softmax_falls_back, uses_fp8
+from planner.estimate.kernels import softmax_falls_back, uses_fp8
 from planner.estimate.memory import limit_bytes, peak_bytes
 from planner.estimate.modules import fully_recomputed_share
 from planner.estimate.optimizer import host_traffic_s, optimizer_s
-from planner.estimate.params import dense_layer_parameters, expert_parameters, moe_layer_parameters
-from planner.layouts.table import IntArray
-from planner.sources import CALIBRATION, FSDP_2023, MEGATRON_2021
+from planner.layouts.table import HIDES, SPLITS, IntArray
+from planner.sources import CALIBRATION, DUALPIPE, FSDP_2023, MEGATRON_2021, ZERO_BUBBLE_2023
 
 LAYER = tuple(
     dict.fromkeys((*EXPERT_SHARD, *EXPERT_DATA, "vpp", "recompute", "zero", "num_microbatches"))
@@ -72,6 +60,8 @@ PARTLY_GRAPHED = 0.724
 CAST_HOST = 1.10
 """Host time with low-precision casts to launch over without (fit)."""
 PIPELINE_TP_POWER = 0.73
+BOTH_HIDE = 1 - 0.118
+"""Share of the all-to-all that a backward hides behind a forward (as the flag `ep-overlap`)."""
 DP_FLOOR = 0.13
 """Share of the gradient traffic that no overlap hides (fit)."""
 PRESSED_FROM, PRESSED_AT = 0.92, 1.0
@@ -79,68 +69,6 @@ PRESSED_FROM, PRESSED_AT = 0.92, 1.0
 
 nanotron's sweep: of 20 runs predicted to take 96 % and more of what a GPU has, 18 are slowed down,
 to 3 times the step in the median; of those below, no more than where memory is ample."""
-
-
-@term(
-    unit="s",
-    formula="projections + attention + feed-forward + elementwise",
-    source=CALIBRATION,
-    on=SHARD,
-)
-def dense_compute_forward_s(x: Inputs) -> FloatArray:
-    """Kernels of one dense layer, forward."""
-    attention = attention_gemm_forward_s(x) + attention_core_forward_s(x)
-    return attention + mlp_forward_s(x) + dense_elementwise_forward_s(x)
-
-
-@term(
-    unit="s",
-    formula="backward kernels + recomputed forward (full: all of it)",
-    source=CALIBRATION,
-    on=(*EXPERT_SHARD, "recompute", "zero", "num_microbatches"),
-)
-def dense_compute_backward_s(x: Inputs) -> FloatArray:
-    """Kernels of one dense layer, backward, with recomputation and gradient accumulation."""
-    once = attention_gemm_backward_s(x) + attention_core_backward_s(x)
-    once = once + mlp_backward_s(x) + dense_elementwise_backward_s(x) + dense_recompute_s(x)
-    full = fully_recomputed_share(x) * dense_compute_forward_s(x)
-    return once + full + _accumulate_s(x, dense_layer_parameters(x))
-
-
-@term(
-    unit="s",
-    formula="projections + attention + experts + router, permute, elementwise",
-    source=CALIBRATION,
-    on=EXPERT_SHARD,
-)
-def moe_compute_forward_s(x: Inputs) -> FloatArray:
-    """Kernels of one layer with experts, forward, on the busiest rank."""
-    if x.model.experts is None:
-        return np.zeros(len(x.layouts))
-    attention = attention_gemm_forward_s(x) + attention_core_forward_s(x)
-    return attention + experts_forward_s(x) + moe_elementwise_forward_s(x)
-
-
-@term(
-    unit="s",
-    formula="backward kernels + recomputed forward (full: all of it)",
-    source=CALIBRATION,
-    on=(*EXPERT_SHARD, "recompute", "zero", "num_microbatches"),
-)
-def moe_compute_backward_s(x: Inputs) -> FloatArray:
-    """Kernels of one layer with experts, backward, with recomputation and accumulation."""
-    if x.model.experts is None:
-        return np.zeros(len(x.layouts))
-    once = attention_gemm_backward_s(x) + attention_core_backward_s(x)
-    once = once + experts_backward_s(x) + moe_elementwise_backward_s(x) + moe_recompute_s(x)
-    full = fully_recomputed_share(x) * moe_compute_forward_s(x)
-    return once + full + _accumulate_s(x, moe_layer_parameters(x) + expert_parameters(x))
-
-
-def _accumulate_s(x: Inputs, held: FloatArray) -> FloatArray:
-    """Return the seconds of adding one micro-batch's gradients (0 in zero 3, half if m = 1)."""
-    often = np.where(x.layouts.num_microbatches == 1, 0.5, 1.0)
-    return np.where(x.layouts.zero == 3, 0.0, often * x.stack.accumulate * hbm_s(x, 8.0 * held))
 
 
 def _host(x: Inputs, *, moe: bool) -> FloatArray:
@@ -220,16 +148,19 @@ def _unhidden_s(x: Inputs, traffic: FloatArray, busy: FloatArray, device: FloatA
 
 
 def _layer_parts(x: Inputs, *, moe: bool) -> FloatArray:
-    """Return (compute, tp, cp, ep, dp, host) seconds of one layer and micro-batch, stacked.
+    """Return (compute, tp, cp, ep, dp, host) seconds of one layer and micro-batch, either way.
 
     Within each direction the device's time and the host's launch time do not add: the longer one
-    counts. ZeRO-3 traffic hides behind whichever that is, at the price of contention.
+    counts. ZeRO-3 traffic hides behind whichever that is, at the price of contention. Shape
+    (layouts, forward or backward, 7); the last is what may hide of ep, inside the others.
     """
-    parts = np.zeros((6, len(x.layouts)))
+    ways = []
     for way, traffic in zip(_passes(x, moe=moe), _sharding(x, moe=moe), strict=True):
         unhidden = _unhidden_s(x, traffic, way.busy, way.device)
-        parts += np.stack([*way[:4], unhidden, way.busy - way.device])
-    return parts
+        least = np.maximum(np.maximum(way.device - BOTH_HIDE * way.ep, way.launch), traffic)
+        hideable = np.maximum(traffic, way.busy) - least
+        ways.append(np.stack([*way[:4], unhidden, way.busy - way.device, hideable], axis=1))
+    return np.stack(ways, axis=1)
 
 
 def _busy(x: Inputs, *, moe: bool) -> FloatArray:
@@ -280,37 +211,134 @@ def _moe_layer_total_s(x: Inputs) -> FloatArray:
 
 
 LAYER_PARTS = ("compute", "tp", "cp", "ep", "dp", "host")
+HIDEABLE = len(LAYER_PARTS)
+"""What follows them: how much of `ep` a forward and a backward hide when they run as one."""
+DEVICE_PARTS = 4
+"""The first of them run on the device."""
 _LAYER_DOC = "forward + backward, each max(device, host) + exposed ZeRO traffic"
 
 
 @term(unit="s", formula=_LAYER_DOC, source=FSDP_2023, on=LAYER)
-def dense_layer_s(x: Inputs) -> FloatArray:
-    """One dense layer and micro-batch: (compute, tp, cp, ep, dp, host), shape (layouts, 6)."""
-    return _layer_parts(x, moe=False).T
+def dense_directions_s(x: Inputs) -> FloatArray:
+    """One dense layer and micro-batch, forward and backward: shape (layouts, 2, 6 + 1)."""
+    return _layer_parts(x, moe=False)
 
 
 @term(unit="s", formula=_LAYER_DOC, source=FSDP_2023, on=LAYER)
+def moe_directions_s(x: Inputs) -> FloatArray:
+    """One layer with experts and micro-batch, forward and backward: shape (layouts, 2, 6 + 1)."""
+    if x.model.experts is None:
+        return np.zeros((len(x.layouts), 2, HIDEABLE + 1))
+    return _layer_parts(x, moe=True)
+
+
+@term(unit="s", formula="both directions of it", source=FSDP_2023, on=LAYER)
+def dense_layer_s(x: Inputs) -> FloatArray:
+    """One dense layer and micro-batch: (compute, tp, cp, ep, dp, host), shape (layouts, 6)."""
+    both: FloatArray = dense_directions_s(x)[:, :, :HIDEABLE].sum(axis=1)
+    return both
+
+
+@term(unit="s", formula="both directions of it", source=FSDP_2023, on=LAYER)
 def moe_layer_s(x: Inputs) -> FloatArray:
     """One layer with experts and micro-batch by part, shape (layouts, 6)."""
-    if x.model.experts is None:
-        return np.zeros((len(x.layouts), 6))
-    return _layer_parts(x, moe=True).T
+    both: FloatArray = moe_directions_s(x)[:, :, :HIDEABLE].sum(axis=1)
+    return both
+
+
+def directions_s(x: Inputs, *, moe: bool) -> FloatArray:
+    """Return (forward, backward to the input, weight gradients) of one layer, shape (layouts, 3).
+
+    What no kernel accounts for (host time, ZeRO traffic) is shared out over a backward's kernels.
+    """
+    parts = (moe_directions_s if moe else dense_directions_s)(x)
+    forward, backward = parts[:, :, :HIDEABLE].sum(axis=2).T
+    device = parts[:, 1, :DEVICE_PARTS].sum(axis=1)
+    works = device > 0
+    stretch = np.divide(backward, device, out=np.zeros_like(device), where=works)
+    weight = np.minimum(stretch * weight_s(x, moe=moe), backward)
+    return np.stack([forward, backward - weight, weight], axis=1)
+
+
+@term(
+    unit="1",
+    formula="1; weight gradients apart: max(F, I, F + I - W) / (F + I + W) of the commonest layer; "
+    "fewer than pp-1 micro-batches have W m/(pp-1)",
+    source=ZERO_BUBBLE_2023,
+    on=(*LAYER, "pp", "schedule"),
+)
+def unfilled_share(x: Inputs) -> FloatArray:
+    """Share of a pipeline's idle time that weight gradients do not fill.
+
+    Exact for ZB-H1 of equal stages and as many micro-batches; F forward, I backward to the input,
+    W weight gradients.
+    """
+    lay = x.layouts
+    splits = SPLITS[lay.schedule]
+    if not splits.any():
+        return np.ones(len(lay))
+    moe = bool(x.model.experts) and 2 * sum(x.model.moe_layers) > x.model.layers
+    forward, given, weight = directions_s(x, moe=moe).T
+    few = np.minimum(lay.num_microbatches / np.maximum(lay.pp - 1, 1), 1.0)
+    left = np.maximum(np.maximum(forward, given), forward + given - few * weight)
+    whole = forward + given + weight
+    share = np.divide(left, whole, out=np.ones_like(whole), where=whole > 0)
+    return np.where(splits, share, 1.0)
 
 
 @term(
     unit="s",
-    formula="layers * layer time + embedding (first) + head (last) + sends + 0.6 ms",
+    formula=f"min({BOTH_HIDE:.0%} of the all-to-all, layer - host) * (1 - 5/4 pp/m), schedules "
+    "that run both ways at once",
+    source=DUALPIPE,
+    on=(*LAYER, "pp", "schedule"),
+)
+def hidden_s(x: Inputs) -> FloatArray:
+    """Expert traffic of a layer that is hidden where a forward and a backward run as one.
+
+    A rank of DualPipeV runs 2m - 3pp + rank + 1 of its 2m pairs so.
+    """
+    lay = x.layouts
+    at_once = HIDES[lay.schedule]
+    if not at_once.any():
+        return np.zeros(len(lay))
+    often = np.clip(1.0 - 1.25 * lay.pp / lay.num_microbatches, 0.0, 1.0)
+    return np.where(at_once, often * hideable_s(x), 0.0)
+
+
+def hideable_s(x: Inputs) -> FloatArray:
+    """Return the expert traffic of one layer that a forward and a backward hide at once.
+
+    Both together take no less than the host needs to launch them, or ZeRO's traffic.
+    """
+    hidden: FloatArray = moe_directions_s(x)[:, :, HIDEABLE].sum(axis=1)
+    return hidden
+
+
+@term(
+    unit="s",
+    formula="(layers * layer time + embedding (first) + head (last)) / copies of the model + sends "
+    "+ 0.6 ms",
     source=MEGATRON_2021,
     on=(),
 )
 def stage_microbatch_s(x: Inputs) -> FloatArray:
-    """One micro-batch, forward and backward, at every kind of stage, shape (layouts, kinds)."""
+    """One micro-batch, forward and backward, at every kind of stage, shape (layouts, kinds).
+
+    Where a pipeline holds two copies of the model, each takes half of the micro-batches.
+    """
     total = x.by(ENDS, stage_fixed_s)
     if x.model.experts is None or not all(x.model.moe_layers):
         total = total + x.by(("pp", "vpp"), _dense_layers) * dense_layer_total_s(x)[:, None]
     if x.model.experts is not None:
-        total = total + x.by(("pp", "vpp"), _moe_layers) * moe_layer_total_s(x)[:, None]
+        total = total + x.by(("pp", "vpp"), _moe_layers) * _moe_seen_s(x)[:, None]
     return total
+
+
+def _moe_seen_s(x: Inputs) -> FloatArray:
+    """Return the time of a layer with experts, without what of it is hidden."""
+    total = moe_layer_total_s(x)
+    return total - hidden_s(x) if x.runs(HIDES) else total
 
 
 def stage_fixed_s(x: Inputs) -> FloatArray:
@@ -318,15 +346,15 @@ def stage_fixed_s(x: Inputs) -> FloatArray:
     s = x.stages
     ends = s.first * embedding_s(x)[:, None] + s.last * head_s(x)[:, None]
     each = pp_microbatch_s(x)[:, None] + x.stack.microbatch_s
-    return np.where(s.count > 0, ends + each, 0.0)
+    return np.where(s.count > 0, ends / x.layouts.copies[:, None] + each, 0.0)
 
 
 def _dense_layers(x: Inputs) -> FloatArray:
-    return np.where(x.stages.count > 0, x.stages.dense_layers, 0).astype(np.float64)
+    return np.where(x.stages.count > 0, x.stages.dense_layers, 0) / x.layouts.copies[:, None]
 
 
 def _moe_layers(x: Inputs) -> FloatArray:
-    return np.where(x.stages.count > 0, x.stages.moe_layers, 0).astype(np.float64)
+    return np.where(x.stages.count > 0, x.stages.moe_layers, 0) / x.layouts.copies[:, None]
 
 
 def _stage_counts(x: Inputs) -> FloatArray:
@@ -344,16 +372,22 @@ def _slowest_stage_s(x: Inputs) -> FloatArray:
 
 @term(
     unit="s",
-    formula="(sum of all stages' time - the slowest's) / vpp",
+    formula="(sum of all stages' time - the slowest's) / vpp * what weight gradients do not fill",
     source=MEGATRON_2021,
     on=(),
 )
 def bubble_s(x: Inputs) -> FloatArray:
-    """Time that the slowest stage waits for the others: (pp-1)/vpp stages when all are equal."""
+    """Time that the slowest stage waits for the others: (pp-1)/vpp stages when all are equal.
+
+    Two copies of the model fill from both ends: pp/2 - 1 stages.
+    """
     counts = x.by(("pp", "vpp"), _stage_counts)
     every: FloatArray = np.add.reduce(list((stage_microbatch_s(x) * counts).T))
     bubble: FloatArray = (every - slowest_stage_s(x)) / x.layouts.vpp
-    return bubble
+    if not x.runs(SPLITS):
+        return bubble
+    half = np.maximum(x.layouts.pp / 2 - 1, 0.0) / np.maximum(x.layouts.pp - 1, 1)
+    return bubble * np.where(x.layouts.copies == 2, half, 1.0) * unfilled_share(x)
 
 
 @term(
@@ -410,6 +444,8 @@ class Ran(NamedTuple):
     sending_s: FloatArray
     """Seconds that it is held up by sends; the rest of its makespan it computes or waits."""
     idle_s: FloatArray
+    hidden_s: FloatArray
+    """Expert traffic that it does not wait for, since a forward and a backward ran as one."""
 
 
 def time_parts(x: Inputs, ran: Ran | None = None) -> dict[str, FloatArray]:
@@ -423,9 +459,11 @@ def time_parts(x: Inputs, ran: Ran | None = None) -> dict[str, FloatArray]:
     at = stage_microbatch_s(x).argmax(axis=1) if ran is None else ran.busiest
     dense, moe = s.dense_layers[rows, at], s.moe_layers[rows, at]
     layers = dense[:, None] * dense_layer_s(x) + moe[:, None] * moe_layer_s(x)
-    parts = {name: m * layers[:, i] for i, name in enumerate(LAYER_PARTS)}
+    each = m / x.layouts.copies
+    parts = {name: each * layers[:, i] for i, name in enumerate(LAYER_PARTS)}
     ends = s.first[rows, at] * embedding_s(x) + s.last[rows, at] * head_s(x)
-    parts["compute"] = parts["compute"] + m * ends
+    parts["compute"] = parts["compute"] + each * ends
+    parts["ep"] = parts["ep"] - (each * moe * hidden_s(x) if ran is None else ran.hidden_s)
     parts["dp"] = parts["dp"] + exposed_sync_s(x)
     sends = m * pp_microbatch_s(x) if ran is None else ran.sending_s
     parts["pp"] = sends + tied_embedding_s(x)

@@ -21,6 +21,12 @@ TELLING = (
 )
 """Names of which a file of Megatron's has one or more."""
 STRATEGIES = {"no_shard": 0, "optim": 1, "optim_grads": 2, "optim_grads_params": 3}
+FORMATS = {
+    "bf16": "bf16-moments",
+    "bfloat16": "bf16-moments",
+    "fp8": "fp8-moments",
+    "uint8": "fp8-moments",
+}
 OPTIMIZERS = {"adam": "adamw", "adamw": "adamw", "sgd": "sgd", "muon": "muon"}
 BESIDE = (
     *("overlap_grad_reduce", "overlap_param_gather", "ckpt_format", "tokenizer_model"),
@@ -224,10 +230,10 @@ def _state_flags(facts: Facts) -> Iterator[str]:
     """Yield the flags of a stack that say how states are kept and gradients travel."""
     away = facts.flag("optimizer_cpu_offload")
     aware = facts.flag("use_precision_aware_optimizer") and not away
-    kept = facts.text("exp_avg_dtype").lower()
+    kept = facts.text("exp_avg_dtype").lower().rpartition(".")[2]
     facts.asked.update(("exp_avg_sq_dtype", "main_grads_dtype"))
     if aware:
-        flag = {"bf16": "bf16-moments", "fp8": "fp8-moments"}.get(kept, "precision-aware")
+        flag = FORMATS.get(kept, "precision-aware")
         yield flag
     in_fp32 = facts.raw("grad_reduce_in_fp32")
     if facts.flag("grad_reduce_in_bf16") or str(in_fp32).lower() == "false":

@@ -143,14 +143,21 @@ def _pattern(facts: Facts, text: str, layers: int) -> tuple[int, int]:
     held: list[int] = []
     for items, count in re.findall(r"\[([01,]*)\](?:\*(\d{1,6}))?", inner):
         ones = [int(c) for c in items.split(",") if c][:layers]
-        held = (held + ones * min(int(count or 1), layers))[: layers + 1]
-    held = (held * min(times, layers))[: layers + 1]
+        held += (ones * _times(int(count or 1), ones, layers))[: layers + 1 - len(held)]
+        if len(held) > layers:
+            break
+    held = (held * _times(times, held, layers))[: layers + 1]
     first = held.index(1) if 1 in held else 0
     for dense, period in ((start, n) for start in (0, first) for n in range(1, 9)):
         if held == [int(i >= dense and (i + 1) % period == 0) for i in range(layers)]:
             return dense, period
     allowed = "dense layers first, or experts in every n-th layer"
     raise facts.wrong(("moe_layer_freq",), shown(text, 60), allowed)
+
+
+def _times(wanted: int, items: list[int], layers: int) -> int:
+    """Return how often items are repeated: not more than it takes to be more than the layers."""
+    return min(wanted, layers // max(1, len(items)) + 1)
 
 
 def _vocabulary(facts: Facts, told: list[str]) -> int:

@@ -36,7 +36,7 @@ Kind = Literal[
 ]
 IN_BUNDLES = (
     *("megatron.args", "torchtitan.args", "nanotron.yaml", "accelerate.yaml", "ds_config.json"),
-    *("trainer_args.json", "run.sh"),
+    *("trainer_args.json", "model.overrides", "plan.overrides", "run.sh"),
 )
 """Files of a bundle that say how it is laid out, beside plan.json."""
 PLAN_START_BYTES = 200
@@ -218,8 +218,11 @@ def _of_words(text: str, origin: str, given: Mapping[str, str]) -> tuple[Part, i
     if is_torchtitan(set(options)):
         return Part("torchtitan", facts), world
     last = {name.rpartition(".")[2] or name: value for name, value in options.items()}
-    if _is_megatron(set(last)):
+    overridden = any(name.startswith(("model.", "train.", "ddp.")) for name in options)
+    if _is_megatron(set(last)) or overridden:
         stack = "megatron" if last.keys() == options.keys() else "megatron-bridge"
+        if recipe := variables.get("mixed_precision"):  # an override without a section
+            last["mixed_precision"] = recipe
         facts = Facts(last, origin, words_follow=True)
         facts.asked.update(spelt(n) for n in (*NODES, *PER_NODE, "node_rank", "master_addr"))
         return Part("megatron", facts, stack), world
@@ -246,9 +249,27 @@ def _number(value: object) -> int | None:
     return int(text) if text.isascii() and text.isdigit() and 0 < len(text) < 7 else None
 
 
+def _by_kind(settings: Sequence[Part]) -> dict[Kind, Part]:
+    """Return the settings of each kind; of two files the later wins, value by value."""
+    found: dict[Kind, Part] = {}
+    for part in settings:
+        before = found.get(part.kind)
+        if before is None:
+            found[part.kind] = part
+            continue
+        facts = Facts(
+            {**before.facts.values, **part.facts.values},
+            part.facts.origin,
+            words_follow=part.facts.words_follow,
+            asked=before.facts.asked | part.facts.asked,
+        )
+        found[part.kind] = replace(part, facts=facts)
+    return found
+
+
 def _job(parts: Parts, gpus: int | None) -> Job:
     """Return the job of the most telling file."""
-    found = {part.kind: part for part in parts.settings}
+    found = _by_kind(parts.settings)
     trainer = trainer_of(found["trainer"].facts) if "trainer" in found else Trainer()
     if part := found.get("torchtitan"):
         job = torchtitan_job(part.facts, gpus)

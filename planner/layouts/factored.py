@@ -45,7 +45,7 @@ def ranks_of(values: Index, bound: int | None = None) -> Codes:
     if not len(values):
         return Codes(values, 0)
     bound = int(values.max()) + 1 if bound is None else bound
-    if bound > 64 * len(values) + (1 << 16):
+    if bound > 16 * len(values) + (1 << 12):
         distinct, ranks = np.unique(values, return_inverse=True)
         return Codes(ranks.astype(np.int64), len(distinct))
     present = np.zeros(bound, dtype=np.bool_)
@@ -101,9 +101,19 @@ class Factored(Layouts):
     turn: Index
     option: Index
 
-    def __init__(self, space: Space, base: IntArray, turn: Index, option: Index) -> None:
-        """Take the pairs; columns come when they are asked for."""
-        self.__dict__.update(space=space, base=base, turn=turn, option=option)
+    near: dict[tuple[str, ...], Codes]
+
+    def __init__(
+        self,
+        space: Space,
+        base: IntArray,
+        turn: Index,
+        option: Index,
+        near: dict[tuple[str, ...], Codes] | None = None,
+    ) -> None:
+        """Take the pairs; columns come when they are asked for. `near` is what is known of base."""
+        near = {} if near is None else near
+        self.__dict__.update(space=space, base=base, turn=turn, option=option, near=near)
 
     def __len__(self) -> int:
         return len(self.turn)
@@ -130,15 +140,31 @@ class Factored(Layouts):
 
     def only(self, rows: Any) -> Self:
         """Return some rows, factored still."""
-        return type(self)(self.space, self.base, self.turn[rows], self.option[rows])
+        return type(self)(self.space, self.base, self.turn[rows], self.option[rows], self.near)
 
-    def distinct(self, on: tuple[str, ...]) -> tuple[Factored, Index]:
-        """Return rows with all combinations of `on`, and for each row of these the one it has."""
+    def combinations(self, on: tuple[str, ...]) -> int:
+        """Return how many combinations of `on` the turns in `base` have with all options."""
         turn_on, option_on = split(on)
-        own = self.space.codes(turn_on).code[self.base] if turn_on else 0 * self.base
-        turns, options = ranks_of(own), self.space.codes(option_on)
-        every = product(self.space, self.base[turns.first()], options.first())
-        return every, paired(turns.code[self.turn], options, self.option)
+        return self._turns(turn_on).size * self.space.codes(option_on).size
+
+    def every(self, on: tuple[str, ...]) -> Factored:
+        """Return one row of each of these combinations."""
+        turn_on, option_on = split(on)
+        first = self.base[self._turns(turn_on).first()]
+        return product(self.space, first, self.space.codes(option_on).first())
+
+    def of_every(self, on: tuple[str, ...]) -> Index:
+        """Return each row's number among these combinations."""
+        turn_on, option_on = split(on)
+        turns = self._turns(turn_on).code[self.turn]
+        return paired(turns, self.space.codes(option_on), self.option)
+
+    def _turns(self, on: tuple[str, ...]) -> Codes:
+        """Return the combinations of a turn's columns that occur in `base`."""
+        if on not in self.near:
+            known = self.space.codes(on).code[self.base] if on else 0 * self.base
+            self.near[on] = ranks_of(known)
+        return self.near[on]
 
     def everywhere(self, on: tuple[str, ...]) -> int:
         """Return how many combinations of `on` the whole space has."""

@@ -9,13 +9,15 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
+from functools import cache
 
 import numpy as np
 
 from planner.layouts.factored import OPTION, SHAPE, TURN, Columns, Factored, Space
-from planner.layouts.ranges import Fix
-from planner.layouts.rules import Context, Rule, rules_of
+from planner.layouts.ranges import Fix, most_cp
+from planner.layouts.rules import Context, Rule, rules_of, searched_schedules
 from planner.layouts.table import COLUMNS, NAMES, IntArray, Layouts
+from planner.pipeline.registry import SCHEDULES
 
 CHUNK_ROWS = 1 << 16
 SIZED = (*SHAPE, "micro_batch", "num_microbatches")
@@ -73,11 +75,10 @@ class Grid:
     def _sieve(self, rows: Factored) -> tuple[Factored, Tally]:
         tally, alive = Tally(), np.ones(len(rows), dtype=np.bool_)
         for rule in self.rules:
-            every, code = rows.distinct(rule.on)
-            breaks = rule.broken(every, self.context)
+            breaks = rule.broken(rows.every(rule.on), self.context)
             if not breaks.any():
                 continue
-            broken = breaks[code] & alive
+            broken = breaks[rows.of_every(rule.on)] & alive
             if count := int(np.count_nonzero(broken)):
                 tally.rejected[rule.name] += count
                 alive &= ~broken
@@ -172,7 +173,8 @@ def _shapes(context: Context, gpus: int, fix: Fix) -> Columns:
         if gpus % tp:
             continue
         etps = fix.pick("etp", divisors(tp) if model.experts else [1])
-        for cp in fix.pick("cp", divisors(gpus // tp), ceiling=gpus):
+        cps = [d for d in divisors(gpus // tp) if d <= most_cp(context.workload.seq_tokens)]
+        for cp in fix.pick("cp", cps, ceiling=gpus):
             if gpus % (tp * cp):
                 continue
             stages = [d for d in divisors(gpus // (tp * cp)) if d <= model.layers + 2]
@@ -184,12 +186,19 @@ def _shapes(context: Context, gpus: int, fix: Fix) -> Columns:
     return {name: table[:, i] for i, name in enumerate(SHAPE)}
 
 
+@cache
+def _schedules(vpp: int, searched: tuple[str, ...]) -> list[int]:
+    """Return the codes of the schedules searched that run so many virtual chunks a stage."""
+    named = enumerate(SCHEDULES.values(), start=1)
+    return [code for code, s in named if s.name in searched and s.takes(vpp)]
+
+
 def _turn_options(pp: int, context: Context, fix: Fix) -> list[tuple[int, int]]:
     """Return the (vpp, schedule) pairs that a pipeline of `pp` stages may run."""
     top = 1 if pp == 1 else max(1, (context.model.layers + 2) // pp)
     options = []
     for vpp in fix.pick("vpp", range(1, top + 1)):
-        natural = [0] if pp == 1 else ([3] if vpp > 1 else [1, 2])
+        natural = [0] if pp == 1 else _schedules(vpp, searched_schedules(context))
         options += [(vpp, schedule) for schedule in fix.pick("schedule", natural)]
     return options
 

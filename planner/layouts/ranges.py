@@ -8,6 +8,9 @@ from dataclasses import dataclass, field
 from planner.errors import SpecError, did_you_mean
 from planner.layouts.table import COLUMNS, NAMES
 
+MOST_CP = 64
+TILE_TOKENS = 128
+"""Rows of scores that a tile of an attention kernel works on."""
 FIXABLE = tuple(c for c in COLUMNS if c != "num_microbatches")
 
 
@@ -59,6 +62,11 @@ class Fix:
         if choice.values is not None or choice.high - choice.low < 4096:
             return [v for v in choice.listed() if v <= ceiling]
         return [v for v in declared if choice.allows(v)]
+
+
+def most_cp(seq_tokens: int) -> int:
+    """Return the largest cp that is tried: 64, or more where each rank keeps a whole tile."""
+    return max(MOST_CP, seq_tokens // TILE_TOKENS)
 
 
 def parse_fix(raw: Mapping[str, str]) -> Fix:

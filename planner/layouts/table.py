@@ -9,10 +9,12 @@ from typing import Any, Self
 import numpy as np
 from numpy.typing import NDArray
 
+from planner.pipeline.registry import SCHEDULES
+
 IntArray = NDArray[np.int64]
 
 RECOMPUTE = ("none", "selective", "full")
-SCHEDULE = ("none", "gpipe", "1f1b", "interleaved")
+SCHEDULE = ("none", *SCHEDULES)
 OFFLOAD = (
     "none",
     "optimizer",
@@ -29,6 +31,14 @@ NAMES: Mapping[str, tuple[str, ...]] = {
     "dp_sync": DP_SYNC,
 }
 """Columns that hold a code: the index of the name in its tuple."""
+SPLITS = np.array([False, *(s.splits_backward for s in SCHEDULES.values())])
+"""Schedule code -> whether its weight gradients are actions of their own."""
+HIDES = np.array([False, *(s.runs_both_at_once for s in SCHEDULES.values())])
+"""Schedule code -> whether a forward and a backward run as one."""
+FOLDS_OF: Mapping[str, int] = {"loop": 0, "v": 1, "both": 2}
+"""Where the model's parts lie: dealt round, there and back, or both ways (two copies)."""
+FOLDS = np.array([0, *(FOLDS_OF[schedule.style] for schedule in SCHEDULES.values())])
+"""Schedule code -> the same."""
 
 
 @dataclass(frozen=True)
@@ -68,6 +78,17 @@ class Layouts:
     def edp(self) -> IntArray:
         """Return the data-parallel size of the experts: tp * cp * dp / (ep * etp)."""
         return self.tp * self.cp * self.dp // (self.ep * self.etp)
+
+    @property
+    def folds(self) -> IntArray:
+        """Return where the parts of the model lie: 0 dealt round, 1 there and back, 2 both ways."""
+        folds: IntArray = FOLDS[self.schedule]
+        return folds
+
+    @property
+    def copies(self) -> IntArray:
+        """Return how often a pipeline holds the model."""
+        return np.where(self.folds == 2, 2, 1)
 
     def take(self, rows: Any) -> Self:
         """Return the layouts at `rows` (an index array, a mask or a slice)."""

@@ -19,6 +19,28 @@ def makespan_s(shape: Shape, rank_s: FloatArray) -> float:
     return shape.microbatches * slowest + (float(rank_s.sum()) - slowest) / shape.chunks
 
 
+def gpipe_makespan_s(shape: Shape, times: StageTimes) -> float:
+    """Return all forwards' time, then all backwards': exact for GPipe of any stages, free sends."""
+    backward = times.backward_input_s + times.backward_weight_s
+    return sum(
+        float(one.sum() + (shape.microbatches - 1) * one.max())
+        for one in (times.forward_s, backward)
+    )
+
+
+def zero_bubble_makespan_s(
+    shape: Shape, forward_s: float, backward_input_s: float, backward_weight_s: float
+) -> float:
+    """Return the time of ZB-H1 and of its interleaved form, equal chunks and free sends.
+
+    `(p - 1) max(F, I, F + I - W)` stays empty; exact with as many micro-batches as ranks.
+    """
+    both = forward_s + backward_input_s
+    left = max(forward_s, backward_input_s, both - backward_weight_s)
+    work = shape.microbatches * shape.chunks * (both + backward_weight_s)
+    return work + (shape.ranks - 1) * left
+
+
 def lower_bound_s(shape: Shape, times: StageTimes) -> float:
     """Return a makespan that no GPipe, 1F1B, interleaved or breadth-first order can beat.
 

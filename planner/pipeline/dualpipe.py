@@ -41,4 +41,6 @@ SCHEDULE = Schedule(
     style="both",
     usual_chunks=2,
     model_copies=2,
+    splits_backward=True,
+    runs_both_at_once=True,
 )

@@ -125,4 +125,6 @@ SCHEDULE = Schedule(
     in_flight=lambda shape, rank: 2 * shape.ranks + 1,
     style="v",
     usual_chunks=2,
+    splits_backward=True,
+    runs_both_at_once=True,
 )

@@ -4,6 +4,7 @@ With one chunk a rank the layers may differ (dense, experts) and each stage has 
 time (embedding, head) and a memory of its own: a dynamic programme over (stage, layers so far).
 With several chunks a rank a stage is several stretches of the model; for layers that are all alike
 only their number counts, and dealing them one by one to the rank that they hurt least is exact.
+`planner.pipeline.behind` does it for models whose first few layers differ.
 """
 
 from __future__ import annotations
@@ -112,25 +113,46 @@ def deal(
     fixed_s: FloatArray,
     chunks: int,
     most: NDArray[np.int64] | None = None,
+    back: bool = False,
 ) -> list[list[int]]:
     """Return the layers of each [rank][chunk] for layers that are all alike.
 
     The slowest rank is as fast as it can be; `most` is what a rank's memory takes (in layers). A
     chunk holds one layer or more, only the first of the model (beside the embedding) and the last
     (beside the head) may hold none. Within a rank the larger chunks are those of the same laps on
-    every rank: ranks that are in different laps of a size wait for each other. Raises
-    InfeasibleError where they do not fit.
+    every rank: ranks that are in different laps of a size wait for each other. With `back` the last
+    chunk of the model is the first rank's, else the last one's. Raises InfeasibleError where they
+    do not fit.
     """
     ranks = len(fixed_s)
+    least = _least(ranks, chunks, back=back)
+    counts = dealt_to_ranks(layers, least, layer_s, fixed_s, most)
+    return [
+        _laps(int(count), chunks, int(first), int(last))
+        for count, first, last in zip(counts, *ends(ranks, chunks, back=back), strict=True)
+    ]
+
+
+def _least(ranks: int, chunks: int, *, back: bool) -> NDArray[np.int64]:
+    """Return the fewest layers of each rank."""
+    least: NDArray[np.int64] = np.maximum(chunks - ends(ranks, chunks, back=back).sum(axis=0), 1)
+    return least
+
+
+def dealt_to_ranks(
+    layers: int,
+    least: NDArray[np.int64],
+    layer_s: float,
+    fixed_s: FloatArray,
+    most: NDArray[np.int64] | None,
+) -> NDArray[np.int64]:
+    """Return the layers of each rank, dealt one by one to the rank that they hurt least."""
+    ranks = len(fixed_s)
     room = np.full(ranks, layers) if most is None else most
-    least = np.full(ranks, chunks)
-    if chunks > 1:
-        least[0] -= 1
-        least[-1] -= 1
     counts = np.minimum(least, room)
     if (room < least).any() or least.sum() > layers or room.sum() < layers:
         raise InfeasibleError(
-            f"{layers} layers do not fit {ranks} ranks of {chunks} chunks",
+            f"{layers} layers do not fit {ranks} ranks",
             hint="fewer chunks, or more ranks",
         )
     heap = [
@@ -144,14 +166,21 @@ def deal(
         counts[rank] += 1
         if counts[rank] < room[rank]:
             heapq.heappush(heap, (would + layer_s, tie, rank))
-    return [_laps(int(count), chunks, rank, ranks) for rank, count in enumerate(counts)]
+    return counts
 
 
-def _laps(count: int, chunks: int, rank: int, ranks: int) -> list[int]:
+def ends(ranks: int, chunks: int, *, back: bool) -> NDArray[np.int64]:
+    """Return which ranks hold the first and the last chunk, which may be empty: (2, ranks)."""
+    ends = np.zeros((2, ranks), dtype=np.int64)
+    if chunks > 1:
+        ends[0, 0] = ends[1, 0 if back else -1] = 1
+    return ends
+
+
+def _laps(count: int, chunks: int, first: int, last: int) -> list[int]:
     """Return a rank's layers per chunk: the larger ones last, but one less at the model's ends."""
-    ends = (chunks > 1) * ((rank == 0) + (rank == ranks - 1))
-    base, extra = divmod(count + ends, chunks)
+    base, extra = divmod(count + first + last, chunks)
     out = [base + (lap >= chunks - extra) for lap in range(chunks)]
-    out[0] -= ends and rank == 0
-    out[-1] -= ends and rank == ranks - 1
-    return [int(n) for n in out]
+    out[0] -= first
+    out[-1] -= last
+    return out

@@ -9,6 +9,9 @@ from planner.errors import InfeasibleError
 from planner.pipeline.actions import Order, Rows, Shape, Style
 from planner.sources import Source
 
+MANY = 1 << 20
+"""No limit on the chunks of a rank."""
+
 
 @dataclass(frozen=True)
 class Schedule:
@@ -28,6 +31,27 @@ class Schedule:
     style: Style = "loop"
     usual_chunks: int = 1
     model_copies: int = 1
+    splits_backward: bool = False
+    """Whether weight gradients are actions of their own, which fill what would be idle."""
+    runs_both_at_once: bool = False
+    """Whether a forward and a backward run as one, the expert traffic of either hidden."""
+
+    @property
+    def vpp(self) -> tuple[int, int]:
+        """Return the least and the most of a layout's virtual chunks that it runs.
+
+        Two copies of the model are two chunks of a rank, but no virtual ones.
+        """
+        least = self.usual_chunks // self.model_copies
+        return least, least if least == 1 or self.style != "loop" else MANY
+
+    def takes(self, vpp: int) -> bool:
+        """Return whether a layout of so many virtual chunks may run it."""
+        return self.vpp[0] <= vpp <= self.vpp[1]
+
+    def shape(self, pp: int, vpp: int, microbatches: int) -> Shape:
+        """Return the size of a layout's pipeline."""
+        return Shape(pp, vpp * self.model_copies, microbatches)
 
     def order(self, shape: Shape) -> Order:
         """Return what every rank does; raises InfeasibleError where the schedule cannot run."""

@@ -62,9 +62,19 @@ class Timeline:
         """Return the seconds that each rank waits, out of the makespan."""
         return np.maximum(self.makespan_s - self.busy_s - self.blocked_s, 0.0)
 
+    @cached_property
+    def busiest(self) -> int:
+        """Return the rank that computes and sends longest: the one that sets the pace."""
+        return int((self.busy_s + self.blocked_s).argmax())
+
     @property
-    def bubble_fraction(self) -> float:
-        """Return the share of the ranks' time that is waiting."""
+    def bubble_s(self) -> float:
+        """Return what the busiest rank waits: all of a makespan that is not its own work."""
+        return float(self.idle_s[self.busiest])
+
+    @property
+    def idle_fraction(self) -> float:
+        """Return the share of all ranks' time that is waiting."""
         return float(self.idle_s.mean()) / self.makespan_s if self.makespan_s else 0.0
 
     def _per_rank(self, amount: FloatArray) -> FloatArray:

@@ -76,4 +76,5 @@ SCHEDULE = Schedule(
     in_flight=in_flight,
     style="v",
     usual_chunks=2,
+    splits_backward=True,
 )

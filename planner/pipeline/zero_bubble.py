@@ -43,6 +43,7 @@ FLAT = Schedule(
     actions=actions,
     refuses=lambda shape: one_chunk(shape) or whole_rounds(shape),
     in_flight=in_flight,
+    splits_backward=True,
 )
 INTERLEAVED = Schedule(
     name="interleaved-zb",
@@ -52,4 +53,5 @@ INTERLEAVED = Schedule(
     refuses=whole_rounds,
     in_flight=in_flight,
     usual_chunks=2,
+    splits_backward=True,
 )

@@ -207,7 +207,7 @@ def spares_said(job: Job, nodes: IntArray) -> list[str]:
     bare = [job.cluster.leaf_name(leaf) for leaf in used[~held].tolist()]
     named = ", ".join(bare[:NAMED]) + (f" and {len(bare) - NAMED:,} more" * (len(bare) > NAMED))
     some, all_used = f"{int(held.sum()):,}", many(len(used), "leaf", "leafs")
-    return [f"{some} of the {all_used} used have a spare node: {advice}; {named} have none"]
+    return [f"leafs with a spare node: {some} of the {all_used} used ({advice}); none: {named}"]
 
 
 def _thinned(job: Job) -> str:

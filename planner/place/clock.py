@@ -41,7 +41,12 @@ class Clock:
     @property
     def contended(self) -> bool:
         """Return whether a map can matter on its cluster."""
-        return contended(self.context.cluster)
+        return contended(self.context.cluster) or self.tears
+
+    @property
+    def tears(self) -> bool:
+        """Return whether a map can tear expert groups out of scale-up domains."""
+        return self.layout.ep > 1 and self.context.cluster.domain_nodes > 1
 
     @property
     def near(self) -> int:

@@ -8,7 +8,7 @@ that is from proved.
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 
@@ -16,7 +16,7 @@ from planner.place.cells import Grid
 from planner.place.clock import Clock
 from planner.place.groups import IntArray, splits
 from planner.place.orders import Order, window_orders
-from planner.place.traffic import Load, load_of
+from planner.place.traffic import Load, apart, load_of
 from planner.place.tree import Tree
 from planner.plan import Layout, OrderTime
 from planner.units import seconds
@@ -87,7 +87,7 @@ def _ways(
     for words, nodes in maps.items():
         leaf_of_rank = np.repeat(tree.leaf[nodes], ranks)
         load, lost = _of_nodes(layout, leaf_of_rank, pod_of_leaf, near)
-        yield _Way(load, lost, words, nodes)
+        yield _Way(_torn(clock, load, tree, nodes, ranks), lost, words, nodes)
     if cells and clock.contended:
         yield from _windows(clock, tree, ranks, cells, near)
 
@@ -118,6 +118,14 @@ def _of_nodes(
     return load, splits(layout, leaf_of_rank)
 
 
+def _torn(clock: Clock, load: Load, tree: Tree, nodes: IntArray, ranks: int) -> Load:
+    """Return the load with the ranks of expert groups that stand outside their domain."""
+    if not clock.tears:
+        return load
+    domain_of_rank = np.repeat(tree.domain[nodes], ranks)
+    return replace(load, apart=apart(clock.layout, domain_of_rank, clock.near))
+
+
 def _windows(clock: Clock, tree: Tree, ranks: int, cells: Cells, near: int) -> Iterator[_Way]:
     leaf_of_slot = tree.leaf[cells.nodes[:, 0]]
     grid, pod_of_leaf = cells.grid, _pods(tree)
@@ -135,6 +143,8 @@ def _windows(clock: Clock, tree: Tree, ranks: int, cells: Cells, near: int) -> I
             member_ranks=grid.cell_nodes * ranks,
             near=near,
         )
+        if clock.tears:
+            load = _torn(clock, load, tree, _nodes(cells, order), ranks)
         yield _Way(load, int((leaf[1:] != leaf[:-1]).sum()) * grid.pipelines, order=order)
 
 

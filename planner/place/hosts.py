@@ -33,17 +33,19 @@ class FreeNodes:
         return np.flatnonzero(self.healthy.sum(axis=1) >= needed_gpus)
 
 
-def free_nodes(cluster: ClusterSpec, unhealthy: Sequence[str] = ()) -> FreeNodes:
+def free_nodes(
+    cluster: ClusterSpec, unhealthy: Sequence[str] = (), *, option: str = "--unhealthy"
+) -> FreeNodes:
     """Return the hosts of `cluster` without what `unhealthy` names.
 
     An item is `host`, `host:gpu`, several of them with commas between, or `@file` (one a line,
-    `#` starts a comment). Raises SpecError for an unknown host, a GPU that the node does not have,
-    and a file that cannot be read.
+    `#` starts a comment). Raises SpecError, which names the `option`, for an unknown host, a GPU
+    that the node does not have, and a file that cannot be read.
     """
     hosts = _host_names(cluster)
     index = {host: node for node, host in enumerate(hosts)}
     healthy = np.ones((cluster.nodes, cluster.node.gpus), dtype=np.bool_)
-    for word, where in _words(unhealthy):
+    for word, where in _words(unhealthy, option):
         node, gpu = _locate(word, where, index, cluster)
         healthy[node, gpu] = False
     return FreeNodes(hosts, healthy)
@@ -106,14 +108,14 @@ def _host_names(cluster: ClusterSpec) -> tuple[str, ...]:
     return hosts
 
 
-def _words(items: Sequence[str]) -> Iterator[tuple[str, str]]:
+def _words(items: Sequence[str], option: str) -> Iterator[tuple[str, str]]:
     """Yield each 'host' or 'host:gpu', and where it was read."""
     for item in items:
         if item.startswith("@"):
             path = Path(item[1:])
             lines = [(text, f"{path}, line {number}") for number, text in _lines(path)]
         else:
-            lines = [(item, "--unhealthy")]
+            lines = [(item, option)]
         for text, where in lines:
             for word in filter(None, map(str.strip, text.split(","))):
                 yield word, where

@@ -27,21 +27,31 @@ class Load:
     rings: tuple[float, ...] = (0.0,) * TIERS
     sends: tuple[float, ...] = (0.0,) * TIERS
     experts: tuple[float, ...] = (0.0,) * TIERS
+    apart: int = 0
 
     def __le__(self, other: Load) -> bool:
         """Return whether no uplink carries more than with `other`."""
         mine, theirs = (one.rings + one.sends + one.experts for one in (self, other))
-        return all(a <= b for a, b in zip(mine, theirs, strict=True))
+        less = all(a <= b for a, b in zip(mine, theirs, strict=True))
+        return less and self.apart <= other.apart
 
 
 def flows_of(loads: Sequence[Load]) -> Flows:
     """Return loads as the estimate takes them, one row each."""
-    return Flows(
-        *(
-            np.array([getattr(load, kind) for load in loads], dtype=np.float64)
-            for kind in ("rings", "sends", "experts")
-        )
+    rings, sends, experts = (
+        np.array([getattr(load, kind) for load in loads], dtype=np.float64)
+        for kind in ("rings", "sends", "experts")
     )
+    return Flows(rings, sends, experts, np.array([load.apart for load in loads], dtype=np.int64))
+
+
+def apart(layout: Layout, domain_of_rank: IntArray, near: int) -> int:
+    """Return how many of `near` ranks are outside their domain in the worst torn expert group."""
+    groups = domain_of_rank.reshape(-1, layout.ep, layout.etp)[:, :, 0]
+    width = int(groups.max()) + 1
+    keys = np.arange(len(groups))[:, None] * width + groups
+    inside = np.unique(keys, return_counts=True)[1]
+    return max(0, near - int(inside.min()))
 
 
 def load_of(

@@ -14,7 +14,7 @@ from planner.report.mends import mends_table
 from planner.report.parts import indented, notes, title
 from planner.report.tables import time_report
 from planner.report.text import printable
-from planner.units import seconds
+from planner.units import count, seconds
 
 if TYPE_CHECKING:
     from planner.explanation import Audit, Explanation
@@ -30,8 +30,8 @@ def job_report(found: Mapping[str, Any]) -> RenderableType:
     """Return whose job it is, its layout and its work, and what was assumed or left aside."""
     on = f" on {found['gpus']:,} GPUs" if found["gpus"] else ""
     model, work = found["model"], found["workload"]
-    head = f"{found['framework']} job{on}" + (f", {model['name']}" if model else "")
-    given = ",".join(f"{n}={v}" for n, v in found["given"].items() if _tells(n, v))
+    head = f"{found['framework']} job{on}" + (f", {_model(found)}" if model else "")
+    given = ", ".join(f"{n}={v}" for n, v in found["given"].items() if _tells(n, v))
     parts: list[RenderableType] = [title(head), indented(given), indented(_work(work))]
     parts += section("Assumed", found["assumed"])
     if names := found["ignored"]:
@@ -39,6 +39,11 @@ def job_report(found: Mapping[str, Any]) -> RenderableType:
         tail = f", and {more:,} more (--json has them all)" if more > 0 else ""
         parts += section("Settings left aside", [", ".join(names[:NAMES_SHOWN]) + tail])
     return Group(*parts)
+
+
+def _model(found: Mapping[str, Any]) -> str:
+    """Return the model's name and its parameters."""
+    return f"{found['model']['name']} ({count(found['parameters'])} parameters)"
 
 
 def _tells(name: str, value: str) -> bool:

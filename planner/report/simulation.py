@@ -51,13 +51,14 @@ def _sentences(record: Simulation) -> list[str]:
     closed = record.closed_form
     more = record.step_time_s / closed.step_time_s - 1
     beside = "the same" if abs(more) < 5e-4 else f"{abs(more):.1%} {'more' if more > 0 else 'less'}"
-    worst = max(record.ranks, key=lambda r: r.busy_s + r.sending_s)
+    worst = record.ranks[record.busiest_stage]
     idlest = max(record.ranks, key=lambda r: r.idle_s)
     out = [
         f"{record.num_microbatches:,} micro-batches in {seconds(record.makespan_s)}, "
         f"a step of {seconds(record.step_time_s)}",
-        f"bubble: {record.bubble_fraction:.1%} of the ranks' time "
-        f"({seconds(record.bubble_s)} a rank)",
+        f"bubble: {record.bubble_fraction:.1%} of the step ({seconds(record.bubble_s)}), what the "
+        f"busiest stage waits; stages idle {record.idle_fraction:.1%} of the pipeline's time on "
+        "average",
         f"the closed form that ranks all layouts: {seconds(closed.step_time_s)} a step; "
         f"simulated {beside}",
     ]

@@ -309,7 +309,7 @@ _PROFILES = (
         dp_exposed=0.38,
         step_s=0.149,
         graphs="none",
-        attention=0.972,
+        attention=0.67,
         bucket_bytes=2.33e08,
         tp_wait_s=5.64e-06,
     ),

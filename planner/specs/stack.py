@@ -113,6 +113,10 @@ FLAGS: dict[str, tuple[str, dict[str, Any]]] = {
         {"document_tokens": PACKED_TOKENS},
     ),
     "flash": ("fused attention", {"attention_kernel": "fa2", "host_fallback": 1.0}),
+    "primus-pipeline": (
+        "AMD Primus' pipeline schedules: zero bubble (rocm.blogs.amd.com, primus-pipeline)",
+        {},
+    ),
     "unfused": ("unfused attention", {"attention_kernel": "unfused", "host_fallback": 1.46}),
 }
 
@@ -123,6 +127,7 @@ FLAG_RULES: dict[str, tuple[Rules, ...]] = {
     "precision-aware": ("any", "megatron"),
     "bf16-moments": ("any", "megatron"),
     "fp8-moments": ("any", "megatron"),
+    "primus-pipeline": ("any", "megatron"),
 }
 """Flags that only some frameworks have: whose rules a profile must follow to take them."""
 

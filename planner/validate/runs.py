@@ -30,6 +30,7 @@ from planner.validate.fields import NotStatedError, whole
 from planner.validate.machines import cluster_of, nodes_of
 from planner.validate.vocabulary import (
     BIASED_EXPERTS,
+    FRAMEWORKS,
     OFFLOADED,
     PRECISION,
     RECOMPUTE,
@@ -64,7 +65,7 @@ class Run:
 def read_runs(path: Path, on: ClusterSpec | None = None, stack: str = "") -> list[Run]:
     """Return the rows of a table of runs; with `on` they ran on nodes of that cluster.
 
-    `stack` is the training stack of rows that name no framework.
+    `stack` is the training stack of rows whose framework is blank or not known.
 
     Raises SpecError when the file cannot be read or lacks a column that every prediction needs.
     """
@@ -113,7 +114,7 @@ def _context(
     row: Mapping[str, str], assumed: dict[str, str], on: ClusterSpec | None, named: str
 ) -> Context:
     model = model_of(row)
-    if named and not row["framework"]:
+    if named and longest_prefix(row["framework"], FRAMEWORKS) is None:
         stack = stack_named(named).name
     else:
         stack = stacks.stack_of(row, assumed, experts=model.experts is not None)

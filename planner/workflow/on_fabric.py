@@ -40,12 +40,14 @@ SAID = 0.0005
 def on_fabric(request: PlanRequest, ranking: Ranking, top: int) -> tuple[Ranking, list[str]]:
     """Return the ranking with the leading layouts placed by the request's rule, and what to say.
 
-    Where no uplink is narrower than the NICs below it, every map takes the estimated time: then
-    only layouts without room fall out. Raises InfeasibleError where nothing can be placed.
+    Where no uplink is narrower than the NICs below it, and no expert group can be torn out of a
+    scale-up domain, every map takes the estimated time: then only layouts without room fall out.
+    Raises InfeasibleError where nothing can be placed.
     """
     if not len(ranking.layouts):
         return ranking, []
-    if not contended(request.cluster):
+    domains = request.cluster.domain_nodes > 1 and request.model.experts is not None
+    if not contended(request.cluster) and not domains:
         return _with_room(request, ranking, top), []
     board = _Board.of(request, ranking)
     left = _find_best(board)

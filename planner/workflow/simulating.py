@@ -9,13 +9,14 @@ import numpy as np
 
 from planner.errors import InfeasibleError, SpecError
 from planner.estimate.inputs import Inputs
+from planner.estimate.running import dealt_out
 from planner.estimate.stages import Prices, prices
 from planner.estimate.step import bubble_s, once_s, pipeline_s, pressure_slowdown, step_s
 from planner.layouts.rules import Context
-from planner.layouts.split import StageKinds, Table, chunk_layers, cut_stages, fits, in_order
-from planner.layouts.table import Layouts
+from planner.layouts.split import StageKinds, Table, chunk_layers, cut_stages, dealt, fits, in_order
+from planner.layouts.table import FOLDS_OF, Layouts
 from planner.pipeline.actions import Order, Shape
-from planner.pipeline.partition import StageCosts, cut, deal
+from planner.pipeline.partition import StageCosts, cut
 from planner.pipeline.registry import schedule_named
 from planner.pipeline.schedule import Schedule
 from planner.pipeline.simulate import simulate as run
@@ -80,7 +81,8 @@ def simulate(request: SimulationRequest) -> Simulated:
         layout = layout.model_copy(update={"num_microbatches": request.microbatches})
     asked = request.plan.request_of(chosen)
     one = Layouts.of([layout.model_dump()])
-    kinds = cut_stages(asked.model, [_own_table(chosen, asked.model.layers)])
+    folds = int(one.folds[0])
+    kinds = cut_stages(asked.model, [_own_table(chosen, asked.model.layers)], [folds])
     x = Inputs(asked.model, asked.cluster, asked.workload, one, kinds=kinds)
     pipeline = _pipeline(request, chosen, x, kinds)
     line = run(pipeline.order, pipeline.times, pipeline.links)
@@ -98,8 +100,11 @@ def simulate(request: SimulationRequest) -> Simulated:
         model_copies=pipeline.schedule.model_copies,
         makespan_s=line.makespan_s,
         step_time_s=line.makespan_s + once,
-        bubble_s=float(line.idle_s.mean()),
-        bubble_fraction=line.bubble_fraction,
+        bubble_s=line.bubble_s,
+        bubble_fraction=line.bubble_s / (line.makespan_s + once),
+        busiest_stage=line.busiest,
+        idle_s=float(line.idle_s.mean()),
+        idle_fraction=line.idle_fraction,
         closed_form=closed,
         ranks=_ranks(pipeline, line),
         straggler=_straggler(request, pipeline, line.makespan_s, once),
@@ -152,16 +157,16 @@ def _pipeline(
 
 def _times(priced: Prices, layers: list[int], order: Order) -> StageTimes:
     """Return the seconds of every stage of an order for parts of so many layers."""
-    parts = priced.parts(0, layers, chunks=order.shape.chunks)
+    parts = priced.parts(0, layers, chunks=order.depth // order.shape.ranks)
     forward, backward_input, weight, experts = (part[order.model_part] for part in parts)
     return StageTimes(forward, backward_input, weight, hidden_s=experts)
 
 
 def _usual_chunks(schedule: Schedule, layout: Layout) -> int:
     """Return the plan's chunks where the schedule takes them, else the schedule's usual number."""
-    shape = Shape(layout.pp, layout.vpp, layout.num_microbatches)
-    takes = not schedule.refuses(shape) and (layout.vpp > 1) == (schedule.usual_chunks > 1)
-    return layout.vpp if takes else schedule.usual_chunks
+    shape = schedule.shape(layout.pp, layout.vpp, layout.num_microbatches)
+    takes = not schedule.refuses(shape) and schedule.takes(layout.vpp)
+    return shape.chunks if takes else schedule.usual_chunks
 
 
 def _own_table(chosen: RankedPlan, layers: int) -> Table:
@@ -173,34 +178,41 @@ def _own_table(chosen: RankedPlan, layers: int) -> Table:
         and sum(map(sum, table)) == layers
     ):
         return table
-    return chunk_layers(layers, layout.pp, layout.vpp)
+    folds = FOLDS_OF[schedule_named(layout.schedule).style] if layout.pp > 1 else 0
+    return chunk_layers(layers, layout.pp, layout.vpp, folds)
 
 
 def _layers(chosen: RankedPlan, order: Order, x: Inputs) -> list[int]:
     """Return the layers of each part of the model: the plan's own cut where it is the same."""
     layers, ranks = x.model.layers, order.shape.ranks
-    laps = order.depth // ranks
-    if laps == chosen.layout.vpp:
-        return in_order(_own_table(chosen, layers))
-    if not fits(layers, ranks, laps):
+    laps, folds = order.depth // ranks, FOLDS_OF[order.style]
+    if laps == chosen.layout.vpp and folds == int(x.layouts.folds[0]):
+        return in_order(_own_table(chosen, layers), folds)
+    if not fits(layers, ranks, laps, folds):
         raise InfeasibleError(f"{layers} layers do not fill {order.depth} chunks")
-    return in_order(chunk_layers(layers, ranks, laps))
+    return in_order(chunk_layers(layers, ranks, laps, folds), folds)
 
 
 def _balanced(x: Inputs, priced: Prices, order: Order) -> list[int]:
-    """Return the exact cut: of any layers for one chunk a rank, of layers all alike for more."""
+    """Return the exact cut: of any layers for one chunk a rank, alike but for a few for more."""
     shape, each = order.shape, priced.layer_seconds(0)
     fixed = priced.fixed_seconds(0, order.depth, chunks=shape.chunks)
     if order.style == "loop" and shape.chunks == 1:
         return cut(StageCosts(each, fixed))
-    if order.style != "loop" or np.ptp(each) > 0:
+    if order.style == "both":
         raise InfeasibleError(
-            "an exact cut into several chunks a rank takes layers that are all alike, and ranks "
-            "that are dealt them round",
-            hint="--schedule 1f1b",
+            "no exact cut is known for two copies of the model", hint="--schedule dualpipev"
         )
-    per_rank = fixed.reshape(shape.chunks, shape.ranks).sum(axis=0)
-    return in_order(deal(len(each), layer_s=float(each[0]), fixed_s=per_rank, chunks=shape.chunks))
+    back = order.style == "v"
+    places = dealt(range(order.depth), shape.ranks, FOLDS_OF[order.style])
+    try:
+        table = dealt_out(each, fixed[np.array(places)].sum(axis=1), shape, priced, None, back=back)
+    except InfeasibleError as error:
+        raise InfeasibleError(
+            f"an exact cut into several chunks a rank: {error}",
+            hint="--schedule 1f1b",
+        ) from error
+    return in_order(table, FOLDS_OF[order.style])
 
 
 def _closed_form(x: Inputs) -> ClosedForm:

@@ -70,7 +70,7 @@ def test_completion_offers_commands_names_and_fields():
     assert complete("plan", "x", "dgx-h") == [n for n in cluster_names() if n.startswith("dgx-h")]
     assert complete("plan", "x", "y", "--fix", "tp=8,rec") == ["tp=8,recompute="]
     assert complete("plan", "x", "y", "--glo") == ["--global-batch"]
-    assert complete("emit", "p.json", "--target", "torchrun,mega") == ["torchrun,megatron"]
+    assert complete("emit", "p.json", "--target", "torchrun,sl") == ["torchrun,slurm"]
     assert complete("specs", "show", "h100-sxm") == [
         n for n in accelerator_names() if n.startswith("h100-sxm")
     ]
@@ -140,6 +140,13 @@ def test_what_was_meant_is_said(words, meant, capsys, tmp_path, monkeypatch):
     said = capsys.readouterr().err
     assert "id you mean" in said or "ossible option" in said
     assert meant in said
+
+
+def test_specs_alone_is_the_list(capsys):
+    assert cli.main(["specs"]) == 0
+    alone = capsys.readouterr().out
+    assert cli.main(["specs", "list"]) == 0
+    assert alone == capsys.readouterr().out
 
 
 def test_list_takes_several_words(capsys):

@@ -109,7 +109,7 @@ def test_the_best_layout_is_told_to_be_that(folder, capsys):
 def test_without_a_cluster_it_translates(folder, capsys):
     assert cli.main(["import", "megatron.args", "--gpus", "64"]) == 0
     captured = capsys.readouterr()
-    assert "tp=8,sp=1,pp=2,dp=4" in captured.out
+    assert "tp=8, sp=1, pp=2, dp=4" in captured.out
     assert "--cluster CLUSTER" in captured.err
     found = answer(capsys, "megatron.args")
     assert (found["explanation"], found["best"], found["slower"]) == (None, None, None)

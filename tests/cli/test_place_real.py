@@ -1,6 +1,9 @@
 """`place` on clusters as schedulers describe them: the whole road, nothing replaced."""
 
 import json
+import os
+import subprocess
+import sys
 
 import pytest
 
@@ -63,8 +66,42 @@ def test_an_allocation_uses_nodes_that_are_busy_with_it(files, capsys):
     assert found["splits"] == 0
 
 
+def test_slow_nodes_are_avoided(files, capsys):
+    code, out, _ = run(capsys, "--slurm-topology", "topology.conf", "--slow", "gpu03", "--json")
+    assert code == 0
+    assert "gpu03" not in {rank["host"] for rank in json.loads(out)["ranks"]}
+    code, _, err = run(capsys, *FILES, "--slow", "gpu03")
+    assert code == 1
+    assert "short by 1" in err
+    assert "the slow node used all the same" in err
+
+
 def test_the_same_files_give_the_same_bytes(files, capsys):
     assert run(capsys, *FILES, "--json") == run(capsys, *FILES, "--json")
+
+
+SEEDED = (
+    "import sys; from planner.cli.app import main; "
+    "sys.exit(main(['place', 'llama-3.1-8b', 'h100-tor-2to1:24', '--layout', "
+    "'tp=8,pp=4,dp=5,zero=1', '--global-batch', '40', '--pipelines', 'fastest', '--unhealthy', "
+    "'node00003,node00009,node00010', '--json']))"
+)
+
+
+def test_processes_of_any_hash_seed_say_the_same_bytes():
+    told = {
+        subprocess.run(
+            [sys.executable, "-c", SEEDED],
+            env={**os.environ, "PYTHONHASHSEED": seed},
+            check=True,
+            capture_output=True,
+        ).stdout
+        for seed in ("0", "5")
+    }
+    assert len(told) == 1
+    found = json.loads(told.pop())
+    assert found["question"] == "least-step-time"
+    assert found["splits"] > 0
 
 
 def test_too_few_nodes_is_said_with_what_would_do(files, capsys):
@@ -116,7 +153,8 @@ def test_plan_takes_the_same_files(files, capsys):
         (("--node-state", "hosts"), "neither `scontrol show nodes` text nor"),
         (("--nodes-file", "none"), "none: no such file"),
         (("--pipelines", "quickest"), "--pipelines: 'quickest' is not a rule"),
-        (("--node-state", "nodes.txt", "--unhealthy", "gpu99"), "gpu99"),
+        (("--node-state", "nodes.txt", "--unhealthy", "gpu99"), "--unhealthy: host 'gpu99'"),
+        (("--node-state", "nodes.txt", "--slow", "gpu99"), "--slow: host 'gpu99'"),
     ],
 )
 def test_what_cannot_be_read_is_refused(files, capsys, words, said):

@@ -32,7 +32,7 @@ def test_json_holds_the_timeline_in_numbers(answer):
     found = answer()
     assert found["schema"] == "meshwright.simulation/1"
     assert found["schedule"] == "1f1b"
-    assert found["bubble_fraction"] == pytest.approx(found["bubble_s"] / found["makespan_s"])
+    assert found["bubble_fraction"] == pytest.approx(found["bubble_s"] / found["step_time_s"])
     assert [rank["layers"] for rank in found["ranks"]] == [[40], [40]]
     assert [rank["peak_chunks_in_flight"] for rank in found["ranks"]] == [2, 1]
     assert found["straggler"] is None

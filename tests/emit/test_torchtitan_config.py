@@ -30,6 +30,13 @@ PIPES: list[dict[str, Any]] = [
     {"pp": 2, "tp": 4, "dp": 2, "zero": 2, "schedule": "gpipe", "num_microbatches": 1},
     {"pp": 4, "vpp": 2, "dp": 2, "zero": 2, "num_microbatches": 8, "recompute": "selective"},
     {"pp": 3, "dp": 2, "zero": 2, "num_microbatches": 3, "stage_layers": [[5], [7], [4]]},
+    {"pp": 2, "vpp": 2, "dp": 2, "zero": 2, "schedule": "looped-bfs", "num_microbatches": 4},
+    {"pp": 2, "vpp": 4, "dp": 2, "zero": 2, "schedule": "interleaved-zb", "num_microbatches": 4},
+    {
+        **{"pp": 2, "vpp": 2, "dp": 2, "zero": 2, "schedule": "zbv", "num_microbatches": 4},
+        "stage_layers": [[3, 2], [5, 6]],
+    },
+    {"pp": 4, "vpp": 2, "dp": 2, "zero": 2, "schedule": "dualpipev", "num_microbatches": 8},
 ]
 EXPERTS: list[dict[str, Any]] = [
     {"dp": 8, "ep": 8, "zero": 3},
@@ -89,8 +96,14 @@ def test_its_pipeline_cuts_the_model_as_planned(row, tmp_path):
     assert [m for part in parts for m in part] == [
         "tok_embeddings", *(f"layers.{i}" for i in range(16)), "norm", "lm_head"
     ]  # fmt: skip
-    held = [[sum("layers" in m for m in parts[chunk * lay.pp + stage])
-             for chunk in range(lay.vpp)] for stage in range(lay.pp)]  # fmt: skip
+    from torchtitan.distributed.pipeline_parallel import _get_pp_rank_to_stage_indices_mapping
+
+    name = made.pipeline_parallel_schedule
+    of_rank = [
+        _get_pp_rank_to_stage_indices_mapping(rank, lay.pp, name, len(parts))
+        for rank in range(lay.pp)
+    ]
+    held = [[sum("layers" in m for m in parts[part]) for part in mine] for mine in of_rank]
     assert held == answer.best.stage_layers
     schedule = get_schedule_class(made.pipeline_parallel_schedule)
     assert issubclass(schedule, PipelineScheduleSingle) == (lay.vpp == 1)

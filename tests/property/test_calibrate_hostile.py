@@ -15,9 +15,11 @@ from planner.calibrate.links import fit_links
 from planner.calibrate.multiplies import fit_multiplies
 from planner.calibrate.nccl import read_logs
 from planner.calibrate.profiled import fit_profiles
+from planner.calibrate.steps import fit_steps
 from planner.calibrate.trace import read_profile
 from planner.errors import PlannerError
 from planner.specs.catalog import load_cluster
+from planner.validate import read_runs
 
 MEASURED = Path(__file__).resolve().parents[1] / "measured" / "calibrate"
 EXAMPLES = Path(__file__).resolve().parents[2] / "examples" / "calibrate"
@@ -33,7 +35,8 @@ def mutated(text: str, data: st.DataObject) -> str:
     for _ in range(data.draw(st.integers(1, 6))):
         at = data.draw(st.integers(0, len(lines) - 1))
         kind = data.draw(st.sampled_from(("cut", "drop", "double", "word", "swap", "tear", "join")))
-        words = lines[at].split(" ")
+        gap = "," if lines[at].count(",") > 2 else " "
+        words = lines[at].split(gap)
         if kind == "cut":
             lines = lines[: at + 1]
         elif kind == "drop" and len(lines) > 1:
@@ -42,7 +45,7 @@ def mutated(text: str, data: st.DataObject) -> str:
             lines.insert(at, lines[at] * data.draw(st.integers(1, 30)))
         elif kind == "word":
             words[data.draw(st.integers(0, len(words) - 1))] = data.draw(st.sampled_from(WORDS))
-            lines[at] = " ".join(words)
+            lines[at] = gap.join(words)
         elif kind == "swap":
             other = data.draw(st.integers(0, len(lines) - 1))
             lines[at], lines[other] = lines[other], lines[at]
@@ -82,6 +85,14 @@ def test_a_mutated_table_of_multiplies_is_fitted_or_refused(data, tmp_path_facto
     odd = tmp_path_factory.getbasetemp() / "odd.csv"
     odd.write_text(mutated((EXAMPLES / "h100_gemm.csv").read_text(), data))
     answered(lambda: fit_multiplies(CLUSTER, read_multiplies(odd).rows, "odd.csv"))
+
+
+@given(data=st.data())
+@settings(max_examples=8)
+def test_a_mutated_table_of_steps_is_fitted_or_refused(data, tmp_path_factory):
+    odd = tmp_path_factory.getbasetemp() / "odd_steps.csv"
+    odd.write_text(mutated((EXAMPLES / "h100_steps.csv").read_text(), data))
+    answered(lambda: fit_steps(CLUSTER, read_runs(odd, CLUSTER), "odd_steps.csv"))
 
 
 @given(data=st.data())

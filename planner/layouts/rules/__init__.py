@@ -8,13 +8,31 @@ from planner.layouts.rules.common import COMMON
 from planner.layouts.rules.deepspeed import DEEPSPEED
 from planner.layouts.rules.megatron import MEGATRON
 from planner.layouts.rules.rule import Context, Mask, Rule
+from planner.layouts.rules.schedules import SCHEDULE_RULES, schedules_of, searched_schedules
 from planner.layouts.rules.torchtitan import TORCHTITAN
 from planner.layouts.rules.transformers import TRANSFORMERS
 from planner.layouts.table import Layouts
 
-__all__ = ["RULES", "Context", "Mask", "Rule", "broken_rules", "rules_broken", "rules_of"]
+__all__ = [
+    "RULES",
+    "Context",
+    "Mask",
+    "Rule",
+    "broken_rules",
+    "rules_broken",
+    "rules_of",
+    "schedules_of",
+    "searched_schedules",
+]
 
-RULES: tuple[Rule, ...] = (*COMMON, *MEGATRON, *DEEPSPEED, *TORCHTITAN, *TRANSFORMERS)
+RULES: tuple[Rule, ...] = (
+    *COMMON,
+    *SCHEDULE_RULES,
+    *MEGATRON,
+    *DEEPSPEED,
+    *TORCHTITAN,
+    *TRANSFORMERS,
+)
 
 
 def rules_of(stack: str) -> list[Rule]:

@@ -45,7 +45,7 @@ def _batch_uneven(x: Layouts, c: Context) -> Mask:
 
 
 def _too_many_chunks(x: Layouts, c: Context) -> Mask:
-    room = np.where(x.vpp == 1, c.model.layers, c.model.layers + 2)
+    room = np.where((x.vpp == 1) | (x.folds == 1), c.model.layers, c.model.layers + 2)
     return x.pp * x.vpp > room
 
 
@@ -55,14 +55,6 @@ def _listed(x: Layouts, c: Context) -> Mask:
     modules = c.workload.recompute_modules is not None
     listed: Mask = ((x.recompute == 1) & modules) | ((x.recompute == 2) & units)
     return listed
-
-
-def _schedule_disagrees(x: Layouts) -> Mask:
-    single = (x.pp == 1) & (x.schedule == 0)
-    flat = (x.pp > 1) & (x.vpp == 1) & ((x.schedule == 1) | (x.schedule == 2))
-    interleaved = (x.pp > 1) & (x.vpp > 1) & (x.schedule == 3)
-    disagrees: Mask = ~(single | flat | interleaved)
-    return disagrees
 
 
 COMMON: tuple[Rule, ...] = (
@@ -172,6 +164,7 @@ COMMON: tuple[Rule, ...] = (
         (
             "pp",
             "vpp",
+            "schedule",
         ),
         _too_many_chunks,
     ),
@@ -183,29 +176,6 @@ COMMON: tuple[Rule, ...] = (
             "pp",
         ),
         lambda x, c: (x.vpp > 1) & (x.pp == 1),
-    ),
-    Rule(
-        "schedule and chunks disagree",
-        "schedule={schedule} does not go with pp={pp}, vpp={vpp} "
-        "(none: pp=1; gpipe, 1f1b: vpp=1; interleaved: vpp>1)",
-        (
-            "pp",
-            "vpp",
-            "schedule",
-        ),
-        lambda x, c: _schedule_disagrees(x),
-    ),
-    Rule(
-        "too few micro-batches to interleave",
-        "interleaving needs micro-batches in multiples of pp={pp}; there are {num_microbatches}",
-        (
-            "vpp",
-            "num_microbatches",
-            "pp",
-        ),
-        lambda x, c: (x.vpp > 1) & ((x.num_microbatches < x.pp) | (x.num_microbatches % x.pp != 0)),
-        stacks=("any", "megatron"),
-        where="megatron/core/pipeline_parallel/schedules.py",
     ),
     Rule(
         "zero without data parallelism",

@@ -18,13 +18,10 @@ DEEPSPEED: tuple[Rule, ...] = (
         where="deepspeed/runtime/pipe/engine.py:76",
     ),
     Rule(
-        "deepspeed: no virtual chunks, no GPipe",
-        "DeepSpeed's pipeline engine runs 1f1b only (vpp={vpp}, schedule={schedule})",
-        (
-            "vpp",
-            "schedule",
-        ),
-        lambda x, c: (x.vpp > 1) | (x.schedule == 1),
+        "deepspeed: no virtual chunks",
+        "DeepSpeed's pipeline engine runs one chunk a stage, not vpp={vpp}",
+        ("vpp",),
+        lambda x, c: x.vpp > 1,
         stacks=("deepspeed",),
         where="deepspeed/runtime/pipe/schedule.py",
     ),

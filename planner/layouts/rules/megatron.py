@@ -29,13 +29,6 @@ MEGATRON: tuple[Rule, ...] = (
         where="megatron/core/transformer/transformer_config.py",
     ),
     Rule(
-        "megatron: no GPipe",
-        "Megatron-LM has no GPipe schedule (1f1b or interleaved)",
-        ("schedule",),
-        lambda x, c: x.schedule == 1,
-        stacks=("megatron",),
-    ),
-    Rule(
         "megatron: zero 2 and 3 without a pipeline only",
         "Megatron-FSDP (zero={zero}) does not go with pp={pp}",
         (

@@ -29,6 +29,11 @@ class Context(NamedTuple):
     cluster: ClusterSpec
     workload: Workload
 
+    @property
+    def rules(self) -> str:
+        """Return whose rules bind the layouts of the workload's stack."""
+        return stack_named(self.workload.stack).rules
+
 
 @dataclass(frozen=True)
 class Rule:

@@ -65,33 +65,6 @@ TORCHTITAN: tuple[Rule, ...] = (
         where="torchtitan/models/common/decoder.py:139",
     ),
     Rule(
-        "torchtitan: fewer micro-batches than stages",
-        "torch's 1F1B needs at least pp={pp} micro-batches; there are {num_microbatches}",
-        (
-            "schedule",
-            "num_microbatches",
-            "pp",
-        ),
-        lambda x, c: (x.schedule >= 2) & (x.num_microbatches < x.pp),
-        stacks=("torchtitan",),
-        where="torch/distributed/pipelining/schedules.py:1020",
-    ),
-    Rule(
-        "torchtitan: interleaving rounds",
-        "torch's Interleaved1F1B needs whole rounds of micro-batches; {num_microbatches} over "
-        "pp={pp} are not",
-        (
-            "vpp",
-            "num_microbatches",
-            "pp",
-        ),
-        lambda x, c: (
-            (x.vpp > 1) & (x.num_microbatches % np.maximum(1, x.num_microbatches // x.pp) != 0)
-        ),
-        stacks=("torchtitan",),
-        where="torch/distributed/pipelining/schedules.py:2935",
-    ),
-    Rule(
         "torchtitan: offload takes parameters too",
         "FSDP2's CPUOffloadPolicy moves parameters, gradients and optimizer of shards: "
         "offload=optimizer+params with zero >= 2 and dp x cp > 1, not offload={offload}, "

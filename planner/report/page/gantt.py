@@ -28,8 +28,8 @@ def gantt(found: Simulated) -> Html:
     part = "" if whole else f" The chart shows the first {seconds(until)}."
     about = (
         f"Schedule {record.schedule}, {record.num_microbatches:,} micro-batches: "
-        f"{seconds(record.makespan_s)}, of which each stage waits {seconds(record.bubble_s)} on "
-        f"average ({record.bubble_fraction:.1%}).{part}"
+        f"{seconds(record.makespan_s)}, of which each stage waits {seconds(record.idle_s)} on "
+        f"average ({record.idle_fraction:.1%}).{part}"
     )
     rows: list[list[TableCell]] = [
         [

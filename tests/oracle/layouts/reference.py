@@ -14,7 +14,9 @@ from planner.specs.model import ModelSpec
 from planner.specs.workload import Workload
 
 Row = dict[str, int]
-NONE, GPIPE, ONE_F_ONE_B, INTERLEAVED = 0, 1, 2, 3
+NONE, GPIPE, ONE_F_ONE_B, INTERLEAVED, LOOPED_BFS = 0, 1, 2, 3, 4
+ZB_H1, INTERLEAVED_ZB, ZBV, DUALPIPEV, DUALPIPE = 5, 6, 7, 8, 9
+IN_ROUNDS = (INTERLEAVED, INTERLEAVED_ZB)
 SELECTIVE = 1
 
 
@@ -40,7 +42,7 @@ def everything(
     for tp in choose(fix, "tp", small_tp):
         if gpus % tp:
             continue
-        for cp in choose(fix, "cp", divisors(gpus // tp)):
+        for cp in choose(fix, "cp", [d for d in divisors(gpus // tp) if d <= 64]):
             if gpus % (tp * cp):
                 continue
             rest = gpus // (tp * cp)
@@ -63,7 +65,7 @@ def runs(
     most_chunks = 1 if pp == 1 else max(1, (model.layers + 2) // pp)
     alone = shape["tp"] * shape["cp"] * pp * shape["ep"] == 1
     for vpp in choose(fix, "vpp", list(range(1, most_chunks + 1))):
-        natural = [NONE] if pp == 1 else [INTERLEAVED] if vpp > 1 else [GPIPE, ONE_F_ONE_B]
+        natural = [NONE] if pp == 1 else in_use(workload.stack, vpp)
         for schedule in choose(fix, "schedule", natural):
             for micro_batch in choose(fix, "micro_batch", divisors(workload.global_batch)):
                 steps = max(1, workload.global_batch // (dp * micro_batch))
@@ -88,6 +90,13 @@ def runs(
                                         "dp_sync": sync,
                                         "offload": offload,
                                     }
+
+
+def in_use(stack: str, vpp: int) -> list[int]:
+    """What a search goes through when no schedule is asked for: the oldest, and torchtitan's."""
+    if vpp == 1:
+        return [GPIPE, ONE_F_ONE_B]
+    return [INTERLEAVED, *([LOOPED_BFS] if stack == "torchtitan" else [])]
 
 
 def legal(row: Row, model: ModelSpec, cluster: ClusterSpec, workload: Workload) -> bool:
@@ -141,9 +150,16 @@ def fits_the_pipeline(row: Row, model: ModelSpec) -> bool:
     pp, vpp, schedule = row["pp"], row["vpp"], row["schedule"]
     if pp == 1:
         return vpp == 1 and schedule == NONE and model.layers >= 1
+    m = row["num_microbatches"]
+    if schedule in (DUALPIPEV, DUALPIPE) and m < 2 * pp:
+        return False
+    if schedule == DUALPIPE and (pp % 2 or m % 2):
+        return False
     if vpp == 1:
-        return pp <= model.layers and schedule in (GPIPE, ONE_F_ONE_B)
-    return pp * vpp <= model.layers + 2 and schedule == INTERLEAVED
+        return pp <= model.layers and schedule in (GPIPE, ONE_F_ONE_B, ZB_H1, DUALPIPE)
+    if schedule in (ZBV, DUALPIPEV):
+        return vpp == 2 and pp * vpp <= model.layers
+    return pp * vpp <= model.layers + 2 and schedule in (*IN_ROUNDS, LOOPED_BFS)
 
 
 def fits_the_experts(row: Row, model: ModelSpec) -> bool:
@@ -189,7 +205,7 @@ def offload_agrees(row: Row, stack: str) -> bool:
 
 def any_stack(row: Row, model: ModelSpec) -> bool:
     """No framework: interleaving in whole rounds of pp micro-batches is part of the schedule."""
-    return row["vpp"] == 1 or row["num_microbatches"] % row["pp"] == 0
+    return row["schedule"] not in IN_ROUNDS or row["num_microbatches"] % row["pp"] == 0
 
 
 def megatron(row: Row, model: ModelSpec) -> bool:
@@ -197,7 +213,9 @@ def megatron(row: Row, model: ModelSpec) -> bool:
         return False
     if model.experts and row["tp"] > 1 and not row["sp"]:
         return False
-    if row["schedule"] == GPIPE or row["dp_sync"] or row["dp_replicate"] > 1:
+    if row["schedule"] not in (NONE, ONE_F_ONE_B, INTERLEAVED):
+        return False
+    if row["dp_sync"] or row["dp_replicate"] > 1:
         return False
     return not (row["zero"] >= 2 and row["pp"] > 1)
 
@@ -205,7 +223,7 @@ def megatron(row: Row, model: ModelSpec) -> bool:
 def deepspeed(row: Row) -> bool:
     if row["pp"] > 1 and row["zero"] >= 2:
         return False
-    if row["vpp"] > 1 or row["schedule"] == GPIPE or row["cp"] > 1 or row["sp"]:
+    if row["vpp"] > 1 or row["schedule"] not in (NONE, ONE_F_ONE_B) or row["cp"] > 1 or row["sp"]:
         return False
     if row["tp"] > 1 or row["dp"] % row["ep"] or row["etp"] > 1:
         return False
@@ -225,4 +243,5 @@ def torchtitan(row: Row, model: ModelSpec, workload: Workload) -> bool:
         return False
     if pp > 1 and row["schedule"] in (ONE_F_ONE_B, INTERLEAVED) and m < pp:
         return False
-    return row["vpp"] == 1 or m % max(1, m // pp) == 0
+    compiled = row["schedule"] <= LOOPED_BFS  # the others refuse compiled modules
+    return compiled and (row["schedule"] != INTERLEAVED or m % max(1, m // pp) == 0)

@@ -9,6 +9,7 @@ from planner.layouts.grid import Tally, legal_layouts
 from planner.layouts.ranges import parse_fix
 from planner.layouts.rules import Context
 from planner.layouts.table import COLUMNS
+from planner.layouts.table import SCHEDULE as SCHEDULES
 from planner.specs.catalog import load_cluster
 from planner.specs.model import Experts, LatentAttention, ModelSpec
 from planner.specs.workload import Workload
@@ -52,6 +53,7 @@ FIXES: list[tuple[ModelSpec, int, dict[str, str]]] = [
     (LATENT, 8, {"recompute": "none", "micro_batch": "1|2|4"}),
     (LATENT, 4, {"schedule": "gpipe|interleaved", "ep": "1..4", "micro_batch": "1"}),
     (DENSE, 8, {"dp_sync": "parameter-server"}),
+    (DENSE, 8, {"schedule": "|".join(SCHEDULES), "micro_batch": "1|3", "zero": "0|2"}),
     (DENSE, 8, {"tp": "7"}),
     (DENSE, 8, {"offload": "none|optimizer|optimizer+params", "micro_batch": "1"}),
     (GROUPED, 1, {"offload": "optimizer|optimizer+params"}),
@@ -66,7 +68,7 @@ def context(model: ModelSpec, gpus: int, stack: str) -> Context:
 
 def values(fix: dict[str, str]) -> dict[str, set[int]]:
     """The chosen values, by name, as the reference takes them."""
-    words = {"none": 0, "gpipe": 1, "interleaved": 3, "full": 2, "selective": 1}
+    words = {name: code for code, name in enumerate(SCHEDULES)} | {"full": 2, "selective": 1}
     words |= {"parameter-server": 1, "false": 0, "optimizer": 1, "optimizer+params": 2}
     out = {}
     for name, text in fix.items():

@@ -11,7 +11,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from planner.pipeline.actions import TOGETHER, Order, Shape
-from planner.pipeline.closed_form import lower_bound_s, makespan_s
+from planner.pipeline.closed_form import (
+    gpipe_makespan_s,
+    lower_bound_s,
+    makespan_s,
+    zero_bubble_makespan_s,
+)
 from planner.pipeline.graph import graph_of
 from planner.pipeline.registry import SCHEDULES
 from planner.pipeline.simulate import Costs, lockstep, one_by_one, simulate
@@ -132,7 +137,31 @@ def test_equal_chunks_take_the_closed_form_exactly(name, size, forward, backward
     told = makespan_s(shape, np.full(ranks, shape.chunks * (forward + backward)))
     assert line.makespan_s == pytest.approx(told, rel=1e-12)
     busy = shape.microbatches * shape.chunks * (forward + backward)
-    assert line.bubble_fraction == pytest.approx(1 - busy / told, abs=1e-12)
+    assert line.idle_fraction == pytest.approx(1 - busy / told, abs=1e-12)
+
+
+@pytest.mark.parametrize(
+    ("name", "chunks"), [("zb-h1", 1), ("interleaved-zb", 2), ("interleaved-zb", 3)]
+)
+@given(
+    ranks=st.integers(1, 8),
+    turns=st.integers(1, 5),
+    times=st.tuples(*(st.integers(1, 30) for _ in range(3))),
+)
+def test_zero_bubble_of_equal_chunks_takes_the_closed_form_exactly(
+    name, chunks, ranks, turns, times
+):
+    shape = Shape(ranks, chunks, ranks * turns)
+    line = simulate(SCHEDULES[name].order(shape), StageTimes.of(shape.stages, *times))
+    assert line.makespan_s == pytest.approx(zero_bubble_makespan_s(shape, *times), rel=1e-12)
+
+
+@given(data=st.data(), ranks=st.integers(1, 10), microbatches=st.integers(1, 24))
+def test_gpipe_of_uneven_stages_takes_its_closed_form_exactly(data, ranks, microbatches):
+    shape = Shape(ranks, 1, microbatches)
+    times, _ = drawn(data, shape)
+    line = simulate(SCHEDULES["gpipe"].order(shape), times)
+    assert line.makespan_s == pytest.approx(gpipe_makespan_s(shape, times), rel=1e-12)
 
 
 @given(

@@ -103,6 +103,13 @@ def test_twelve_real_steps_of_plain_pytorch_on_an_h100_halve_the_error_of_those_
     assert figures.high / figures.low < 1.25
 
 
+def test_steps_of_an_unknown_framework_are_of_the_stack_that_the_user_names():
+    mine = load_cluster("dgx-h100")
+    runs = read_runs(EXAMPLES / "h100_steps.csv", mine, "torchtitan+cudnn")
+    _, after = fit_steps(mine, runs, "h100_steps.csv")
+    assert set(after.stacks) == {"torchtitan"}
+
+
 def table(path, rows):
     with path.open("w", encoding="utf-8", newline="") as file:
         writer = csv.DictWriter(file, rows[0])

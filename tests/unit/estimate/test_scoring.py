@@ -220,3 +220,40 @@ def test_taking_rows_of_factored_layouts_gives_their_columns():
         wanted = getattr(plain, column)[picked]
         np.testing.assert_array_equal(getattr(rows.take(picked), column), wanted)
         np.testing.assert_array_equal(getattr(rows.only(picked), column), wanted)
+
+
+LEFT_OUT = {
+    "x86": ("llama-3.1-8b", "dgx-h100:1", "any"),
+    "grace": ("qwen3-30b-a3b", "gb200-nvl72:2", "megatron"),
+    "deepspeed": ("llama-3.1-8b", "dgx-a100:1", "deepspeed"),
+    "torchtitan": ("llama-3.1-8b", "dgx-h100:1", "torchtitan"),
+}
+
+
+@pytest.mark.parametrize("name", sorted(LEFT_OUT))
+def test_states_on_the_host_never_make_the_same_layout_faster(name):
+    """Why they are searched only where they are asked for, or nothing fits without."""
+    model, cluster, stack = LEFT_OUT[name]
+    workload = Workload(seq_tokens=4096, global_batch=32, stack=stack)
+    context = Context(load_model(model), load_cluster(cluster), workload)
+    fix = parse_fix({"offload": "optimizer|optimizer+params", "recompute": "none|full"})
+    seen = 0
+    for rows in legal_layouts(context, context.cluster.gpus, fix, Tally()):
+        away = Layouts.concat([rows])
+        here = Layouts(**{**vars(away), "offload": np.zeros(len(away), dtype=np.int64)})
+        assert (step.step_s(Inputs(*context, away)) >= step.step_s(Inputs(*context, here))).all()
+        seen += len(rows)
+    assert seen > 10
+
+
+@pytest.mark.parametrize("stack", ["any", "megatron", "torchtitan"])
+def test_overlap_of_gradients_is_never_worse_than_none(stack):
+    """Why it is no choice of the search: every stack that has it, has it on."""
+    workload = Workload(seq_tokens=4096, global_batch=32, stack=stack)
+    context = Context(load_model("llama-3.1-8b"), load_cluster("dgx-h100:2"), workload)
+    off = workload.model_copy(update={"stack": f"{stack}+no-dp-overlap"})
+    for rows in legal_layouts(context, 16, parse_fix({"recompute": "none"}), Tally()):
+        without = step.step_s(Inputs(context.model, context.cluster, off, rows))
+        usual = step.step_s(Inputs(*context, rows))
+        assert (without >= usual).all()
+        assert (without > usual).any()

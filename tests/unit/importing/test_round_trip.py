@@ -7,7 +7,7 @@ from itertools import product
 import pytest
 from plan_grid import MODELS, plan
 
-from planner.emit import bundle, emitter_named
+from planner.emit import EMITTER_NAMES, bundle, emitter_named
 from planner.importing import read_job
 from planner.specs.parameters import count_parameters
 
@@ -38,6 +38,7 @@ EXPERTS = [
 ]
 FILES = {
     "megatron": ("megatron.args", "run.sh"),
+    "megatron-bridge": ("model.overrides", "plan.overrides", "run.sh"),
     "torchtitan": ("torchtitan.args", "run.sh"),
     "deepspeed": ("ds_config.json",),
     "accelerate": ("accelerate.yaml", "trainer_args.json", "ds_config.json"),
@@ -46,6 +47,7 @@ FILES = {
 """The framework's own files: what is read where nobody has a plan.json."""
 SILENT = {
     "megatron": set(),
+    "megatron-bridge": set(),
     "torchtitan": {"vpp"},  # its chunks are the script's, which reads plan.json
     "deepspeed": {"recompute"},  # the model's code does it
     "accelerate": set(),
@@ -103,7 +105,7 @@ def test_the_framework_s_own_files_give_back_the_layout(target, tmp_path):
     assert count >= 20
 
 
-@pytest.mark.parametrize("target", ["torchrun", "dataparallel", "slurm", "k8s", *FILES])
+@pytest.mark.parametrize("target", [*EMITTER_NAMES])
 def test_a_bundle_s_folder_gives_back_the_whole_layout_and_the_model(target, tmp_path):
     made_for = list(cases(target))
     assert made_for

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
+import time
 from pathlib import Path
 
 import pytest
@@ -344,3 +346,31 @@ def test_what_is_wrong_is_refused_by_file_and_name(name, text, said, tmp_path):
     with pytest.raises(SpecError, match=said) as refused:
         job_of(tmp_path, {name: text})
     assert name in str(refused.value)
+
+
+BOMBS = {
+    "doubling": "A0=xxxxxxxx\n" + "".join(f"A{i + 1}=$A{i}$A{i}\n" for i in range(60)),
+    "references": "A=" + "y" * 30000 + "\n" + ("x=" + "$A" * 15000 + "\n") * 30,
+    "self": "A=$A$A$A\n" * 20000,
+    "quotes": "'\"" * 200_000,
+    "one line": "--a b " * 150_000,
+    "one word": "--" + "a" * 900_000,
+    "brackets": "X=" + "$((" * 200_000,
+    "defaults": "${A:-" * 150_000,
+    "nested quotes": 'a="b \'c \\"d e\\" f\' g"\n' * 30_000,
+    "layout": "--tensor-model-parallel-size 1 --pipeline-model-parallel-size 2 "
+    "--pipeline-model-parallel-layout " + "(t|)*999999" * 1000,
+    "layers": "--tensor-model-parallel-size 1 --num-experts 4 --num-layers 99999 "
+    "--hidden-size 8 --num-attention-heads 1 --moe-layer-freq " + "([0]*99999+[1]*99999)*99999",
+}
+
+
+@pytest.mark.parametrize("name", BOMBS)
+def test_a_script_made_to_hang_its_reader_does_not(name, tmp_path):
+    text = BOMBS[name]
+    if "--tensor" not in text:
+        text += "\n--tensor-model-parallel-size 2 --num-layers 8\n"
+    before = time.process_time()
+    with contextlib.suppress(SpecError):
+        job_of(tmp_path, {"bomb.sh": text[: 2**20]})
+    assert time.process_time() - before < 5

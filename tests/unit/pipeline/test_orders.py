@@ -99,7 +99,7 @@ def test_busy_blocked_and_idle_add_up_to_the_makespan():
     np.testing.assert_allclose(total, line.makespan_s)
     np.testing.assert_allclose(line.busy_s, 24)
     np.testing.assert_allclose(line.blocked_s, [0.8, 1.6, 1.6, 0.8])  # 8 sends, 16 in the middle
-    assert line.bubble_fraction == pytest.approx(line.idle_s.sum() / line.makespan_s / 4)
+    assert line.idle_fraction == pytest.approx(line.idle_s.sum() / line.makespan_s / 4)
 
 
 def test_messages_of_one_link_queue():

@@ -172,3 +172,23 @@ def test_expert_groups_are_part_of_the_time(cluster_of, layout_of):
     kept, found = placed(clock, cluster, "under-leaf"), placed(clock, cluster)
     # groups of two nodes: a stage's four nodes under one leaf keep them, pipelines do not
     assert found.step_time_s < kept.step_time_s
+
+
+def test_expert_groups_torn_out_of_their_racks_cost_time(cluster_of, layout_of):
+    """Three racks of 18 trays; a rack of 15 trays left holds one of two groups of 8 trays whole."""
+    cluster = cluster_of(54, per_leaf=18, gpus=4, domain_gpus=72)
+    layout = layout_of(tp=2, dp=96, ep=32, etp=1)
+    workload = Workload(seq_tokens=4096, global_batch=96 * layout.num_microbatches)
+    clock = Clock(Context(load_model("deepseek-v2-lite"), cluster, workload), layout)
+    assert clock.near == 32
+    whole = placed(clock, cluster, "under-leaf")
+    assert whole.step_time_s == whole.step_time_bound_s
+    torn = placed(clock, cluster, "under-leaf", unhealthy=["node00001", "node00002", "node00003"])
+    assert torn.tiers["ep"]["domain"] < 6
+    assert torn.step_time_s > whole.step_time_s
+    assert torn.step_time_bound_s == whole.step_time_bound_s
+    # the fewer of a group share a rack, the more of its traffic takes the NICs
+    times = clock.seconds([Load(apart=lost) for lost in (0, 4, 16, 28)])
+    assert times == sorted(times)
+    assert times[0] < times[-1]
+    assert not (Load(apart=1) <= Load())

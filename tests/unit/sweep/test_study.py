@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 
 from planner.errors import SpecError
+from planner.sweep.evaluate import evaluate
 from planner.sweep.points import points_of
 from planner.sweep.study import MOST_POINTS, read_study
 
@@ -184,3 +185,32 @@ def test_hundreds_of_damaged_studies_are_read_or_refused_in_one_message(study):
             refused.append(error.message)
     assert len(refused) > 150
     assert [message for message in refused if "study.yaml" not in message] == []
+
+
+def test_the_network_study_that_ships_asks_for_48_networks_and_a_narrow_one_costs():
+    path = Path(__file__).resolve().parents[3] / "examples" / "network.yaml"
+    points = points_of(read_study(path), path)
+    assert len(points) == len({point.id for point in points}) == 48
+    kinds = [point.inputs["cluster.fabric.kind"] for point in points]
+    assert {kinds.count("rail"), kinds.count("tor")} == {16, 32}
+    wide, narrow = points[0].request, points[3].request
+    assert wide
+    assert narrow
+    assert [p.cluster.fabric.leaf_oversubscription for p in (wide, narrow)] == [1, 8]
+    fast = next(p.request for p in points if p.inputs["pipelines"] == "fastest")
+    assert (wide.pipelines, fast and fast.pipelines) == ("under-leaf", "fastest")
+    took = [evaluate(one)["step_time_s"] for one in (wide, narrow)]
+    assert took[0] < took[1]
+
+
+def test_a_rule_that_there_is_not_is_a_refused_point(tmp_path):
+    text = (
+        "fixed: {model: llama-3.1-8b, cluster: 'dgx-h100:2', seq: 4096, global_batch: 32}\n"
+        "axes: {pipelines: [under-leaf, quickest]}\n"
+    )
+    path = tmp_path / "study.yaml"
+    path.write_text(text)
+    good, bad = points_of(read_study(path), path)
+    assert good.refused is None
+    assert bad.refused is not None
+    assert "pipelines: 'quickest' is not a rule" in str(bad.refused["reason"])

@@ -12,7 +12,7 @@ from planner.estimate.memory import budget_bytes, stage_bytes
 from planner.estimate.stages import prices
 from planner.estimate.step import stage_microbatch_s
 from planner.layouts.split import chunk_layers
-from planner.layouts.table import Layouts
+from planner.layouts.table import FOLDS_OF, Layouts
 from planner.pipeline.registry import SCHEDULES
 from planner.plan import Estimate, Layout, Memory, Plan, RankedPlan, Request, Search
 from planner.specs.catalog import load_cluster, load_model
@@ -45,7 +45,7 @@ def saved(model: str, cluster: str = "dgx-h100:4", **layout: object) -> Plan:
         rank=1,
         layout=shape,
         estimate=NOTHING,
-        stage_layers=chunk_layers(spec.layers, shape.pp, shape.vpp),
+        stage_layers=chunk_layers(spec.layers, shape.pp, shape.vpp, FOLDS_OF[style_of(shape)]),
     )
     work = Workload(seq_tokens=4096, global_batch=shape.dp * 16)
     return Plan(
@@ -53,6 +53,10 @@ def saved(model: str, cluster: str = "dgx-h100:4", **layout: object) -> Plan:
         search=Search(enumerated=1, legal=1, feasible=1, rejected={}),
         plans=[row],
     )
+
+
+def style_of(shape: Layout) -> str:
+    return "loop" if shape.schedule == "none" else SCHEDULES[shape.schedule].style
 
 
 def ask(plan: Plan, **more):
@@ -179,10 +183,51 @@ def test_405b_over_16_stages_leaves_a_layer_out_at_either_end_as_llama_3_did():
 
 
 def test_an_exact_cut_that_is_not_known_is_refused():
-    with pytest.raises(InfeasibleError, match="all alike"):
-        ask(saved("llama-3.1-8b"), schedule="zbv", balance=True)
-    with pytest.raises(InfeasibleError, match="all alike"):
-        ask(saved("deepseek-v3", vpp=2, schedule="interleaved"), balance=True)
+    with pytest.raises(InfeasibleError, match="two copies"):
+        ask(saved("llama-3.1-8b"), schedule="dualpipe", balance=True)
+    with pytest.raises(InfeasibleError, match="in turn"):
+        ask(saved("llama-4-maverick", vpp=2, schedule="interleaved"), balance=True)
+
+
+@pytest.mark.parametrize(
+    ("model", "schedule"),
+    [
+        ("llama-3.1-8b", "zbv"),
+        ("deepseek-v3", "interleaved"),
+        ("deepseek-v3", "zbv"),
+        ("deepseek-v2-lite", "interleaved"),
+    ],
+)
+def test_an_exact_cut_over_several_chunks_has_no_slower_slowest_stage(model, schedule):
+    """Dense layers first, a multi-token prediction block last, both ends on one stage."""
+    plan = saved(model, pp=4, vpp=2, schedule=schedule)
+    usual, balanced = ask(plan), ask(plan, balance=True)
+    slowest = [max(r.forward_s + r.backward_s for r in one.ranks) for one in (usual, balanced)]
+    assert slowest[1] <= slowest[0] * (1 + 1e-12)
+    assert sum(sum(r.layers) for r in balanced.ranks) == plan.request.model.layers
+
+
+@pytest.mark.parametrize(
+    ("schedule", "vpp"),
+    [("1f1b", 1), ("interleaved", 2), ("zb-h1", 1), ("zbv", 2), ("dualpipev", 2), ("dualpipe", 1)],
+)
+def test_simulate_and_explain_show_the_same_bubble_under_the_same_name(schedule, vpp):
+    fix = {"tp": "2", "pp": "4", "dp": "4", "vpp": str(vpp), "schedule": schedule}
+    fix |= {"micro_batch": "1", "cp": "1", "zero": "1", "recompute": "none"}
+    request = PlanRequest(
+        load_model("llama-3.1-8b"),
+        load_cluster("dgx-h100:4"),
+        Workload(seq_tokens=4096, global_batch=64),
+        fix=fix,
+    )
+    shown = explain(request, fix).estimate
+    plan = make_plan(request)
+    record = ask(plan)
+    assert shown is not None
+    assert record.schedule == schedule
+    assert record.bubble_s == pytest.approx(shown.time_s["bubble"])
+    assert record.bubble_fraction == pytest.approx(shown.bubble_fraction)
+    assert record.step_time_s == pytest.approx(plan.best.estimate.step_time_s)
 
 
 def test_fewer_micro_batches_make_a_larger_bubble():
