@@ -57,6 +57,7 @@ def args_text(plan: Plan, tested_with: str) -> str:
 def env_text(plan: Plan) -> str:
     """Return `env.sh`, sourced by `run.sh`: every variable with its reason."""
     return f"""\
+# shellcheck shell=bash
 # Sourced by run.sh.
 {queue_text(plan.best.layout)}
 

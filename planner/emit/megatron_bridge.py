@@ -84,6 +84,7 @@ def overrides_text(groups: list[tuple[str, list[Override]]]) -> str:
 def env_text(plan: Plan) -> str:
     """Return `env.sh`: what is set here wins over the environment of a recipe."""
     return f"""\
+# shellcheck shell=bash
 # Sourced by run.sh; wins over the environment that a recipe brings.
 {queue_text(plan.best.layout)}
 

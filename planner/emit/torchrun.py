@@ -240,6 +240,7 @@ if [[ -z "$node_rank" ]]; then node_rank="$(find_rank)"; fi
 """
 
 ENVIRONMENT = """\
+# shellcheck shell=bash
 # Environment of every rank; what is already set wins.
 
 # threads of each rank on the CPU: cores of a node / GPUs of a node is a good value

@@ -224,6 +224,7 @@ def args_text(plan: Plan, tested_with: str) -> str:
 
 
 ENVIRONMENT = """\
+# shellcheck shell=bash
 # Sourced by run.sh.
 
 # FSDP gathers weights while it computes, which one hardware queue would forbid.
