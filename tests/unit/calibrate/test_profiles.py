@@ -54,11 +54,10 @@ def test_collectives_are_exposed_only_where_nothing_else_runs():
 def test_a_real_step_of_an_h100_gives_the_rate_of_its_multiplies():
     activity = read_profile(TRACE)
     found, after = fit_profiles(load_cluster("dgx-h100"), [activity], "torchtitan+cudnn")
-    (gemm, attention) = found.figures
+    gemm = found.figures[0]
     assert gemm.name == "stacks.torchtitan.gemm"
     assert gemm.quality.median_before > 0.05
     assert gemm.quality.median_after < 0.05
-    assert attention.name == "stacks.torchtitan.attention"
     assert after.stacks["torchtitan"].gemm == gemm.after
     assert not found.warnings
 
