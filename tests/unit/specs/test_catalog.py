@@ -259,7 +259,7 @@ def test_a_list_of_hosts_must_agree_with_the_number(tmp_path):
 def test_what_is_no_number_of_nodes_is_refused(tmp_path, count):
     message = refusal(load_cluster, f"{written(tmp_path, CLUSTER)}:{count}")
     assert "is not a number of nodes" in message
-    assert "from 1 to 1,000,000" in message
+    assert "from 1 to 131,072" in message
 
 
 def test_a_path_may_hold_a_colon(tmp_path):
