@@ -14,6 +14,7 @@ RUNS: dict[str, tuple[str, ...]] = {
     "megatron": ("1f1b", "interleaved"),
     "deepspeed": ("1f1b",),
     "torchtitan": (*OLD, "looped-bfs"),
+    "transformers": (),
 }
 """Rules of a stack, or the profile `any`, -> its schedules; other profiles run the oldest three."""
 WITH_FLAG: dict[str, tuple[str, ...]] = {
