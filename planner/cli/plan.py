@@ -149,8 +149,9 @@ def _found(
         instead = workflow.plan_for_target(workflow.narrowed(request, found), target)
         best = instead.best
         swaps.append(
-            f"the {target} bundle has the best layout that {target} can run, by its own stack's "
-            f"rules and speed: {best.layout.short()}, {seconds(best.estimate.step_time_s)} a step"
+            f"the {target} bundle has the best layout that {target} can run, by the rules and "
+            f"speed of stack {instead.request.workload.stack}: {best.layout.short()}, "
+            f"{seconds(best.estimate.step_time_s)} a step"
         )
         return instead
 

@@ -7,7 +7,7 @@ Megatron-FSDP must not have that.
 
 from __future__ import annotations
 
-from planner.emit.base import Artifact, placed
+from planner.emit.base import Artifact, hosts_are_placeholders, placed
 from planner.emit.fabric import fabric_text
 from planner.emit.megatron_flags import flags
 from planner.emit.megatron_rules import CAN, problems, queue_text
@@ -124,6 +124,13 @@ def start_text(plan: Plan) -> str:
     """Return the README's section on how to start."""
     nodes = len(placed(plan).hosts)
     where = "On every node (ssh, pdsh or srun, in any order)" if nodes > 1 else "On the node"
+    known = nodes == 1 or not hosts_are_placeholders(plan)
+    found = "MASTER_ADDR, MASTER_PORT and\nNODE_RANK override what it finds."
+    if not known:
+        found = (
+            "The cluster lists no hosts: set\n"
+            "NODE_RANK (the line in `hosts.txt`, from 0) and MASTER_ADDR on every node."
+        )
     return f"""\
 {where}, with this folder and a checkout of Megatron-LM at the same path:
 
@@ -140,8 +147,7 @@ start, yours to set. Where you start `pretrain_gpt.py` another way, source `env.
 to the flags.
 
 `run.sh` first checks on every rank that it stands where the plan has it (SKIP_PREFLIGHT=1 leaves
-that out), and `checked.py` that Megatron's groups are the plan's. MASTER_ADDR, MASTER_PORT and
-NODE_RANK override what it finds."""
+that out), and `checked.py` that Megatron's groups are the plan's. {found}"""
 
 
 EMITTER = Megatron()

@@ -125,7 +125,8 @@ def _offload(facts: Facts) -> str:
     ]
     old = [facts.text(f"zero_optimization.cpu_offload{what}").lower() for what in ("", "_params")]
     optimizer, param = (d != "none" or o == "true" for d, o in zip(devices, old, strict=True))
-    return "optimizer+params" if param else "optimizer" if optimizer else "none"
+    drives = "-nvme" if "nvme" in devices else ""
+    return f"optimizer+params{drives}" if param else f"optimizer{drives}" if optimizer else "none"
 
 
 def _optimizer(facts: Facts) -> str | None:

@@ -123,8 +123,17 @@ def _split(line: str) -> list[str]:
     """Return the words of a line as a shell splits it, or at blanks where that cannot be done."""
     with contextlib.suppress(ValueError):  # a quotation over several lines
         if len(line) <= LONGEST_LINE:
-            return shlex.split(line, comments=True)
+            return list(_commands(shlex.split(line, comments=True)))
     return line.replace('"', " ").replace("'", " ").split()
+
+
+def _commands(words: list[str]) -> Iterator[str]:
+    """Yield words without the semicolons that end commands: `TP=8; PP=4` are two assignments."""
+    for word in words:
+        if ";" in word and ASSIGNMENT.fullmatch(word):
+            yield from filter(None, word.split(";"))
+        else:
+            yield word.removesuffix(";")
 
 
 def _word(word: str, shell: _Shell, depth: int) -> Iterator[str]:

@@ -37,7 +37,9 @@ def test_the_same_files_give_the_same_answer_byte_for_byte(tmp_path):
     outs = [tmp_path / name for name in ("a.yaml", "b.yaml")]
     answers = [run("dgx-h100", "--gemm", GEMM, "-o", str(out)).stdout for out in outs]
     assert outs[0].read_bytes() == outs[1].read_bytes()
-    told = ["".join(text.split()).replace(out.name, "") for text, out in zip(answers, outs, strict=True)]
+    told = [
+        "".join(text.split()).replace(out.name, "") for text, out in zip(answers, outs, strict=True)
+    ]
     assert told[0] == told[1]
 
 

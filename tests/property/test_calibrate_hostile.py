@@ -56,14 +56,14 @@ def mutated(text: str, data: st.DataObject) -> str:
     return "\n".join(lines)
 
 
-def answered(work) -> None:
+def answered(work, *, slowest_s=SLOWEST_S) -> None:
     """Run the work: it may refuse in one message, and ends soon."""
     began, refused = time.process_time(), None
     try:
         work()
     except PlannerError as error:
         refused = error
-    assert time.process_time() - began < SLOWEST_S
+    assert time.process_time() - began < slowest_s
     if refused is not None:
         assert refused.exit_code in (1, 2)
         assert 0 < len(refused.message) < 1000
@@ -92,7 +92,8 @@ def test_a_mutated_table_of_multiplies_is_fitted_or_refused(data, tmp_path_facto
 def test_a_mutated_table_of_steps_is_fitted_or_refused(data, tmp_path_factory):
     odd = tmp_path_factory.getbasetemp() / "odd_steps.csv"
     odd.write_text(mutated((EXAMPLES / "h100_steps.csv").read_text(), data))
-    answered(lambda: fit_steps(CLUSTER, read_runs(odd, CLUSTER), "odd_steps.csv"))
+    fit = lambda: fit_steps(CLUSTER, read_runs(odd, CLUSTER), "odd_steps.csv")  # noqa: E731
+    answered(fit, slowest_s=60.0)  # a fit from two starts takes seconds, whatever is in the table
 
 
 @given(data=st.data())

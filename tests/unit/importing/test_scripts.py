@@ -11,6 +11,7 @@ import pytest
 
 from planner.errors import SpecError
 from planner.importing import read_job
+from planner.importing.words import settings_of
 
 MEGATRON = """\
 #!/bin/bash
@@ -374,3 +375,9 @@ def test_a_script_made_to_hang_its_reader_does_not(name, tmp_path):
     with contextlib.suppress(SpecError):
         job_of(tmp_path, {"bomb.sh": text[: 2**20]})
     assert time.process_time() - before < 5
+
+
+def test_semicolons_end_assignments():
+    options, variables = settings_of('TP=${TP:-8}; PP=2;DP=4\nrun --tp $TP --pp "$PP"\n', {})
+    assert (variables["TP"], variables["PP"], variables["DP"]) == ("8", "2", "4")
+    assert (options["tp"], options["pp"]) == ("8", "2")
