@@ -27,7 +27,16 @@ import typer
 from planner.cli.app import app, main
 from planner.emit import EMITTER_NAMES, emitter_named
 from planner.emit.capabilities import FIELDS, words
-from planner.estimate import again, communication, compute, muon, optimizer, params, step
+from planner.estimate import (
+    again,
+    communication,
+    compute,
+    directions,
+    muon,
+    optimizer,
+    params,
+    step,
+)
 from planner.estimate import experts as routing
 from planner.estimate.record import MEMORY_MODULES, TERMS
 from planner.layouts.rules import RULES
@@ -257,7 +266,7 @@ BLOCKS: dict[str, Callable[[], str]] = {
     "accelerators": accelerators,
     "terms of params": partial(terms, params),
     "terms of memory": partial(terms, *MEMORY_MODULES),
-    "terms of compute": partial(terms, compute, again),
+    "terms of compute": partial(terms, compute, again, directions),
     "terms of communication": partial(terms, communication),
     "terms of experts": partial(terms, routing),
     "terms of step": partial(terms, optimizer, muon, step),
