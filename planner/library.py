@@ -44,6 +44,7 @@ class Common(TypedDict, total=False):
     optimizer: str
     stack: str
     gpus: int
+    mixed: bool
     expert_imbalance: float
     capacity_factor: float
     expert_load: File

@@ -28,6 +28,7 @@ def explain(
     optimizer: o.Optimizer = "adamw",
     stack: o.Stack = "any",
     gpus: o.Gpus = None,
+    mixed: o.Mixed = False,
     expert_imbalance: o.ExpertImbalance = None,
     capacity_factor: o.CapacityFactor = None,
     max_memory: o.MaxMemory = None,
@@ -61,6 +62,7 @@ def explain(
             recompute_modules=recompute_modules,
             recompute_layers=recompute_layers,
             gpus=gpus,
+            mixed=mixed,
         )
     )
     from planner import workflow
