@@ -46,13 +46,51 @@ def on_fabric(request: PlanRequest, ranking: Ranking, top: int) -> tuple[Ranking
     """
     if not len(ranking.layouts):
         return ranking, []
-    domains = request.cluster.domain_nodes > 1 and request.model.experts is not None
-    if not contended(request.cluster) and not domains:
+    if not map_matters(request):
         return _with_room(request, ranking, top), []
     board = _Board.of(request, ranking)
     left = _find_best(board)
     order = _shown_too(board, top)
     return board.ranking_in(order), _remarks(board, int(order[0]), left)
+
+
+def map_matters(request: PlanRequest) -> bool:
+    """Return whether a map can change what a layout takes."""
+    domains = request.cluster.domain_nodes > 1 and request.model.experts is not None
+    return contended(request.cluster) or domains
+
+
+def floor_s(request: PlanRequest, ranking: Ranking) -> float:
+    """Return a step time that no layout of a ranking beats, wherever its ranks are placed.
+
+    What a ranking takes on paper is none: its rings all leave a leaf, those of a map may not.
+    """
+    if not map_matters(request):
+        return float(ranking.step_s.min())
+    board = _Board.of(request, ranking)
+    rows = np.flatnonzero(board.least_s < ranking.step_s.min())
+    if len(rows):
+        exact = whole_layers_s(Inputs(*board.free_air, board.layouts(rows)))
+        board.least_s[rows] = np.maximum(board.least_s[rows], exact)
+    return float(board.least_s.min())
+
+
+def on_maps(request: PlanRequest, ranking: Ranking, rows: Sequence[int]) -> Ranking:
+    """Return a ranking in its order with some rows timed on the links of the maps that they get.
+
+    Rows that find no room fall out, with all that are placed alike. Raises InfeasibleError where
+    nothing is left.
+    """
+    board = _Board.of(request, ranking)
+    for row in rows:
+        if loads := _loads(board, row):
+            one = np.array([row])
+            _run(board, one, loads, _least_s(board, one, loads))
+    if board.roomless.all():
+        raise board.refusal or InfeasibleError("no layout can be placed")
+    times = np.where(np.isfinite(board.placed_s), board.placed_s, ranking.step_s)
+    there = replace(ranking, step_s=times)
+    return replace(board, ranking=there, placed_s=times).ranking_in(np.flatnonzero(~board.roomless))
 
 
 def _with_room(request: PlanRequest, ranking: Ranking, top: int) -> Ranking:
