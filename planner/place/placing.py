@@ -123,6 +123,19 @@ def loads_of(
     return loads(clock, tree, job.ranks, maps, found.cells)
 
 
+def trades_of(free: FreeNodes, tree: Tree, clock: Clock) -> list[list[Load]]:
+    """Return, per tier, loads of which that of any map is at least one (`planner.place.bound`).
+
+    Raises InfeasibleError where there are no maps.
+    """
+    job = job_of(clock.context.cluster, clock.layout, free, tree=tree)
+    return least_loads(job.layout, job.ranks, _switches(job))
+
+
+def _switches(job: Job) -> tuple[IntArray, IntArray]:
+    return job.tree.leaf[job.usable], job.tree.pod[job.usable]
+
+
 def _chosen(
     job: Job, found: Map, by_name: IntArray, clock: Clock | None, pipelines: Rule
 ) -> Choice:
@@ -151,8 +164,7 @@ def _bound(job: Job, clock: Clock) -> float:
     """Return a step time that no map on the usable nodes beats."""
     if not clock.contended:
         return clock.bound()
-    switches = (job.tree.leaf[job.usable], job.tree.pod[job.usable])
-    return clock.bound(least_loads(job.layout, job.ranks, switches))
+    return clock.bound(least_loads(job.layout, job.ranks, _switches(job)))
 
 
 def _least_moved(

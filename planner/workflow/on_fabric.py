@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
+from functools import cached_property
 
 import numpy as np
 from numpy.typing import NDArray
@@ -21,7 +22,18 @@ from planner.estimate.leading import EACH
 from planner.estimate.running import Judged, actions_of, judge, loaded
 from planner.layouts.rules import Context
 from planner.layouts.table import IntArray, Layouts
-from planner.place import Clock, Load, Tree, contended, flows_of, free_nodes, loads_of
+from planner.place import (
+    TIERS,
+    Clock,
+    FreeNodes,
+    Load,
+    Tree,
+    contended,
+    flows_of,
+    free_nodes,
+    loads_of,
+    trades_of,
+)
 from planner.plan import Layout
 from planner.rank import ROUNDS, SHAPE, Ranking
 from planner.units import many, seconds
@@ -133,6 +145,8 @@ class _Board:
     roomless: NDArray[np.bool_]
     loads: dict[tuple[int, ...], list[Load]] = field(default_factory=dict)
     judged: dict[int, Judged] = field(default_factory=dict)
+    traded: set[tuple[int, ...]] = field(default_factory=set)
+    """Keys whose rows are bounded by what uplinks carry whatever the map."""
     refusal: InfeasibleError | None = None
     actions_left: int = MOST_TO_RUN
 
@@ -147,6 +161,16 @@ class _Board:
         least = least_step_s(Inputs(*free_air, ranking.layouts))
         none = np.zeros(len(least), dtype=np.bool_)
         return cls(request, ranking, free_air, least, np.full(len(least), np.inf), none)
+
+    @cached_property
+    def free(self) -> FreeNodes:
+        """Return the nodes that can be used."""
+        return free_nodes(self.request.cluster, self.request.unhealthy)
+
+    @cached_property
+    def tree(self) -> Tree:
+        """Return the switches above them."""
+        return Tree.of(self.request.cluster)
 
     @property
     def best_s(self) -> float:
@@ -219,9 +243,50 @@ def _find_best(board: _Board) -> int:
             exact = whole_layers_s(Inputs(*board.free_air, board.layouts(rows)))
             board.least_s[rows] = np.maximum(board.least_s[rows], exact)
             rows, sharp = board.might_win(), True
+        if len(rows) and sharp and _trade(board, rows):
+            rows = board.might_win()
         if not len(rows) or len(board.loads) >= MOST_SHAPES or board.actions_left < 0:
             return len(rows)
         row = int(rows[board.least_s[rows].argmin()])
+
+
+def _trade(board: _Board, rows: IntArray) -> bool:
+    """Bound rows by what uplinks carry whatever the map; return whether any is new to that.
+
+    Of each tier the best of the trades between rings and sends counts, and the worse of the tiers.
+    """
+    new = [row for row in rows.tolist() if board.key(row) not in board.traded]
+    if not new:
+        return False
+    keys = list(dict.fromkeys(map(board.key, new)))
+    board.traded.update(keys)
+    first = {key: next(row for row in new if board.key(row) == key) for key in keys}
+    for tier in range(TIERS):
+        trades = {key: ways[tier] for key, row in first.items() if (ways := _trades(board, row))}
+        traded = [row for row in new if board.key(row) in trades]
+        counts = [len(trades[board.key(row)]) for row in traded]
+        if not traded:
+            return True
+        flows = flows_of([load for row in traded for load in trades[board.key(row)]])
+        layouts = board.layouts(np.repeat(traded, counts))
+        bound = least_step_s(Inputs(*board.request.context, layouts, flows=flows))
+        hopeful = np.flatnonzero(bound < board.best_s)  # of the others no more needs to be known
+        if len(hopeful):
+            some, under = layouts.take(hopeful), flows.take(hopeful)
+            exact = whole_layers_s(Inputs(*board.request.context, some, flows=under))
+            bound[hopeful] = np.maximum(bound[hopeful], exact)
+        least = np.minimum.reduceat(bound, np.cumsum([0, *counts[:-1]]))
+        board.least_s[traded] = np.maximum(board.least_s[traded], least)
+    return True
+
+
+def _trades(board: _Board, row: int) -> list[list[Load]]:
+    """Return the trades of a row's shape per tier; none where it has no room."""
+    clock = Clock(board.request.context, _layout(board, row))
+    try:
+        return trades_of(board.free, board.tree, clock)
+    except InfeasibleError:
+        return []  # said when it is placed
 
 
 def _place_like(board: _Board, row: int) -> None:
@@ -254,11 +319,9 @@ def _loads(board: _Board, row: int) -> list[Load]:
     """Return the loads of the maps of a row's shape; none, and say so, where it has no room."""
     key, request = board.key(row), board.request
     if key not in board.loads:
-        layout = Layout.model_validate(board.ranking.layouts.row(row))
-        free = free_nodes(request.cluster, request.unhealthy)
-        clock, rule = Clock(request.context, layout), request.pipelines
+        clock, rule = Clock(request.context, _layout(board, row)), request.pipelines
         try:
-            board.loads[key] = loads_of(free, Tree.of(request.cluster), clock, pipelines=rule)
+            board.loads[key] = loads_of(board.free, board.tree, clock, pipelines=rule)
         except InfeasibleError as error:
             board.loads[key] = []
             board.roomless |= board.like(row)
