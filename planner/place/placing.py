@@ -12,6 +12,7 @@ from planner.place.arranging import (
     hostname_order,
     job_of,
     notes_of,
+    rails_said,
     spares_said,
     types_said,
 )
@@ -97,6 +98,7 @@ def place(
         notes=[
             *(found.notes if choice.nodes is found.nodes else ()),
             *notes_of(job),
+            *rails_said(job, gpus_of(free, choice.nodes, job.ranks)),
             *types_said(job, choice.nodes),
             *spares_said(job, choice.nodes),
             *choice.notes,

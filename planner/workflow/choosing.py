@@ -19,6 +19,7 @@ from planner.layouts.table import IntArray
 from planner.objectives import Aim, Job, Objective, allowed_step_s, lower_envelope, score
 from planner.plan import Search
 from planner.rank import ROUNDS, SHAPE, Ranking, settle
+from planner.units import many
 from planner.workflow.on_fabric import floor_s, map_matters, on_fabric, on_maps
 from planner.workflow.request import PlanRequest
 from planner.workflow.rows import layout_record
@@ -164,14 +165,25 @@ def _placed(found: Sequence[Looked], top: int) -> list[Looked]:
         waiting = [spot.at for spot in spots if spot.at not in placed]
         waiting = waiting or [at for at in _might_win(done, spots, floors) if at not in placed]
         if not waiting:
-            break
+            return _any_left(done, refusals)
         placed.add(waiting[0])
         try:
             done[waiting[0]] = _on_its_links(done[waiting[0]], top)
         except InfeasibleError as error:
             done[waiting[0]] = _without_room(done[waiting[0]])
             refusals.append(error)
-    return _any_left(done, refusals)
+    return _said_open(_any_left(done, refusals), placed, floors)
+
+
+def _said_open(found: list[Looked], placed: set[int], floors: dict[int, float]) -> list[Looked]:
+    """Return the jobs, the best of them with how many others might win if they were placed too."""
+    spots = best_spots(found, 1)
+    left = [at for at in _might_win(found, spots, floors) if at not in placed]
+    if left:
+        first = found[spots[0].at]
+        said = f"{many(len(left), 'more job')} might be better, were their layouts placed too"
+        found[spots[0].at] = replace(first, notes=(*first.notes, said))
+    return found
 
 
 def _without_room(one: Looked) -> Looked:
