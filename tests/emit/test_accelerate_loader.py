@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import itertools
 import json
 import os
@@ -11,6 +12,7 @@ import socket
 import subprocess
 import sys
 import warnings
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 from unittest import mock
@@ -60,12 +62,17 @@ def environment(bundle: Path, *, rank: int = 0) -> tuple[Any, dict[str, str]]:
     words = ["--config_file", bundle / "accelerate.yaml", *node, bundle / "train_accelerate.py"]
     with mock.patch.dict(os.environ), warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        args = launch.launch_command_parser().parse_args([str(w) for w in words])
+        args = _parser(launch.launch_command_parser).parse_args([str(w) for w in words])
         args, defaults, _ = launch._validate_launch_command(args)
         if args.use_deepspeed:
             args.deepspeed_fields_from_accelerate_config = ",".join(defaults.deepspeed_config)
             return args, env.prepare_deepspeed_cmd_env(args)[1]
         return args, env.prepare_multi_gpu_env(args)
+
+
+@functools.cache
+def _parser(build: Callable[[], Any]) -> Any:
+    return build()
 
 
 def disagreements(lay: Layout, env: dict[str, str]) -> list[str]:
