@@ -147,3 +147,18 @@ def test_rows_of_another_gpu_are_left_out_with_the_line(tmp_path):
     found, after = fit_steps(mine, read_runs(table(tmp_path / "r.csv", rows), mine), "r.csv")
     assert after == mine
     assert "r.csv, line 2: hardware: 'A100" in found.warnings[0]
+
+
+def test_what_is_kept_between_evaluations_never_changes_a_prediction():
+    """Numbers changed one at a time, all at once, and back; against layouts never seen before."""
+    random = np.random.default_rng(1)
+    steps = measured()
+    table = Steps("any", steps)
+    shipped = {n.name: n.shipped for n in numbers_of(stack_named("any"))}
+    tried = [shipped]
+    for name, value in shipped.items():
+        tried += [{**shipped, name: value * 1.01}, shipped]
+    tried += [{n: v * random.uniform(0.5, 2) for n, v in shipped.items()} for _ in range(6)]
+    for numbers in tried:
+        fresh = Steps("any", steps).closed_form_s(numbers)
+        np.testing.assert_array_equal(table.closed_form_s(numbers), fresh)
