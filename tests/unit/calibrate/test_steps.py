@@ -86,7 +86,7 @@ def test_steps_of_the_stack_as_it_ships_leave_its_numbers_alone():
 
 
 def test_every_number_that_may_move_is_one_that_a_cluster_can_hold():
-    assert set(WIDTHS) == set(StackFigures.model_fields) - {"runs", "low", "high"}
+    assert set(WIDTHS) == set(StackFigures.model_fields) - {"runs", "low", "high", "fitted"}
     assert set(WIDTHS) <= set(vars(stack_named("any")))
 
 
@@ -162,3 +162,15 @@ def test_what_is_kept_between_evaluations_never_changes_a_prediction():
     for numbers in tried:
         fresh = Steps("any", steps).closed_form_s(numbers)
         np.testing.assert_array_equal(table.closed_form_s(numbers), fresh)
+
+
+def test_a_step_faster_than_the_peak_is_left_out_with_its_line(tmp_path):
+    text = (EXAMPLES / "h100_steps.csv").read_text(encoding="utf-8")
+    rows = list(csv.DictReader(text.splitlines()))
+    rows[2]["step_time_s"] = str(float(rows[2]["step_time_s"]) / 1000)  # ms for s
+    mine = load_cluster("dgx-h100")
+    path = table(tmp_path / "runs.csv", rows)
+    found, _ = fit_steps(mine, read_runs(path, mine), "runs.csv")
+    assert found.figures[0].quality.points == len(rows) - 1
+    assert "runs.csv, line 4: a step in" in found.warnings[0]
+    assert "impossible" in found.warnings[0]

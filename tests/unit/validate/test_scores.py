@@ -11,7 +11,7 @@ from planner.validate.scores import kendall_tau
 
 def record(guess: float, truth: float, **more: object) -> dict:
     return {
-        "status": "ok", "source": "s", "stack": "any", "accelerator": "h100-sxm-80gb",
+        "status": "ok", "source": "s", "stack": "any", "accelerator": "h100-sxm-80gb", "fitted_to": False,
         "step_time_s_predicted": guess, "step_time_s_measured": truth, "error": guess / truth - 1,
         "family": "", "mfu_measured": None, "peak_gib_predicted": 10.0, "peak_gib_measured": None,
         "oom_predicted": False, "oom_measured": False, **more,
