@@ -72,8 +72,8 @@ def request_of(asked: Asked, tell: Callable[[str], None] = say) -> PlanRequest:
     Raises SpecError for anything that cannot be read or contradicts itself.
     """
     fix = options.fields_of(asked.fix, option="--fix")
-    unhealthy = options.words_of(asked.unhealthy, option="--unhealthy")
-    slow = options.words_of(asked.slow, option="--slow")
+    unhealthy = options.hosts_of(asked.unhealthy, option="--unhealthy")
+    slow = options.hosts_of(asked.slow, option="--slow")
     from planner.specs.catalog import load_cluster, load_model
 
     model = load_model(asked.model) if isinstance(asked.model, str) else asked.model

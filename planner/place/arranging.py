@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from types import MappingProxyType
 
 import numpy as np
@@ -16,7 +16,7 @@ from planner.place.general import arrange
 from planner.place.groups import IntArray
 from planner.place.hosts import FreeNodes
 from planner.place.packing import pack
-from planner.place.relax import many, too_few_domains, too_few_nodes, uneven
+from planner.place.relax import left_out, many, too_few_domains, too_few_nodes, uneven
 from planner.place.tree import Tree
 from planner.plan import Layout
 from planner.specs.cluster import ClusterSpec
@@ -37,6 +37,8 @@ class Job:
     usable: IntArray
     thinned: bool = False
     """Whether nodes run fewer ranks than they could if enough of them were whole."""
+    others: Mapping[str, str] = field(default_factory=dict)
+    """Why hosts are avoided that are not unhealthy: slow, or busy."""
 
     @property
     def nodes(self) -> int:
@@ -85,7 +87,7 @@ def job_of(
     for ranks in counts:
         usable = free.with_gpus(ranks)
         if layout.gpus // ranks <= len(usable):
-            return Job(cluster, layout, free, tree, ranks, usable, ranks < counts[0])
+            return Job(cluster, layout, free, tree, ranks, usable, ranks < counts[0], others)
     raise too_few_nodes(cluster, layout, counts[0], free, others)
 
 
@@ -187,8 +189,9 @@ def notes_of(job: Job) -> list[str]:
         notes.append(_thinned(job))
     elif job.ranks < min(job.cluster.node.gpus, job.layout.gpus):
         notes.append(uneven(job.cluster, job.layout, job.ranks))
-    if left_out := job.cluster.nodes - len(job.usable):
-        notes.append(f"{many(left_out, 'node')} with fewer than {job.ranks} healthy GPUs left out")
+    for kind, nodes in left_out(job.free, job.ranks, job.others).items():
+        few = f"{many(nodes, 'node')} with fewer than {job.ranks} healthy GPUs"
+        notes.append(f"{few if kind == 'unhealthy' else many(nodes, f'{kind} node')} left out")
     if spare := len(job.usable) - job.nodes:
         notes.append(many(spare, "spare node"))
     return notes

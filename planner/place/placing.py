@@ -75,7 +75,8 @@ def place(
     """
     before = moved_from.gpus_per_node if moved_from else None
     free = free_nodes(cluster, unhealthy)
-    job = job_of(cluster, layout, free, others=kinds_of(cluster, busy, slow), ranks_before=before)
+    others = kinds_of(cluster, unhealthy, busy, slow)
+    job = job_of(cluster, layout, free, others=others, ranks_before=before)
     found = arranged(job, keep=keep_ep_in_domain)
     by_name = hostname_order(job)
     choice = _chosen(job, found, by_name, clock, pipelines)
