@@ -16,7 +16,8 @@ from planner.calibrate.peaks import told_impossible
 from planner.calibrate.probe import probe
 from planner.calibrate.solve import FloatArray, Number, solve
 from planner.estimate.kernels import gemm_s
-from planner.specs.cluster import ClusterSpec, GemmFit
+from planner.specs.accelerator import GemmFit
+from planner.specs.cluster import ClusterSpec
 from planner.specs.figures import StackFigures
 from planner.units import TERA, many
 
