@@ -30,7 +30,8 @@ from planner.calibrate.peaks import impossible_bus
 from planner.calibrate.probe import probe
 from planner.calibrate.solve import FloatArray, Number, solve
 from planner.estimate.collectives import all_to_all_s, bus_bytes, group_s, inside_s
-from planner.specs.cluster import ClusterSpec, Collective, CollectiveFit
+from planner.specs.cluster import ClusterSpec
+from planner.specs.links import Collective, CollectiveFit
 
 FABRIC_FROM_BYTES = 2**20
 """Messages below are left out between nodes: NCCL sends them by trees, which have another latency

@@ -16,9 +16,10 @@ from planner.calibrate.peaks import told_impossible
 from planner.calibrate.probe import probe
 from planner.calibrate.solve import FloatArray, Number, solve
 from planner.estimate.kernels import gemm_s
-from planner.specs.cluster import ClusterSpec, GemmFit
+from planner.specs.accelerator import GemmFit
+from planner.specs.cluster import ClusterSpec
 from planner.specs.figures import StackFigures
-from planner.units import TERA
+from planner.units import TERA, many
 
 FEWEST = 6
 """Multiplies below which a fit would say nothing."""
@@ -61,7 +62,8 @@ def fit_multiplies(
                 "and t0_us stays"
             )
         if len(mine) < FEWEST:
-            found.warnings.append(f"{file}: {len(mine)} {what} where {FEWEST} are needed: left out")
+            some = many(len(mine), what.replace("multiplies", "multiply"), what)
+            found.warnings.append(f"{file}: {some} where {FEWEST} are needed: left out")
         else:
             names = [name for name in NUMBERS if name != "t0_us" or not launched]
             cluster = _fit(cluster, field, mine, names, file=file, found=found)

@@ -12,7 +12,8 @@ from numpy.typing import NDArray
 from planner.calibrate.solve import MOST_OUTLIERS, FloatArray
 from planner.estimate.flops import matmul_parameters
 from planner.layouts.rules import Context
-from planner.specs.cluster import Accelerator, ClusterSpec
+from planner.specs.accelerator import Accelerator
+from planner.specs.cluster import ClusterSpec
 from planner.units import TERA
 
 BOOST = 1.1
