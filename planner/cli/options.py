@@ -47,7 +47,7 @@ Cluster = Annotated[
     str,
     typer.Argument(
         metavar="CLUSTER",
-        help="Shipped name or YAML file; ':N' sets the nodes.",
+        help="Shipped name or YAML file; ':N' sets the nodes; A:4+B:8 are two node types.",
         show_default=False,
         autocompletion=completing.clusters,
     ),
@@ -171,6 +171,14 @@ Slow = Annotated[
         "--slow",
         metavar="HOSTS",
         help="Hosts that work but are slow, to avoid like unhealthy ones; as --unhealthy.",
+    ),
+]
+Mixed = Annotated[
+    bool,
+    typer.Option(
+        "--mixed",
+        help="Of several node types (A:4+B:8), one job over all at the pace of the slowest; "
+        "without it the best type alone.",
     ),
 ]
 Gpus = Annotated[

@@ -20,6 +20,7 @@ from planner.place.relax import left_out, many, too_few_domains, too_few_nodes, 
 from planner.place.tree import Tree
 from planner.plan import Layout
 from planner.specs.cluster import ClusterSpec
+from planner.specs.mixing import type_of_node
 
 NAMED = 3
 """Leafs that are named where more could be."""
@@ -195,6 +196,21 @@ def notes_of(job: Job) -> list[str]:
     if spare := len(job.usable) - job.nodes:
         notes.append(many(spare, "spare node"))
     return notes
+
+
+def types_said(job: Job, nodes: IntArray) -> list[str]:
+    """Return how many pipelines stand on nodes of one type, where the cluster mixes several."""
+    if not job.cluster.mix:
+        return []
+    types = np.array(type_of_node(job.cluster), dtype=np.int64)[nodes]
+    layout = job.layout
+    by_pipeline = np.repeat(types, job.ranks).reshape(layout.pp, layout.dp, -1)
+    one = int((by_pipeline == by_pipeline[:1, :, :1]).all(axis=(0, 2)).sum())
+    if one == layout.dp:
+        kinds = [job.cluster.mix[n].name for n in np.unique(types).tolist()]
+        alone = f" ({kinds[0]})" if len(kinds) == 1 else ""
+        return [f"every pipeline stands on nodes of one type{alone}"]
+    return [f"{one:,} of {many(layout.dp, 'pipeline')} on nodes of one type, the others on several"]
 
 
 def spares_said(job: Job, nodes: IntArray) -> list[str]:

@@ -13,6 +13,7 @@ from planner.place.arranging import (
     job_of,
     notes_of,
     spares_said,
+    types_said,
 )
 from planner.place.bound import least_loads
 from planner.place.certificate import Choice, Rule, certificate
@@ -96,6 +97,7 @@ def place(
         notes=[
             *(found.notes if choice.nodes is found.nodes else ()),
             *notes_of(job),
+            *types_said(job, choice.nodes),
             *spares_said(job, choice.nodes),
             *choice.notes,
         ],
