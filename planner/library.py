@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 from dataclasses import fields
 from datetime import timedelta
-from os import PathLike, fspath
+from os import PathLike, fsdecode, fspath
 from pathlib import Path
 from typing import Any, TypedDict, Unpack
 
@@ -149,12 +149,23 @@ def _request(
     if takes is PlanOptions and "global_batch" in rest:
         rest["batches"] = _listed(rest.pop("global_batch"))
     return request_of(
-        Asked(_named(model), _named(cluster), wanted=Wanted(**wanted), **rest), lambda _: None
+        Asked(_named(model, "model"), _named(cluster, "cluster"), wanted=Wanted(**wanted), **rest),
+        lambda _: None,
     )
 
 
-def _named(spec: Any) -> Any:
-    return spec if isinstance(spec, ModelSpec | ClusterSpec) else fspath(spec)
+def _named(spec: Any, what: str) -> Any:
+    """Return a spec as it is, or its name or path as text; SpecError for anything else."""
+    own = ModelSpec if what == "model" else ClusterSpec
+    if isinstance(spec, own):
+        return spec
+    if not isinstance(spec, str | PathLike):
+        raise SpecError(
+            f"{what}: {type(spec).__name__} is not allowed, must be a name, a path or a "
+            f"{own.__name__}"
+        )
+    text = fspath(spec)
+    return text if isinstance(text, str) else fsdecode(text)
 
 
 def _typed(name: str, value: Any) -> Any:

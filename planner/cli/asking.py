@@ -120,13 +120,27 @@ def request_of(asked: Asked, tell: Callable[[str], None] = say) -> PlanRequest:
         busy=real.busy,
         slow=tuple(slow),
         pipelines=options.rule_of(asked.pipelines),
-        notes=real.notes,
+        notes=(*real.notes, *_batch_note(asked, workload)),
         aim=aim_of(wanted, cluster.accelerator),
         nodes=nodes,
         batches=batches if len(batches) > 1 else (),
         sensitivity=asked.sensitivity,
         mixed=_mixed(asked, cluster),
         type_aims=tuple(aim_of(wanted, part.accelerator) for part in cluster.mix),
+    )
+
+
+def _batch_note(asked: Asked, workload: Workload) -> tuple[str, ...]:
+    """Return which batch was assumed, where the answer to a question about GPUs hangs on it."""
+    wanted = asked.wanted or Wanted()
+    about = wanted.objective.lower() == "gpus" or asked.nodes is not None
+    if not about or asked.batches is not None or asked.global_batch is not None:
+        return ()
+    batch, tokens = workload.global_batch, count(workload.tokens)
+    return (
+        f"no --global-batch was given: {batch:,} sequences ({tokens} tokens) a step are assumed, "
+        f"and the answer depends on them; --global-batch {max(1, batch // 2)}..{2 * batch} would "
+        "choose among several",
     )
 
 

@@ -13,7 +13,7 @@ from typing import Annotated, Literal
 
 import typer
 
-from planner.cli import completing
+from planner.cli import amounts, completing
 from planner.errors import SpecError, did_you_mean
 
 Rule = Literal["under-leaf", "fastest"]
@@ -56,8 +56,9 @@ Seq = Annotated[
     int | None,
     typer.Option(
         "--seq",
+        parser=amounts.tokens,
         metavar="TOKENS",
-        help="Sequence length. Default: 8192, or the model's maximum if that is less.",
+        help="Sequence length, 8192 or 8k. Default: 8192, or the model's maximum if that is less.",
     ),
 ]
 GlobalBatch = Annotated[
@@ -134,14 +135,16 @@ MaxMemory = Annotated[
     float | None,
     typer.Option(
         "--max-memory",
+        parser=amounts.share("--max-memory"),
         metavar="SHARE",
-        help="Share of a GPU's usable memory that a plan may take. Default: 0.97.",
+        help="Share of a GPU's usable memory that a plan may take, 0.9 or 90%. Default: 0.97.",
     ),
 ]
 RiskMemory = Annotated[
     float | None,
     typer.Option(
         "--risk-memory",
+        parser=amounts.share("--risk-memory"),
         metavar="SHARE",
         help="Mark plans above this share: published runs there were far slower. Default: 0.85.",
     ),

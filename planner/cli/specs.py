@@ -295,7 +295,8 @@ def _checked(file: Path, kind: Kind | None) -> dict[str, Any]:
 
 def _schema(kind: Kind) -> dict[str, Any]:
     """Return the schema of what a file may hold, which is a little more than the record does."""
-    from planner.specs.cluster import Accelerator, ClusterSpec
+    from planner.specs.accelerator import Accelerator
+    from planner.specs.cluster import ClusterSpec
     from planner.specs.model import ModelSpec
     from planner.specs.workload import Workload
     from planner.sweep.study import study_schema

@@ -13,7 +13,8 @@ from typing import Any, Literal
 
 from planner.errors import SpecError, did_you_mean
 from planner.files import data_folder
-from planner.specs.cluster import Accelerator, ClusterSpec, Leaf
+from planner.specs.accelerator import Accelerator
+from planner.specs.cluster import ClusterSpec, Leaf
 from planner.specs.huggingface import is_config, model_from_config
 from planner.specs.model import ModelSpec
 from planner.specs.parse import parse_yaml, shown

@@ -16,18 +16,9 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 from planner.errors import SpecError
-from planner.specs.cluster import (
-    Accelerator,
-    AttentionFit,
-    ClusterSpec,
-    CollectiveFit,
-    Fabric,
-    FabricKind,
-    GemmFit,
-    Leaf,
-    Node,
-    ScaleUp,
-)
+from planner.specs.accelerator import Accelerator, AttentionFit, GemmFit
+from planner.specs.cluster import ClusterSpec, Leaf, Node
+from planner.specs.links import CollectiveFit, Fabric, FabricKind, ScaleUp
 from planner.specs.read import validate
 from planner.units import GB, TERA
 

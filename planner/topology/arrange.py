@@ -13,7 +13,8 @@ from dataclasses import dataclass
 from itertools import groupby
 
 from planner.errors import SpecError, did_you_mean
-from planner.specs.cluster import ClusterSpec, Fabric, FabricKind, Leaf
+from planner.specs.cluster import ClusterSpec, Leaf
+from planner.specs.links import Fabric, FabricKind
 from planner.specs.mixing import joined
 from planner.specs.read import validate
 from planner.topology.nodes import NodeState, gpu_nodes

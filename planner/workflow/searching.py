@@ -10,6 +10,7 @@ from planner.place import FreeNodes, free_nodes, kinds_of, left_out
 from planner.plan import Estimate, Layout
 from planner.rank import Ranking, rank
 from planner.units import gib
+from planner.workflow.rejecting import nothing_legal
 from planner.workflow.request import PlanRequest, Progress
 from planner.workflow.rows import layout_record
 
@@ -115,12 +116,7 @@ def _some(request: PlanRequest, ranking: Ranking) -> Ranking:
             f"({', '.join(f'{k}={v}' for k, v in request.fix.items())})",
             hint="tp * cp * pp * dp must equal the number of GPUs",
         )
-    reasons = ranking.tally.rejected.most_common(3)
-    raise InfeasibleError(
-        f"none of {ranking.tally.enumerated:,} layouts on {ranking.gpus} GPUs is legal: "
-        + "; ".join(f"{name} ({count:,})" for name, count in reasons),
-        hint="change the global batch, the sequence length or the fixed fields",
-    )
+    raise nothing_legal(request, ranking)
 
 
 def nothing_fits(request: PlanRequest, ranking: Ranking) -> InfeasibleError:
