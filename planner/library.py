@@ -45,6 +45,7 @@ class Common(TypedDict, total=False):
     optimizer: str
     stack: str
     gpus: int
+    mixed: bool
     expert_imbalance: float
     capacity_factor: float
     expert_load: File
@@ -55,7 +56,7 @@ class Common(TypedDict, total=False):
 
 
 class Options(Common, total=False):
-    """What `explain` takes."""
+    """What is asked of one layout."""
 
     global_batch: int
 
@@ -72,7 +73,7 @@ class Hosts(TypedDict, total=False):
 
 
 class PlaceOptions(Options, Hosts, total=False):
-    """What `place` takes."""
+    """What `place` and `explain` take."""
 
 
 class PlanOptions(Common, Hosts, total=False):
@@ -112,14 +113,14 @@ def plan(model: Model, cluster: Cluster, **options: Unpack[PlanOptions]) -> Plan
 
 
 def explain(
-    model: Model, cluster: Cluster, layout: Fields, **options: Unpack[Options]
+    model: Model, cluster: Cluster, layout: Fields, **options: Unpack[PlaceOptions]
 ) -> Explanation:
     """Return one layout opened into its terms, compared with the best, mended if it won't do.
 
     As `meshwright explain`; fields left out of `layout` take the best legal value.
     """
     asked = fields_of(_pairs(layout), option="--layout")
-    return workflow.explain(_request(model, cluster, Options, options), asked)
+    return workflow.explain(_request(model, cluster, PlaceOptions, options), asked)
 
 
 def place(

@@ -64,6 +64,7 @@ class Asked:
     batches: str | None = None
     """`--global-batch` where it may be several; `global_batch` is None then."""
     sensitivity: bool = False
+    mixed: bool = False
 
 
 def request_of(asked: Asked, tell: Callable[[str], None] = say) -> PlanRequest:
@@ -72,8 +73,8 @@ def request_of(asked: Asked, tell: Callable[[str], None] = say) -> PlanRequest:
     Raises SpecError for anything that cannot be read or contradicts itself.
     """
     fix = options.fields_of(asked.fix, option="--fix")
-    unhealthy = options.words_of(asked.unhealthy, option="--unhealthy")
-    slow = options.words_of(asked.slow, option="--slow")
+    unhealthy = options.hosts_of(asked.unhealthy, option="--unhealthy")
+    slow = options.hosts_of(asked.slow, option="--slow")
     from planner.specs.catalog import load_cluster, load_model
 
     model = load_model(asked.model) if isinstance(asked.model, str) else asked.model
@@ -91,11 +92,13 @@ def request_of(asked: Asked, tell: Callable[[str], None] = say) -> PlanRequest:
         from planner.place import free_nodes
 
         free_nodes(cluster, slow, option="--slow")
-    if asked.gpus is not None and not 0 < asked.gpus <= cluster.gpus:
+    there = max(part.gpus for part in (cluster, *cluster.mix))
+    if asked.gpus is not None and not 0 < asked.gpus <= there:
         raise SpecError(
-            f"--gpus: {asked.gpus} is not between 1 and the {cluster.gpus} GPUs of {cluster.name}",
+            f"--gpus: {asked.gpus} is not between 1 and the {there} GPUs of {cluster.name}",
             hint="a cluster grows with ':N' behind its name",
         )
+    wanted = asked.wanted or Wanted()
     nodes = _nodes(asked, cluster)
     cluster = _with_nodes(asked, cluster, max(nodes, default=0))
     batches: tuple[int, ...] = ()
@@ -118,10 +121,12 @@ def request_of(asked: Asked, tell: Callable[[str], None] = say) -> PlanRequest:
         slow=tuple(slow),
         pipelines=options.rule_of(asked.pipelines),
         notes=(*real.notes, *_batch_note(asked, workload)),
-        aim=aim_of(asked.wanted or Wanted(), cluster.accelerator),
+        aim=aim_of(wanted, cluster.accelerator),
         nodes=nodes,
         batches=batches if len(batches) > 1 else (),
         sensitivity=asked.sensitivity,
+        mixed=_mixed(asked, cluster),
+        type_aims=tuple(aim_of(wanted, part.accelerator) for part in cluster.mix),
     )
 
 
@@ -137,6 +142,16 @@ def _batch_note(asked: Asked, workload: Workload) -> tuple[str, ...]:
         f"and the answer depends on them; --global-batch {max(1, batch // 2)}..{2 * batch} would "
         "choose among several",
     )
+
+
+def _mixed(asked: Asked, cluster: ClusterSpec) -> bool:
+    """Return whether one job is to span node types; SpecError where there is one type."""
+    if asked.mixed and not cluster.mix:
+        raise SpecError(
+            f"--mixed: {cluster.name} has nodes of one type",
+            hint="join several: dgx-h100:4+dgx-a100:8",
+        )
+    return asked.mixed
 
 
 def _nodes(asked: Asked, cluster: ClusterSpec) -> tuple[int, ...]:

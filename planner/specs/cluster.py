@@ -110,6 +110,12 @@ class ClusterSpec(Record):
     stacks: dict[str, StackFigures] = Field(
         default_factory=dict, description="Training stacks as measured here, by profile."
     )
+    mix: tuple[ClusterSpec, ...] = Field(
+        (),
+        description="Node types of which this is made; its own figures are the worst of theirs. "
+        "In a file: names or paths with ':N', such as [dgx-h100:8, dgx-a100:16], and nothing else "
+        "beside `name`.",
+    )
     sources: dict[str, str] = Field(default_factory=dict)
 
     @field_validator("stacks")

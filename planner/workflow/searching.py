@@ -6,7 +6,7 @@ from planner.errors import InfeasibleError, SpecError
 from planner.estimate.record import estimate_record
 from planner.layouts.ranges import parse_fix
 from planner.layouts.table import NAMES
-from planner.place import free_nodes
+from planner.place import FreeNodes, free_nodes, kinds_of, left_out
 from planner.plan import Estimate, Layout
 from planner.rank import Ranking, rank
 from planner.units import gib
@@ -73,11 +73,20 @@ def usable_gpus(request: PlanRequest) -> tuple[int, list[str]]:
             )
         return request.gpus, notes
     if healthy == 0:
-        raise InfeasibleError(f"{cluster.name} has no healthy node left")
+        why = _where_lost(request, free)
+        hint = "leave --slow out" if "slow" in why else ""
+        raise InfeasibleError(f"{cluster.name} has no node to use: all are {why}", hint=hint)
     lost = cluster.gpus - healthy
     if lost:
-        notes.append(f"{lost} of {cluster.gpus} GPUs are on unhealthy nodes and left out")
+        where = _where_lost(request, free)
+        notes.append(f"{lost} of {cluster.gpus} GPUs are on {where} nodes and left out")
     return healthy, notes
+
+
+def _where_lost(request: PlanRequest, free: FreeNodes) -> str:
+    """Return what is the matter with the nodes that are not used: 'unhealthy', 'slow and busy'."""
+    kinds = kinds_of(request.cluster, request.unhealthy, request.busy, request.slow)
+    return " and ".join(left_out(free, request.cluster.node.gpus, kinds)) or "unhealthy"
 
 
 def _sequence_notes(request: PlanRequest) -> list[str]:

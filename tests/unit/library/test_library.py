@@ -227,7 +227,7 @@ def test_every_option_of_the_commands_is_one_of_the_functions():
     files = {"output", "target", "force", "as_json", "help", "model", "cluster", "layout"}
     takes = {
         "plan": library.PlanOptions.__annotations__,
-        "explain": library.Options.__annotations__,
+        "explain": library.PlaceOptions.__annotations__,
         "place": {**library.PlaceOptions.__annotations__, "moved_from": None},
     }
     for name, options in takes.items():
