@@ -89,6 +89,7 @@ class PlanOptions(Common, Hosts, total=False):
     budget: Amount
     max_step_time: Time
     sensitivity: bool
+    search: Words
 
 
 AIM = {f.name for f in fields(Wanted)}
@@ -162,7 +163,7 @@ def _typed(name: str, value: Any) -> Any:
         return Path(value)
     if name == "fix":
         return _pairs(value)
-    if name in ("unhealthy", "slow", "recompute_modules"):
+    if name in ("unhealthy", "slow", "recompute_modules", "search"):
         return value if isinstance(value, str) else ",".join(value)
     if name == "nodes":
         return _listed(value)
