@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 from dataclasses import fields
 from datetime import timedelta
-from os import PathLike, fspath
+from os import PathLike, fsdecode, fspath
 from pathlib import Path
 from typing import Any, TypedDict, Unpack
 
@@ -44,6 +44,7 @@ class Common(TypedDict, total=False):
     optimizer: str
     stack: str
     gpus: int
+    mixed: bool
     expert_imbalance: float
     capacity_factor: float
     expert_load: File
@@ -54,7 +55,7 @@ class Common(TypedDict, total=False):
 
 
 class Options(Common, total=False):
-    """What `explain` takes."""
+    """What is asked of one layout."""
 
     global_batch: int
 
@@ -71,7 +72,7 @@ class Hosts(TypedDict, total=False):
 
 
 class PlaceOptions(Options, Hosts, total=False):
-    """What `place` takes."""
+    """What `place` and `explain` take."""
 
 
 class PlanOptions(Common, Hosts, total=False):
@@ -106,14 +107,14 @@ def plan(model: Model, cluster: Cluster, **options: Unpack[PlanOptions]) -> Plan
 
 
 def explain(
-    model: Model, cluster: Cluster, layout: Fields, **options: Unpack[Options]
+    model: Model, cluster: Cluster, layout: Fields, **options: Unpack[PlaceOptions]
 ) -> Explanation:
     """Return one layout opened into its terms, compared with the best, mended if it won't do.
 
     As `meshwright explain`; fields left out of `layout` take the best legal value.
     """
     asked = fields_of(_pairs(layout), option="--layout")
-    return workflow.explain(_request(model, cluster, Options, options), asked)
+    return workflow.explain(_request(model, cluster, PlaceOptions, options), asked)
 
 
 def place(
@@ -149,12 +150,23 @@ def _request(
     if takes is PlanOptions and "global_batch" in rest:
         rest["batches"] = _listed(rest.pop("global_batch"))
     return request_of(
-        Asked(_named(model), _named(cluster), wanted=Wanted(**wanted), **rest), lambda _: None
+        Asked(_named(model, "model"), _named(cluster, "cluster"), wanted=Wanted(**wanted), **rest),
+        lambda _: None,
     )
 
 
-def _named(spec: Any) -> Any:
-    return spec if isinstance(spec, ModelSpec | ClusterSpec) else fspath(spec)
+def _named(spec: Any, what: str) -> Any:
+    """Return a spec as it is, or its name or path as text; SpecError for anything else."""
+    own = ModelSpec if what == "model" else ClusterSpec
+    if isinstance(spec, own):
+        return spec
+    if not isinstance(spec, str | PathLike):
+        raise SpecError(
+            f"{what}: {type(spec).__name__} is not allowed, must be a name, a path or a "
+            f"{own.__name__}"
+        )
+    text = fspath(spec)
+    return text if isinstance(text, str) else fsdecode(text)
 
 
 def _typed(name: str, value: Any) -> Any:

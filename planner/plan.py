@@ -21,6 +21,8 @@ if TYPE_CHECKING:
     from polars import DataFrame
 
 PLAN_SCHEMA: Final = "meshwright.plan/1"
+MOST_REASONS_BYTES = 1 << 16
+"""A larger document is a plan, not the reasons why there is none."""
 
 
 class PlanRecord(BaseModel):
@@ -368,7 +370,22 @@ class Sensitivity(PlanRecord):
     elasticity: float | None = Field(
         None, description="d ln(step time) / d ln(figure) of the first layout, over the factors."
     )
+    why_none: str = Field(
+        "", description="Factors that the layout does not fit at: the slope leaves them out."
+    )
     cases: list[WhatIf]
+
+
+def _no_plan(raw: bytes) -> str:
+    """Return why a document of `plan --json` holds no plan, where it says so itself."""
+    if len(raw) > MOST_REASONS_BYTES or b'"reasons"' not in raw:
+        return ""
+    try:
+        found = json.loads(raw)
+    except (ValueError, RecursionError):
+        return ""
+    none = isinstance(found, dict) and found.get("plans") == [] and "request" not in found
+    return "; ".join(map(str, found["reasons"])) if none else ""
 
 
 class Plan(PlanRecord):
@@ -436,7 +453,10 @@ class Plan(PlanRecord):
         Raises SpecError when the file is missing, is not JSON, or is not a plan.
         """
         try:
-            return cls.model_validate_json(path.read_bytes())
+            raw = path.read_bytes()
+            if reason := _no_plan(raw):
+                raise SpecError(f"{path}: holds no plan: {reason}")
+            return cls.model_validate_json(raw)
         except OSError as error:
             raise SpecError(f"{path}: cannot be read ({error.strerror})") from error
         except (ValidationError, UnicodeDecodeError) as error:

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from rich.table import Table
 
     from planner.calibrate.calibrating import Calibration
-    from planner.calibrate.figure import Figure, Prediction
+    from planner.calibrate.figure import Figure, Prediction, Residual
 
 EXAMPLES = """\
 \b
@@ -149,11 +149,15 @@ def _report(found: Calibration, written: Path | None) -> Iterable[RenderableType
         yield _fits(found.figures)
     else:
         yield Text(f"No figure of {found.before.name} changed.")
+    if found.found.residuals:
+        yield Text()
+        yield title("Errors by size")
+        yield _residuals(found.found.residuals)
     if found.found.predictions:
         yield Text()
         yield title("Predictions")
         yield from _predictions(found.found.predictions)
-    for heading, sentences in (("Notes", found.found.facts), ("Warnings", found.found.warnings)):
+    for heading, sentences in (("Notes", found.facts), ("Warnings", found.warnings)):
         if sentences:
             yield Text()
             yield title(heading)
@@ -175,7 +179,7 @@ def _figures(figures: Sequence[Figure]) -> RenderableType:
 def _fits(figures: Sequence[Figure]) -> RenderableType:
     table = _table("fit", "points", "outliers", "median", "now", "p90", "left out", "R2")
     for group, q in {f.group: f.quality for f in figures}.items():
-        unseen = "-" if q.median_unseen is None else f"{q.median_unseen:.1%}"
+        unseen = "too few" if q.median_unseen is None else f"{q.median_unseen:.1%}"
         table.add_row(
             group,
             f"{q.points:,}",
@@ -184,8 +188,16 @@ def _fits(figures: Sequence[Figure]) -> RenderableType:
             f"{q.median_after:.1%}",
             f"{q.p90_after:.1%}",
             unseen,
-            f"{q.r2:.3f}",
+            "-" if q.r2 is None else f"{q.r2:.3f}",
         )
+    return table
+
+
+def _residuals(residuals: Sequence[Residual]) -> RenderableType:
+    table = _table("fit", "size", "points", "median", "now")
+    for one in residuals:
+        cells = (f"{one.before:+.1%}", f"{one.after:+.1%}")
+        table.add_row(one.fit, one.size, f"{one.points:,}", *cells)
     return table
 
 

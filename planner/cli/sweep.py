@@ -98,6 +98,7 @@ def sweep(
         raise InfeasibleError(
             f"none of the {summary.points:,} points has an answer",
             hint=f"the reasons are in {output}, column 'reason'",
+            answered=as_json,
         )
 
 

@@ -26,7 +26,7 @@ Examples:
 REASONS_SHOWN = 8
 PAGE = Path("docs/accuracy.md")
 KEYS = (
-    *("id", "source", "status", "reason", "assumed", "stack", "step_time_s_predicted"),
+    *("id", "source", "status", "reason", "assumed", "fitted_to", "stack", "step_time_s_predicted"),
     *("step_time_s_measured", "error", "peak_gib_predicted", "peak_gib_measured", "oom_predicted"),
 )
 
@@ -110,6 +110,7 @@ def _report(records: list[dict[str, Any]], scores: Mapping[str, Any]) -> list[Re
                 f"without nanotron's stalled runs (MFU < 15 %), {usual['n']:,}: {_words(usual)}"
             )
         )
+    parts += [indented(sentence) for sentence in _seen(scores)]
     parts += [Text(), title("Step time by source"), _table(scores["by_source"])]
     if family["n"]:
         parts += [Text(), title("Families that differ in their layout only")]
@@ -138,6 +139,20 @@ def _report(records: list[dict[str, Any]], scores: Mapping[str, Any]) -> list[Re
         parts += [Text(), title(f"Skipped {scores['skipped']:,}")]
         parts += [indented(f"{n:,} x {why}") for why, n in skipped.most_common(REASONS_SHOWN)]
     return parts
+
+
+def _seen(scores: Mapping[str, Any]) -> list[str]:
+    """Say how many of the rows the numbers were fitted to: an error in-sample is no forecast."""
+    mine, others = scores["fitted_to"], scores["not_fitted_to"]
+    if not scores["n"]:
+        return []
+    if not mine["n"]:
+        return ["none of them is among the runs that the planner's numbers were fitted to"]
+    whole = f"{mine['n']:,} of them are runs that the planner's numbers were fitted to"
+    if not others["n"]:
+        told = f"all {mine['n']:,} with a step time are runs that the planner's numbers were "
+        return [f"{told}fitted to: these errors are in-sample (unseen ones: docs/accuracy.md)"]
+    return [f"{whole} (in-sample): {_words(mine)}", f"the other {others['n']:,}: {_words(others)}"]
 
 
 def _words(scores: Mapping[str, Any]) -> str:

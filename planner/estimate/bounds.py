@@ -25,7 +25,7 @@ from __future__ import annotations
 import numpy as np
 
 from planner.estimate.communication import pp_microbatch_s, tied_embedding_s
-from planner.estimate.compute import embedding_s, head_s
+from planner.estimate.compute import head_s
 from planner.estimate.inputs import FloatArray, Inputs, term
 from planner.estimate.optimizer import optimizer_s
 from planner.estimate.params import stage_dense_parameters, stage_expert_parameters
@@ -34,6 +34,7 @@ from planner.estimate.step import (
     dense_layer_total_s,
     directions_s,
     exposed_s,
+    first_s,
     hidden_s,
     hideable_s,
     moe_layer_total_s,
@@ -110,7 +111,7 @@ class _Chain:
         exposed = x.stack.p2p_exposed
         each = pp_microbatch_s(x) / (2 * lay.vpp * exposed) if exposed else 0.0 * self.dense
         self.send = min(exposed, 1.0) * each
-        self.first = embedding_s(x)
+        self.first = first_s(x)
         self.last = head_s(x) + model.mtp_layers * (self.moe if model.experts else self.dense)
         self.framework = x.stack.microbatch_s
         layers = (model.layers - with_experts) * self.dense + with_experts * self.moe

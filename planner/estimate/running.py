@@ -164,6 +164,21 @@ def judge(context: Context, layouts: Layouts, *, recut: bool = True) -> list[Jud
     return found
 
 
+def lightened(context: Context, layouts: Layouts) -> list[Judged | None]:
+    """Return layouts too heavy with the usual cut as the fastest cut that fits has them run.
+
+    None where no cut fits, or the stack cuts as it likes.
+    """
+    if not cuts_freely(context.workload.stack):
+        return [None] * len(layouts)
+    usual = (usual_table(context, layouts, row) for row in range(len(layouts)))
+    ways = layouts.folds.tolist()
+    found = [Judged(table, np.inf, way) for table, way in zip(usual, ways, strict=True)]
+    rows = np.flatnonzero(runs(layouts)).tolist()
+    _lighter(context, layouts, prices(Inputs(*context, layouts)), rows, found)
+    return [one if one.peak_bytes is not None else None for one in found]
+
+
 def _lighter(
     context: Context, layouts: Layouts, priced: Prices, heavy: list[int], found: list[Judged]
 ) -> None:

@@ -98,9 +98,14 @@ def legal_layouts(context: Context, gpus: int, fix: Fix, tally: Tally) -> Iterat
             yield rows
 
 
-def grid_of(context: Context, gpus: int, fix: Fix, tally: Tally) -> Grid | None:
-    """Return all turns of exactly `gpus` GPUs that break no rule so far; None if there is none."""
-    rules = rules_of(context.workload.stack)
+def grid_of(
+    context: Context, gpus: int, fix: Fix, tally: Tally, rules: Sequence[Rule] | None = None
+) -> Grid | None:
+    """Return all turns of exactly `gpus` GPUs that break no rule so far; None if there is none.
+
+    `rules` are those of the workload's stack, unless they are given.
+    """
+    rules = rules_of(context.workload.stack) if rules is None else rules
     shapes = _shapes(context, gpus, fix)
     if not len(shapes["tp"]):
         return None

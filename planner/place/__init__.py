@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from planner.place.clock import Clock, contended
     from planner.place.hosts import FreeNodes, free_nodes, nodes_from_file, with_hosts
     from planner.place.placing import loads_of, place
+    from planner.place.relax import kinds_of, left_out
     from planner.place.traffic import Load, flows_of
     from planner.place.tree import Tree
 
@@ -30,6 +31,8 @@ _HOME = {
     "contended": "clock",
     "flows_of": "traffic",
     "free_nodes": "hosts",
+    "kinds_of": "relax",
+    "left_out": "relax",
     "loads_of": "placing",
     "nodes_from_file": "hosts",
     "place": "placing",
@@ -49,6 +52,8 @@ __all__ = [
     "contended",
     "flows_of",
     "free_nodes",
+    "kinds_of",
+    "left_out",
     "loads_of",
     "nodes_from_file",
     "place",

@@ -13,6 +13,7 @@ from planner.place.arranging import (
     job_of,
     notes_of,
     spares_said,
+    types_said,
 )
 from planner.place.bound import least_loads
 from planner.place.certificate import Choice, Rule, certificate
@@ -75,7 +76,8 @@ def place(
     """
     before = moved_from.gpus_per_node if moved_from else None
     free = free_nodes(cluster, unhealthy)
-    job = job_of(cluster, layout, free, others=kinds_of(cluster, busy, slow), ranks_before=before)
+    others = kinds_of(cluster, unhealthy, busy, slow)
+    job = job_of(cluster, layout, free, others=others, ranks_before=before)
     found = arranged(job, keep=keep_ep_in_domain)
     by_name = hostname_order(job)
     choice = _chosen(job, found, by_name, clock, pipelines)
@@ -95,6 +97,7 @@ def place(
         notes=[
             *(found.notes if choice.nodes is found.nodes else ()),
             *notes_of(job),
+            *types_said(job, choice.nodes),
             *spares_said(job, choice.nodes),
             *choice.notes,
         ],

@@ -183,15 +183,28 @@ def sensitivity_section(plan: Plan) -> list[RenderableType]:
     base = plan.best.estimate.step_time_s
     for row in plan.sensitivity:
         cells = [text for case in row.cases for text in _case_cells(case, base)]
-        elasticity = "" if row.elasticity is None else f"{row.elasticity:+.2f}"
+        elasticity = slope(row)
         table.add_row(f"  {printable(row.about)}", *cells, elasticity)
     others = [_other(row, case) for row in plan.sensitivity for case in row.cases if case.layout]
     lines = [
         "step time of this layout with one figure changed, and of the best layout then ('same' "
         "where it is this one); elasticity: per cent of step time for one of the figure",
+        *([ONE_SIDED] if any(row.why_none for row in plan.sensitivity) else []),
         *filter(None, others),
     ]
     return [Text(), title("What the hardware does to it"), table, *map(indented, lines)]
+
+
+ONE_SIDED = (
+    "* where this layout has no room at one factor, the elasticity is told of the other side only"
+)
+
+
+def slope(row: Sensitivity) -> str:
+    """Return the elasticity, with a star where it is one-sided, or that there is none."""
+    if row.elasticity is None:
+        return "none: no room"
+    return f"{row.elasticity:+.2f}" + ("*" if row.why_none else "")
 
 
 def _case_cells(case: WhatIf, base_s: float) -> tuple[str, str]:

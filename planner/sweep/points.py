@@ -16,6 +16,7 @@ from planner.place import RULES, rule_named
 from planner.specs.catalog import load_cluster, load_model
 from planner.specs.changing import changed
 from planner.specs.cluster import ClusterSpec
+from planner.specs.mixing import joined
 from planner.specs.model import ModelSpec
 from planner.specs.parse import shown
 from planner.specs.read import validate
@@ -258,9 +259,19 @@ def _cluster(settings: Settings, shelf: _Shelf) -> tuple[ClusterSpec, str]:
     key = json.dumps([settings["cluster"], changes], sort_keys=True)
     if key not in shelf.clusters:
         base = _load("cluster", settings["cluster"], shelf)
-        cluster = changed(base, changes, "cluster") if changes else base
+        cluster = _changed_cluster(base, changes) if changes else base
         shelf.clusters[key] = cluster, _digest([cluster.model_dump(mode="json")])
     return shelf.clusters[key]
+
+
+def _changed_cluster(base: ClusterSpec, changes: dict[str, Any]) -> ClusterSpec:
+    """Return a cluster with fields changed; of a mix those of every type."""
+    if not base.mix:
+        return changed(base, changes, "cluster")
+    if "nodes" in changes:
+        raise SpecError(f"nodes: {base.name} says the nodes of each of its types itself")
+    parts = [changed(part, changes, "cluster") for part in base.mix]
+    return joined(parts, base.name, "cluster")
 
 
 def _workload(settings: Settings) -> Workload:

@@ -40,6 +40,10 @@ class PlanRequest:
     """Node counts to choose from; empty: what the cluster has."""
     batches: tuple[int, ...] = ()
     """Global batches to choose from; empty: the workload's."""
+    mixed: bool = False
+    """Of a cluster of several node types, one job over all of them rather than the best alone."""
+    type_aims: tuple[Aim, ...] = ()
+    """The aim at the rates of each of several node types."""
     sensitivity: bool = False
     """Plan again with every hardware figure halved and doubled."""
     search: tuple[str, ...] = ()

@@ -10,10 +10,11 @@ from planner.layouts.grid import divisors
 from planner.layouts.ranges import Fix, most_cp, parse_fix
 from planner.layouts.rules import Context
 from planner.layouts.table import NAMES, IntArray
-from planner.place import free_nodes
+from planner.place import FreeNodes, free_nodes, kinds_of, left_out
 from planner.plan import Estimate, Layout
 from planner.rank import Ranking, rank
 from planner.units import gib
+from planner.workflow.rejecting import nothing_legal
 from planner.workflow.request import PlanRequest, Progress
 from planner.workflow.rows import layout_record
 
@@ -109,11 +110,20 @@ def usable_gpus(request: PlanRequest) -> tuple[int, list[str]]:
             )
         return request.gpus, notes
     if healthy == 0:
-        raise InfeasibleError(f"{cluster.name} has no healthy node left")
+        why = _where_lost(request, free)
+        hint = "leave --slow out" if "slow" in why else ""
+        raise InfeasibleError(f"{cluster.name} has no node to use: all are {why}", hint=hint)
     lost = cluster.gpus - healthy
     if lost:
-        notes.append(f"{lost} of {cluster.gpus} GPUs are on unhealthy nodes and left out")
+        where = _where_lost(request, free)
+        notes.append(f"{lost} of {cluster.gpus} GPUs are on {where} nodes and left out")
     return healthy, notes
+
+
+def _where_lost(request: PlanRequest, free: FreeNodes) -> str:
+    """Return what is the matter with the nodes that are not used: 'unhealthy', 'slow and busy'."""
+    kinds = kinds_of(request.cluster, request.unhealthy, request.busy, request.slow)
+    return " and ".join(left_out(free, request.cluster.node.gpus, kinds)) or "unhealthy"
 
 
 def _sequence_notes(request: PlanRequest) -> list[str]:
@@ -143,12 +153,7 @@ def _some(request: PlanRequest, ranking: Ranking) -> Ranking:
             f"({', '.join(f'{k}={v}' for k, v in request.fix.items())})",
             hint="tp * cp * pp * dp must equal the number of GPUs",
         )
-    reasons = ranking.tally.rejected.most_common(3)
-    raise InfeasibleError(
-        f"none of {ranking.tally.enumerated:,} layouts on {ranking.gpus} GPUs is legal: "
-        + "; ".join(f"{name} ({count:,})" for name, count in reasons),
-        hint="change the global batch, the sequence length or the fixed fields",
-    )
+    raise nothing_legal(request, ranking)
 
 
 def nothing_fits(request: PlanRequest, ranking: Ranking) -> InfeasibleError:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
+from itertools import islice
 
 from planner.errors import InfeasibleError, SpecError
 from planner.estimate.flops import matmul_parameters
@@ -49,7 +50,13 @@ def looked_at(request: PlanRequest, progress: Progress) -> Jobs:
 
     Raises InfeasibleError when in none of them any layout is legal and fits.
     """
-    jobs = list(open_jobs(request))
+    jobs = list(islice(open_jobs(request), MOST_JOBS + 1))
+    if len(jobs) > MOST_JOBS:
+        raise SpecError(
+            f"--search {','.join(request.search)} makes more than the {MOST_JOBS:,} jobs that one "
+            "plan is chosen from",
+            hint="fewer axes, node counts or batches",
+        )
     if len(jobs) == 1 and not request.nodes and not request.batches:
         ranking, notes = with_offload(request, *search(request, progress))
         if not ranking.feasible:

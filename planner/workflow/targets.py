@@ -15,6 +15,7 @@ from planner.rank import Ranking
 from planner.specs.stack import stack_named
 from planner.units import seconds
 from planner.workflow.choosing import aimed
+from planner.workflow.mixing import on_type_of
 from planner.workflow.on_fabric import on_fabric
 from planner.workflow.pricing import priced
 from planner.workflow.request import PlanRequest, quiet
@@ -72,9 +73,10 @@ def plan_for_target(request: PlanRequest, target: str) -> Plan:
 
 def narrowed(request: PlanRequest, found: Plan) -> PlanRequest:
     """Return the request with nothing left open: the nodes and the batch that a plan has chosen."""
+    own = found.request
+    request = on_type_of(request, own.cluster)
     if not found.sizes:
         return request
-    own = found.request
     return replace(
         request,
         cluster=own.cluster,

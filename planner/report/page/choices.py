@@ -5,7 +5,7 @@ from __future__ import annotations
 from planner.plan import Plan, Sensitivity, Size, WhatIf, option_text
 from planner.report.page.markup import Html, TableCell, section, table, tag
 from planner.report.ranked import OPTIONS
-from planner.report.tradeoffs import amount
+from planner.report.tradeoffs import ONE_SIDED, amount, slope
 from planner.units import GIB, seconds
 
 
@@ -65,6 +65,8 @@ def hardware(plan: Plan) -> Html:
         "Step time with one figure changed. The elasticity is per cent of step time for each per "
         "cent of the figure."
     )
+    if any(row.why_none for row in plan.sensitivity):
+        about += f" {ONE_SIDED}."
     kinds = ["k", *["n", "k"] * len(factors), "n"]
     return section(
         "hardware",
@@ -78,7 +80,7 @@ def _figure(row: Sensitivity, base_s: float) -> list[TableCell]:
     cells: list[TableCell] = [row.about]
     for case in row.cases:
         cells += [_own(case, base_s), _best(case, base_s)]
-    return [*cells, "" if row.elasticity is None else f"{row.elasticity:+.2f}"]
+    return [*cells, slope(row)]
 
 
 def _own(case: WhatIf, base_s: float) -> str:

@@ -119,6 +119,14 @@ def test_what_has_no_answer_raises():
         place("llama-3.1-8b", "dgx-h100:1", {"tp": 3})
 
 
+@pytest.mark.parametrize("strange", [None, 3, {"layers": 2}])
+def test_what_is_no_spec_is_refused_by_name(strange):
+    with pytest.raises(SpecError, match=f"cluster: {type(strange).__name__} is not allowed"):
+        plan("llama-3.1-8b", strange)
+    with pytest.raises(SpecError, match=r"model: .* must be a name, a path or a ModelSpec"):
+        plan(strange, "dgx-h100:2")
+
+
 # --- frames
 
 
@@ -219,7 +227,7 @@ def test_every_option_of_the_commands_is_one_of_the_functions():
     files = {"output", "target", "force", "as_json", "help", "model", "cluster", "layout"}
     takes = {
         "plan": library.PlanOptions.__annotations__,
-        "explain": library.Options.__annotations__,
+        "explain": library.PlaceOptions.__annotations__,
         "place": {**library.PlaceOptions.__annotations__, "moved_from": None},
     }
     for name, options in takes.items():

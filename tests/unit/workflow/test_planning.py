@@ -24,7 +24,7 @@ from planner.workflow.searching import fewer_gpus, search
 
 
 def request(model="llama-3.1-8b", cluster="dgx-h100:2", *, seq=4096, batch=64, fix=None, **more):
-    asked = {name: more.pop(name) for name in ("gpus", "top", "unhealthy") if name in more}
+    asked = {name: more.pop(name) for name in ("gpus", "top", "unhealthy", "slow") if name in more}
     return PlanRequest(
         load_model(model),
         load_cluster(cluster),
@@ -118,8 +118,25 @@ def test_nodes_with_unhealthy_gpus_are_left_out():
     assert set(found.placement.hosts) == {"node00001", "node00003"}
 
 
+def test_slow_nodes_are_told_apart_from_broken_ones():
+    avoid = {
+        "unhealthy": ("node00003", "node00002", "node00003"),
+        "slow": ("node00002", "node00003"),
+    }
+    found = plan(request(cluster="dgx-h100:4", **avoid))
+    assert "16 of 32 GPUs are on unhealthy and slow nodes and left out" in found.notes
+    notes = found.placement.notes  # node00003 is broken and slow: broken
+    assert "1 node with fewer than 8 healthy GPUs left out" in notes
+    assert "1 slow node left out" in notes
+    only = plan(request(cluster="dgx-h100:3", unhealthy=("node00002",), slow=("node00002",)))
+    assert "8 of 24 GPUs are on slow nodes and left out" in only.notes
+    with pytest.raises(InfeasibleError, match="all are slow") as refused:
+        plan(request(cluster="dgx-h100:1", unhealthy=("node00001",), slow=("node00001",)))
+    assert refused.value.hint == "leave --slow out"
+
+
 def test_without_a_healthy_node_there_is_no_plan():
-    with pytest.raises(InfeasibleError, match="no healthy node left"):
+    with pytest.raises(InfeasibleError, match="no node to use: all are unhealthy"):
         plan(request(unhealthy=("node00001", "node00002")))
 
 

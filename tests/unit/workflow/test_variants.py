@@ -135,3 +135,6 @@ def test_what_is_searched_and_given_at_once_is_refused():
     with pytest.raises(SpecError, match="recompute-modules"):
         refuse_twice(asked(search=("recompute-modules",), recompute_modules=("mlp",)))
     assert axes_named(["all"]) == AXES
+    many = replace(asked("deepseek-v3", search=("all",)), batches=tuple(range(8, 800, 8)))
+    with pytest.raises(SpecError, match="makes more than the 4,096 jobs"):
+        plan(many)
