@@ -8,6 +8,7 @@ import numpy as np
 
 from planner.emit import emitter_named
 from planner.errors import InfeasibleError
+from planner.layouts.ranges import OPENED
 from planner.objectives import Job
 from planner.plan import Plan, Request
 from planner.rank import Ranking
@@ -83,6 +84,7 @@ def narrowed(request: PlanRequest, found: Plan) -> PlanRequest:
         gpus=found.best.layout.gpus,
         nodes=(),
         batches=(),
+        search=tuple(axis for axis in request.search if axis in OPENED),
     )
 
 
