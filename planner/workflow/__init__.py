@@ -8,7 +8,7 @@ from planner.workflow.placing import place
 from planner.workflow.planning import plan
 from planner.workflow.request import PlanRequest
 from planner.workflow.simulating import SimulationRequest, simulate
-from planner.workflow.targets import narrowed, plan_for_target
+from planner.workflow.targets import narrowed, plan_for_target, stack_of
 
 __all__ = [
     "PlanRequest",
@@ -23,4 +23,5 @@ __all__ = [
     "plan_for_target",
     "refuse",
     "simulate",
+    "stack_of",
 ]
