@@ -8,13 +8,15 @@ three batch fields are written: DeepSpeed then checks that they agree, instead o
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Iterator
 
 from planner.emit.base import Artifact, hosts_are_placeholders, placed
 from planner.emit.capabilities import only, refusals, usual
 from planner.emit.deepspeed_config import config
-from planner.emit.fabric import fabric_variables, settings
+from planner.emit.fabric import fabric_text
 from planner.emit.shared import example, shared_artifacts
+from planner.emit.states import threads
 from planner.layouts.table import NAMES
 from planner.plan import Plan
 from planner.specs.workload import Optimizer
@@ -62,7 +64,7 @@ class DeepSpeed:
             *shared,
             Artifact("ds_config.json", json.dumps(config(plan), indent=2, allow_nan=False) + "\n"),
             Artifact("hostfile", hostfile(plan)),
-            Artifact(".deepspeed_env", environment(plan)),
+            Artifact("env.sh", environment(plan)),
             Artifact("train_deepspeed.py", example("train_deepspeed.py")),
             Artifact("run.sh", run_text(plan), executable=True),
         ]
@@ -124,27 +126,28 @@ def hostfile(plan: Plan) -> str:
     return "".join(f"{host} slots={place.gpus_per_node}\n" for host in place.hosts)
 
 
-# Plain NAME=value lines: the deepspeed launcher sends them to every node and knows no comments.
-ENVIRONMENT = """\
-PYTORCH_CUDA_ALLOC_CONF=expandable_segments:True
-"""
-
-
 def environment(plan: Plan) -> str:
-    """Return `.deepspeed_env`: one thread a rank, unless the host steps the optimizer."""
-    one_thread = "OMP_NUM_THREADS=1\n" if plan.best.layout.offload == "none" else ""
-    network = "".join(f"{name}={value}\n" for name, value in fabric_variables(plan))
-    return one_thread + ENVIRONMENT + network
+    """Return `env.sh`: the threads of a rank, its allocator, and the fabric."""
+    return f"""\
+# shellcheck shell=bash
+# Environment of every rank; what is already set wins.
+
+{threads(plan)}# segments that grow keep the memory in one piece
+export PYTORCH_ALLOC_CONF="${{PYTORCH_ALLOC_CONF:-expandable_segments:True}}"
+{fabric_text(plan)}"""
 
 
-def fabric_note(plan: Plan) -> str:
-    """Return comments on `.deepspeed_env`, which can hold none itself."""
-    rows = [s for s in settings(plan) if not s.suggested]
-    more = [s for s in settings(plan) if s.suggested]
-    out = "# .deepspeed_env holds the environment of every node; it knows no comments:\n"
-    out += "".join(f"#   {s.name}={s.value}: {s.why}\n" for s in rows)
-    out += "# Yours to add there, where it is needed:\n" if more else ""
-    return out + "".join(f"#   {s.name}={s.value}: {s.why}\n" for s in more)
+def sent(plan: Plan) -> str:
+    """Return the shell lines that have the launcher give the environment to all nodes by ssh."""
+    names = re.findall(r"^export (\w+)", environment(plan), re.MULTILINE)
+    return f"""\
+  # by ssh the launcher sends what DS_ENV_FILE holds, in plain NAME=value lines; yours come last
+  mine="${{DS_ENV_FILE:-${{HOME:-.}}/.deepspeed_env}}"
+  DS_ENV_FILE="$(mktemp)"
+  export DS_ENV_FILE
+  for name in {" ".join(names)}; do printf '%s=%s\\n' "$name" "${{!name}}"; done >"$DS_ENV_FILE"
+  if [[ -f "$mine" ]]; then cat "$mine" >>"$DS_ENV_FILE"; fi
+"""
 
 
 def run_text(plan: Plan) -> str:
@@ -162,22 +165,21 @@ MASTER_ADDR="${{MASTER_ADDR{address}}}"
 WHERE=(--hostfile hostfile --master_addr "$MASTER_ADDR" --master_port "$MASTER_PORT")
 if [[ -n "${{NODE_RANK:-}}" ]]; then
   WHERE+=(--no_ssh --node_rank "$NODE_RANK")  # NODE_RANK: the line in hostfile, counted from 0
-fi
+else
+{sent(plan)}fi
 exec deepspeed "${{WHERE[@]}}" "${{TRAIN[@]}}" "$@\""""
     return f"""\
 #!/usr/bin/env bash
 # Starts the job. With several nodes: once, from any of them (ssh and pdsh), or on every node
 # with NODE_RANK set.
 set -euo pipefail
-cd "$(dirname "${{BASH_SOURCE[0]}}")"  # the launcher looks for .deepspeed_env here
+cd "$(dirname "${{BASH_SOURCE[0]}}")"
+source ./env.sh
 
 # Yours to set: your own script instead of the stand-in, and a free port on the first host.
 TRAIN=("${{TRAIN_SCRIPT:-train_deepspeed.py}}" --deepspeed_config ds_config.json)
 MASTER_PORT="${{MASTER_PORT:-29500}}"
 
-{fabric_note(plan)}set -a
-source .deepspeed_env
-set +a
 {launch}
 """
 

@@ -13,6 +13,7 @@ from planner.emit.capabilities import ALL, only, refusals, usual
 from planner.emit.fabric import fabric_text
 from planner.emit.nodes import node_text
 from planner.emit.shared import example, shared_artifacts
+from planner.emit.states import threads
 from planner.emit.yaml_text import yaml_text
 from planner.plan import Layout, Plan
 from planner.specs.model import ModelSpec, Norm, QkNorm
@@ -201,8 +202,7 @@ fi
 {node_text(plan)}
 # One hardware queue: tensor parallelism's communication starts in the order it was asked for.
 export CUDA_DEVICE_MAX_CONNECTIONS=1
-export OMP_NUM_THREADS="${{OMP_NUM_THREADS:-1}}"
-{fabric_text(plan)}export MESHWRIGHT_BUNDLE="$HERE"
+{threads(plan)}{fabric_text(plan)}export MESHWRIGHT_BUNDLE="$HERE"
 start() {{ # a port, a script and its options; static rendezvous keeps the node ranks given
   local port="$1"
   shift

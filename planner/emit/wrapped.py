@@ -67,7 +67,11 @@ def wrapped(plan: Plan, *, target: str, title: str, start: str) -> list[Artifact
     if inner is None:
         raise ValueError("unsupported(plan) was not asked")
     own = shared_artifacts(
-        plan, target=target, framework=f"{title}, starting {inner.name}", start=start
+        plan,
+        target=target,
+        framework=f"{title}, starting {inner.name}",
+        start=start,
+        runs=inner.name,
     )
     taken = {artifact.path for artifact in own}
     rest = [a for a in inner.emit(plan) if a.path not in taken]

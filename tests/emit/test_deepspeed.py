@@ -122,12 +122,20 @@ def test_placeholder_hosts_need_an_address(tmp_path):
         start(tmp_path, plan(DENSE, dp=16, placeholders=True))
 
 
-def test_the_environment_file_is_plain_pairs():
-    """The launcher splits every line at '=' and fails on anything else."""
-    for line in texts(plan(DENSE, dp=8))[".deepspeed_env"].splitlines():
-        name, _, value = line.partition("=")
-        assert name.isidentifier()
-        assert value
+def test_ssh_sends_the_environment_in_plain_pairs_and_the_users_own_wins(tmp_path):
+    """The launcher splits every line at '=', and of two lines with one name takes the last."""
+    home = tmp_path / "home"
+    home.mkdir()
+    (home / ".deepspeed_env").write_text("NCCL_DEBUG=WARN\n", "utf-8")
+    mine = {"HOME": str(home), "TMPDIR": str(home), "OMP_NUM_THREADS": "3"}
+    answer = plan(DENSE, dp=16, hosts=("b2", "a10"))
+    _, env = start(tmp_path, answer, **mine)
+    lines = Path(env["DS_ENV_FILE"]).read_text("utf-8").splitlines()
+    pairs = dict(line.split("=", 1) for line in lines)
+    assert pairs["OMP_NUM_THREADS"] == env["OMP_NUM_THREADS"] == "3"
+    assert pairs["PYTORCH_ALLOC_CONF"] == env["PYTORCH_ALLOC_CONF"]
+    assert lines[-1] == "NCCL_DEBUG=WARN"
+    assert all(name.isidentifier() for name in pairs)
 
 
 def test_a_hostile_model_name_reaches_no_shell(tmp_path):
