@@ -12,7 +12,7 @@ import re
 from collections.abc import Iterator
 
 from planner.emit.base import Artifact, hosts_are_placeholders, placed
-from planner.emit.capabilities import only, refusals, usual
+from planner.emit.capabilities import ALL, only, refusals, usual
 from planner.emit.deepspeed_config import config
 from planner.emit.fabric import fabric_text
 from planner.emit.shared import example, shared_artifacts
@@ -23,11 +23,9 @@ from planner.specs.workload import Optimizer
 
 CAN = usual(
     "DeepSpeed",
-    tp=only(1, why="DeepSpeed splits tensors only for Hugging Face models (AutoTP)"),
+    tp=only(1, why="DeepSpeed's AutoTP has not been measured and is not planned"),
     cp=only(1, why="DeepSpeed has no ring context parallelism"),
-    ep=only(
-        *(1,), why="DeepSpeed's experts are a layer that the model is written with (moe.layer.MoE)"
-    ),
+    capacity_factor=ALL,
     etp=only(1, why="DeepSpeed's experts are not split in this bundle"),
     vpp=only(1, why="DeepSpeed runs pipelines as plain 1F1B, without virtual chunks"),
     schedule=only("none", "1f1b", why="DeepSpeed runs pipelines as plain 1F1B"),
@@ -41,7 +39,7 @@ CAN = usual(
 
 
 class DeepSpeed:
-    """ZeRO 0 to 3, and 1F1B pipelines up to ZeRO 1."""
+    """ZeRO 0 to 3, 1F1B pipelines up to ZeRO 1, experts up to ZeRO 2."""
 
     name = "deepspeed"
     stack = "deepspeed"
@@ -76,6 +74,27 @@ def problems(plan: Plan) -> Iterator[str]:
     yield from kept_problems(plan)
     yield from pipeline_problems(plan)
     yield from hybrid_problems(plan)
+    yield from expert_problems(plan)
+
+
+def expert_problems(plan: Plan) -> Iterator[str]:
+    """Yield what its layer of experts, moe.layer.MoE, cannot do (runtime/engine.py, zero/)."""
+    lay, kind = plan.best.layout, plan.request.workload.optimizer
+    routed = plan.request.model.experts
+    if lay.ep == 1:
+        if routed and plan.request.workload.capacity_factor is not None:
+            yield "DeepSpeed drops tokens in its layer of experts, which ep=1 does not use here."
+        return
+    if routed is None or routed.count % lay.ep:
+        yield f"ep={lay.ep} needs a number of experts that it divides."
+    if lay.dp % lay.ep:
+        yield f"DeepSpeed's expert groups lie within dp={lay.dp}, which ep={lay.ep} must divide."
+    if lay.zero == 3:
+        yield f"DeepSpeed's layer of experts (ep={lay.ep}) needs zero <= 2, not zero=3."
+    if lay.offload != "none":
+        yield f"This bundle keeps the states of experts (ep={lay.ep}) on the GPUs."
+    if kind is Optimizer.MUON:
+        yield f"DeepSpeed's Muon needs whole gradients, its experts (ep={lay.ep}) scattered ones."
 
 
 def kept_problems(plan: Plan) -> Iterator[str]:
@@ -208,6 +227,12 @@ def start_text(plan: Plan) -> str:
     if lay.recompute == "full":
         parts.append(
             "The plan recomputes every layer: your model must do so too (as `Block` does)."
+        )
+    if lay.ep > 1:
+        parts.append(
+            f"The experts are `deepspeed.moe.layer.MoE(..., ep_size={lay.ep})`: your model is "
+            "written with it (as\n`Block` is), adds its `l_aux` to the loss, and DeepSpeed makes "
+            "the groups and the optimizer's\nparameter groups for it."
         )
     if lay.zero == 0:
         parts.append("Without ZeRO, DeepSpeed adds up gradients in 16 bit.")
