@@ -19,7 +19,8 @@ from planner.place.packing import pack
 from planner.place.relax import left_out, many, too_few_domains, too_few_nodes, uneven
 from planner.place.tree import Tree
 from planner.plan import Layout
-from planner.specs.cluster import ClusterSpec, FabricKind
+from planner.specs.cluster import ClusterSpec
+from planner.specs.links import FabricKind
 from planner.specs.mixing import type_of_node
 
 NAMED = 3
