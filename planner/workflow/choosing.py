@@ -111,8 +111,18 @@ def best_spots(found: Sequence[Looked], top: int) -> list[Spot]:
     if not spots:
         return []
     columns = np.concatenate(keys, axis=1)
-    order = np.lexsort((columns[2], columns[1], columns[0]))
-    return [spots[i] for i in order[:top].tolist()]
+    ordered = [spots[i] for i in np.lexsort((columns[2], columns[1], columns[0])).tolist()]
+    return (_one_a_shape(found, ordered) if found[0].request.search else ordered)[:top]
+
+
+def _one_a_shape(found: Sequence[Looked], spots: Sequence[Spot]) -> list[Spot]:
+    """Return the first of each shape: of a layout's variants the best is shown."""
+    first: dict[tuple[int, ...], Spot] = {}
+    for spot in spots:
+        one = found[spot.at]
+        degrees = (int(getattr(one.ranking.layouts, name)[spot.row]) for name in SHAPE)
+        first.setdefault((one.request.workload.global_batch, *degrees), spot)
+    return list(first.values())
 
 
 def settled(found: Sequence[Looked], top: int) -> list[Looked]:

@@ -100,6 +100,7 @@ def test_specs_and_paths_are_taken_as_names_are(tmp_path):
     [
         ({"sequ": 4096}, "there is no option 'sequ'"),
         ({"seq": 0}, "--seq: 0 is not allowed"),
+        ({"seq": "8kb"}, "--seq: '8kb' is not allowed"),
         ({"objective": "cost"}, "--objective cost: no price"),
         ({"fix": {"tpp": 8}}, "--fix: unknown layout field 'tpp'"),
         ({"nodes": [1, 200_000]}, "--nodes: 200000 is more than"),
@@ -110,6 +111,14 @@ def test_specs_and_paths_are_taken_as_names_are(tmp_path):
 def test_what_the_command_refuses_is_refused_in_the_same_words(options, said):
     with pytest.raises(SpecError, match=said):
         plan("llama-3.1-8b", "dgx-h100:2", **options)
+
+
+def test_lengths_and_shares_may_be_written_as_on_the_command_line():
+    mine = {"top": 1, "fix": {"tp": 8}}
+    typed = plan("llama-3.1-8b", "dgx-h100:1", seq="4k", max_memory="90%", **mine)
+    assert document(typed) == document(
+        plan("llama-3.1-8b", "dgx-h100:1", seq=4096, max_memory=0.9, **mine)
+    )
 
 
 def test_what_has_no_answer_raises():
@@ -207,6 +216,15 @@ def test_the_stub_names_what_the_package_exports():
     assert names == set(planner.__all__)
     with pytest.raises(AttributeError, match="no attribute 'pln'"):
         _ = planner.pln
+
+
+def test_what_is_searched_beside_the_layout_is_asked_for_as_on_the_command_line(capsys):
+    asked = ("plan", "llama-3.1-8b", "dgx-h100:1", "--seq", "2048", "--global-batch", "64")
+    typed = told(capsys, *asked, "--fix", "micro_batch=1", "--search", "offload,precision")
+    options = {"seq": 2048, "global_batch": 64, "fix": {"micro_batch": 1}}
+    found = plan("llama-3.1-8b", "dgx-h100:1", search=["precision", "offload"], **options)
+    assert document(found) == typed
+    assert found.best.options == {"precision": "fp8"}
 
 
 def test_every_option_of_the_commands_is_one_of_the_functions():
