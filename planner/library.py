@@ -91,6 +91,7 @@ class PlanOptions(Common, Hosts, total=False):
     budget: Amount
     max_step_time: Time
     sensitivity: bool
+    search: Words
 
 
 AIM = {f.name for f in fields(Wanted)}
@@ -181,7 +182,7 @@ def _typed(name: str, value: Any) -> Any:
         return Path(value)
     if name in TYPED and isinstance(value, str):
         return TYPED[name](value)
-    if name in ("unhealthy", "slow", "recompute_modules"):
+    if name in ("unhealthy", "slow", "recompute_modules", "search"):
         return value if isinstance(value, str) else ",".join(value)
     if name in ("fix", "nodes"):
         return _pairs(value) if name == "fix" else _listed(value)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -64,6 +64,7 @@ class Asked:
     batches: str | None = None
     """`--global-batch` where it may be several; `global_batch` is None then."""
     sensitivity: bool = False
+    search: str | None = None
     mixed: bool = False
 
 
@@ -108,8 +109,9 @@ def request_of(asked: Asked, tell: Callable[[str], None] = say) -> PlanRequest:
     most = max(nodes, default=cluster.nodes) * cluster.node.gpus
     workload = workload_of(asked, model, asked.gpus or most, tell)
     from planner.workflow import PlanRequest
+    from planner.workflow.variants import axes_named, refuse_twice
 
-    return PlanRequest(
+    request = PlanRequest(
         model=model,
         cluster=cluster,
         workload=workload,
@@ -125,9 +127,23 @@ def request_of(asked: Asked, tell: Callable[[str], None] = say) -> PlanRequest:
         nodes=nodes,
         batches=batches if len(batches) > 1 else (),
         sensitivity=asked.sensitivity,
+        search=axes_named(options.words_of(asked.search, option="--search")),
         mixed=_mixed(asked, cluster),
         type_aims=tuple(aim_of(wanted, part.accelerator) for part in cluster.mix),
     )
+    refuse_twice(request)
+    return request
+
+
+def options_typed(chosen: Mapping[str, Any]) -> list[str]:
+    """Return what --search chose as it is typed where nothing is searched."""
+    words = [f"--{name} {chosen[name]}" for name in ("precision", "stack") if name in chosen]
+    if modules := chosen.get("recompute_modules"):
+        words.append(f"--recompute-modules {','.join(modules)}")
+    layers = chosen.get("recompute_method", "uniform"), chosen.get("recompute_layers", 1)
+    if layers != ("uniform", 1):
+        words.append(f"--recompute-layers {layers[0]}:{layers[1]}")
+    return words
 
 
 def _batch_note(asked: Asked, workload: Workload) -> tuple[str, ...]:
@@ -241,15 +257,11 @@ def _refuse_expert_options(asked: Asked, model: ModelSpec) -> None:
 
 def _refuse_modules(workload: Workload, model: ModelSpec) -> None:
     """Raise SpecError where a module is to be recomputed that the model does not have."""
-    experts = model.experts
-    has = {
-        "mlp": not all(model.moe_layers),
-        "moe": experts is not None,
-        "moe_act": experts is not None,
-        "shared_experts": bool(experts and experts.shared_ffn),
-        "mla_up_proj": model.mla is not None,
-    }
-    strange = [m for m in workload.recompute_modules or () if not has.get(m, True)]
+    if workload.recompute_modules is None:
+        return
+    from planner.workflow.variants import modules_of
+
+    strange = [m for m in workload.recompute_modules if m not in modules_of(model)]
     if strange:
         raise SpecError(
             f"--recompute-modules: {model.name} has no {', '.join(strange)}",

@@ -271,6 +271,15 @@ Sensitivity = Annotated[
     bool,
     typer.Option("--sensitivity", help="Plan again with each hardware figure halved and doubled."),
 ]
+Search = Annotated[
+    str | None,
+    typer.Option(
+        "--search",
+        metavar="AXIS,...",
+        help="Choose more than layouts: offload, schedule, precision, overlap, recompute-modules, "
+        "recompute-layers, or all.",
+    ),
+]
 Json = Annotated[bool, typer.Option("--json", help="One JSON document on stdout.")]
 Force = Annotated[bool, typer.Option("--force", help="Replace an earlier bundle in DIR.")]
 LayoutText = Annotated[

@@ -49,7 +49,10 @@ class Emitter(Protocol):
 
     @property
     def stack(self) -> str:
-        """Return the training stack whose legality rules fit, such as 'torchtitan'."""
+        """Return the training stack whose legality rules fit, such as 'torchtitan'.
+
+        'any' for schedulers, which go by that of the framework that they start.
+        """
 
     @property
     def tested_with(self) -> str:

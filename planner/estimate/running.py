@@ -32,6 +32,7 @@ from planner.layouts.table import SCHEDULE, SPLITS, IntArray, Layouts
 from planner.pipeline.actions import Shape
 from planner.pipeline.behind import Ahead, deal_behind, layers_ahead
 from planner.pipeline.graph import Graph, graph_of
+from planner.pipeline.in_turn import Room, Turns, cuts_in_turn, deal_in_turn
 from planner.pipeline.partition import StageCosts, cut, deal
 from planner.pipeline.registry import schedule_named
 from planner.pipeline.simulate import run
@@ -319,8 +320,8 @@ def _balanced(
 ) -> list[list[int]] | None:
     """Return the cut whose slowest stage is fastest, in the `room` that memory leaves.
 
-    None where no cut fits, or where none is known to be exact (several chunks a rank of layers
-    that differ beyond the first few; two copies of the model).
+    None where no cut fits, or where none is known to be exact (layers of two kinds in no turn, or
+    in more chunks than are looked at; two copies of the model).
     """
     shape, folds = shape_of(x.layouts, row), int(x.layouts.folds[row])
     if folds == 2:
@@ -355,7 +356,7 @@ def dealt_out(
         **{"chunks": shape.chunks, "back": back},
     }
     if ahead is None:
-        raise InfeasibleError("layers of different kinds in turn")
+        return _in_turn(each, fixed, shape, priced, room, back=back)
     if ahead == 0:
         return deal(len(each), **rest, most=None if room is None else room.layers(last))
     return deal_behind(
@@ -364,6 +365,31 @@ def dealt_out(
         **rest,
         most=None if room is None else lambda held: room.layers(last, beside=held),
     )
+
+
+def _in_turn(
+    each: FloatArray,
+    fixed: FloatArray,
+    shape: Shape,
+    priced: Prices,
+    room: StageRoom | None,
+    *,
+    back: bool,
+) -> list[list[int]]:
+    """Return the exact cut of layers of two kinds in turn; InfeasibleError where none is known."""
+    kinds = tuple(bool(kind) for kind in priced.with_experts.tolist())
+    if not cuts_in_turn(kinds, shape.chunks):
+        raise InfeasibleError(f"layers of different kinds into {shape.chunks} chunks a rank")
+    turns = Turns(
+        kinds,
+        (float(each[kinds.index(False)]), float(each[kinds.index(True)])),
+        fixed,
+        shape.chunks,
+        back=back,
+        fewest=len(kinds) // (shape.ranks * shape.chunks),
+        room=None if room is None else Room(room.free_bytes, room.layer_bytes),
+    )
+    return deal_in_turn(turns)
 
 
 def _even_enough(x: Inputs, table: list[list[int]]) -> bool:

@@ -13,7 +13,6 @@ from typing import Any, NamedTuple
 from planner.estimate.inputs import Inputs
 from planner.estimate.memory import fits, peak_bytes
 from planner.estimate.running import Judged, judge
-from planner.layouts.ranges import parse_fix
 from planner.layouts.table import Layouts
 from planner.objectives import Job
 from planner.place import contended
@@ -122,7 +121,7 @@ def _case(
         first_fits=_fits(other, layouts, judged),
         first_step_time_s=_on_its_links_s(other, layouts, judged),
     )
-    ranking, _ = on_fabric(other, rank(other.context, gpus, parse_fix(request.fix)), 1)
+    ranking, _ = on_fabric(other, rank(other.context, gpus, request.choices), 1)
     best = aimed(ranking, request.aim, Job(gpus, request.workload.tokens))
     if not len(best.layouts):
         return told

@@ -27,6 +27,19 @@ def lines_of(capsys, *words: str) -> list[str]:
     return out.splitlines()
 
 
+def test_what_search_chose_is_a_column_and_is_typed_again_for_one_layout(capsys):
+    words = ("--global-batch", "64", "--search", "recompute-modules,precision")
+    assert cli.main(["plan", "llama-3.1-8b", "dgx-h100:2", *words, *QUICK[:2], "--top", "4"]) == 0
+    told = capsys.readouterr()
+    assert "precision=fp8" in told.out
+    choices = "with 14 choices of precision and recompute modules"
+    assert choices in " ".join(told.out.split())
+    layout = shlex.split(told.err.split("place ... ")[1])
+    assert layout[:2] == ["--precision", "fp8"]
+    assert cli.main(["plan", "llama-3.1-8b", "dgx-h100:2", "--search", "everything"]) == 2
+    assert "axes: offload, schedule, precision" in capsys.readouterr().err
+
+
 def test_the_report_of_a_cost_says_the_rate_the_run_and_each_size(capsys):
     words = ("--nodes", "1..4", "--objective", "cost", "--price", "2.5", "--tokens", "1T")
     lines = lines_of(capsys, "dgx-h100", *words)

@@ -218,6 +218,15 @@ def test_the_stub_names_what_the_package_exports():
         _ = planner.pln
 
 
+def test_what_is_searched_beside_the_layout_is_asked_for_as_on_the_command_line(capsys):
+    asked = ("plan", "llama-3.1-8b", "dgx-h100:1", "--seq", "2048", "--global-batch", "64")
+    typed = told(capsys, *asked, "--fix", "micro_batch=1", "--search", "offload,precision")
+    options = {"seq": 2048, "global_batch": 64, "fix": {"micro_batch": 1}}
+    found = plan("llama-3.1-8b", "dgx-h100:1", search=["precision", "offload"], **options)
+    assert document(found) == typed
+    assert found.best.options == {"precision": "fp8"}
+
+
 def test_every_option_of_the_commands_is_one_of_the_functions():
     import typer
 

@@ -12,12 +12,15 @@ from planner.errors import InfeasibleError, SpecError
 from planner.estimate.bounds import least_step_s
 from planner.estimate.inputs import Inputs
 from planner.estimate.step import step_s
+from planner.layouts.grid import Tally, legal_layouts
 from planner.layouts.ranges import Fix, parse_fix
 from planner.layouts.table import COLUMNS
 from planner.rank import nearest, rank
 from planner.specs.catalog import load_cluster, load_model
 from planner.specs.workload import Workload
 from planner.workflow import PlanRequest, explain, place, plan, plan_for_target
+from planner.workflow.request import quiet
+from planner.workflow.searching import fewer_gpus, search
 
 
 def request(model="llama-3.1-8b", cluster="dgx-h100:2", *, seq=4096, batch=64, fix=None, **more):
@@ -147,7 +150,33 @@ def test_where_no_layout_uses_all_gpus_the_plan_uses_fewer_and_says_so():
     fix = {"tp": "8", "cp": "1", "pp": "1"}
     found = plan(request(cluster="dgx-h100:7", fix=fix))
     assert found.best.layout.gpus == 32
-    assert "no layout is legal on all 56 GPUs; this one leaves 24 idle" in found.notes
+    told = (
+        "no layout is legal on all 56 GPUs; this one leaves 24 idle, as few as a layout that fits"
+    )
+    assert any(note.startswith(told) for note in found.notes)
+
+
+@pytest.mark.parametrize(
+    ("batch", "fix"), [(64, {"pp": "1"}), (64, {}), (24, {"tp": "2", "pp": "1..3"}), (9, {})]
+)
+def test_fewer_gpus_are_those_that_some_layout_can_use_most_first(batch, fix):
+    asked = request("gpt2", "dgx-h100:24", seq=1024, batch=batch, fix=fix)
+
+    def legal(gpus: int) -> bool:
+        tally = Tally()
+        return any(len(part) for part in legal_layouts(asked.context, gpus, asked.choices, tally))
+
+    tried = fewer_gpus(asked.context, 192, asked.choices)
+    by_hand = [n for n in range(184, 0, -8) if legal(n)]
+    assert [n for n in tried if n >= 8 and legal(n)] == by_hand
+    assert [n for n in tried if n < 8 and legal(n)] == [n for n in range(7, 0, -1) if legal(n)]
+
+
+def test_a_thousand_nodes_without_a_legal_layout_do_not_fall_to_parts_of_one():
+    asked = request("gpt2", "dgx-h100:1000", seq=1024, batch=4096, fix={"tp": "1", "pp": "1"})
+    ranking, notes = search(replace(asked, fix=asked.fix | {"cp": "1"}), quiet)
+    assert ranking.gpus == 4096
+    assert "leaves 3,904 idle" in notes[0]
 
 
 def test_asking_for_a_number_of_gpus_forbids_to_use_fewer():
