@@ -16,6 +16,7 @@ from typing import Any, TypedDict, Unpack
 
 from planner import workflow
 from planner.cli.aiming import Wanted
+from planner.cli.amounts import share, tokens
 from planner.cli.asking import Asked, request_of
 from planner.cli.options import fields_of
 from planner.errors import SpecError, did_you_mean
@@ -39,7 +40,7 @@ File = str | PathLike[str]
 class Common(TypedDict, total=False):
     """What every function takes; as the options of the command line."""
 
-    seq: int
+    seq: int | str
     precision: str
     optimizer: str
     stack: str
@@ -48,8 +49,8 @@ class Common(TypedDict, total=False):
     expert_imbalance: float
     capacity_factor: float
     expert_load: File
-    max_memory: float
-    risk_memory: float
+    max_memory: float | str
+    risk_memory: float | str
     recompute_modules: Words
     recompute_layers: int | str
 
@@ -94,6 +95,12 @@ class PlanOptions(Common, Hosts, total=False):
 
 
 AIM = {f.name for f in fields(Wanted)}
+TYPED = {
+    "seq": tokens,
+    "max_memory": share("--max-memory"),
+    "risk_memory": share("--risk-memory"),
+}
+"""Readers of what may be typed as a person would: '8k', '90%'."""
 FILES = ("expert_load", "nodes_file", "slurm_topology", "node_state")
 
 
@@ -173,12 +180,12 @@ def _typed(name: str, value: Any) -> Any:
     """Return a value as a person would have typed it."""
     if name in FILES:
         return Path(value)
-    if name == "fix":
-        return _pairs(value)
+    if name in TYPED and isinstance(value, str):
+        return TYPED[name](value)
     if name in ("unhealthy", "slow", "recompute_modules", "search"):
         return value if isinstance(value, str) else ",".join(value)
-    if name == "nodes":
-        return _listed(value)
+    if name in ("fix", "nodes"):
+        return _pairs(value) if name == "fix" else _listed(value)
     if name in ("tokens", "budget", "deadline", "max_step_time", "recompute_layers"):
         return str(value.total_seconds() if isinstance(value, timedelta) else value)
     return value

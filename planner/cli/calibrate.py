@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from rich.console import RenderableType
     from rich.table import Table
 
-    from planner.calibrate.calibrating import Calibration
+    from planner.calibrate.calibrating import Calibration, Given
     from planner.calibrate.figure import Figure, Prediction, Residual
 
 EXAMPLES = """\
@@ -101,14 +101,7 @@ def calibrate(
         nodes=nodes,
         stack=stack,
     )
-    if not given.files:
-        raise SpecError(
-            "nothing to calibrate with",
-            hint="give --nccl-tests, --gemm, --profile or --steps; see meshwright calibrate --help",
-        )
-    if out and (out.is_dir() or not out.parent.is_dir()):
-        what = "is a folder" if out.is_dir() else f"{out.parent}: no such folder"
-        raise SpecError(f"-o: {out}: {what}", hint="give a file in a folder that exists")
+    _refuse_early(given, out)
     from planner.calibrate.overlay import base_of
     from planner.specs.catalog import load_cluster
 
@@ -123,6 +116,18 @@ def calibrate(
     show(*_report(found, written))
     if out and not written:
         say(f"{out} not written: what ships predicts these measurements as well")
+
+
+def _refuse_early(given: Given, out: Path | None) -> None:
+    """Raise SpecError where there is nothing to read, or nowhere to write."""
+    if not given.files:
+        raise SpecError(
+            "nothing to calibrate with",
+            hint="give --nccl-tests, --gemm, --profile or --steps; see meshwright calibrate --help",
+        )
+    if out and (out.is_dir() or not out.parent.is_dir()):
+        what = "is a folder" if out.is_dir() else f"{out.parent}: no such folder"
+        raise SpecError(f"-o: {out}: {what}", hint="give a file in a folder that exists")
 
 
 def _written(found: Calibration, base: str, nodes: int | None, out: Path) -> Path:

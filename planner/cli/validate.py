@@ -98,7 +98,7 @@ def _report(records: list[dict[str, Any]], scores: Mapping[str, Any]) -> list[Re
 
     skipped = Counter(r["reason"] for r in records if r["status"] == "skipped")
     filled = Counter(field for r in records if r["status"] == "ok" for field in r["assumed"])
-    usual, family, memory = scores["without_stalled"], scores["families"], scores["memory"]
+    usual = scores["without_stalled"]
     parts: list[RenderableType] = [
         Text(
             f"{scores['rows']:,} runs, {scores['n']:,} with a step time predicted: {_words(scores)}"
@@ -112,6 +112,23 @@ def _report(records: list[dict[str, Any]], scores: Mapping[str, Any]) -> list[Re
         )
     parts += [indented(sentence) for sentence in _seen(scores)]
     parts += [Text(), title("Step time by source"), _table(scores["by_source"])]
+    parts += [*_families(scores["families"]), *_memory(scores["memory"])]
+    if filled:
+        said = ", ".join(f"{field} in {n:,}" for field, n in filled.most_common())
+        parts += [Text(), title("Assumed"), indented(said)]
+    if skipped:
+        parts += [Text(), title(f"Skipped {scores['skipped']:,}")]
+        parts += [indented(f"{n:,} x {why}") for why, n in skipped.most_common(REASONS_SHOWN)]
+    return parts
+
+
+def _families(family: Mapping[str, Any]) -> list[RenderableType]:
+    """Return what choosing by the predictions would have cost."""
+    from rich.text import Text
+
+    from planner.report.parts import indented, title
+
+    parts: list[RenderableType] = []
     if family["n"]:
         parts += [Text(), title("Families that differ in their layout only")]
         parts.append(
@@ -122,6 +139,16 @@ def _report(records: list[dict[str, Any]], scores: Mapping[str, Any]) -> list[Re
                 f"Kendall's tau {family['mean_kendall_tau']:.2f}"
             )
         )
+    return parts
+
+
+def _memory(memory: Mapping[str, Any]) -> list[RenderableType]:
+    """Return errors of peaks, and which runs out of memory were told."""
+    from rich.text import Text
+
+    from planner.report.parts import indented, title
+
+    parts: list[RenderableType] = []
     if memory["n"]:
         parts += [Text(), title("Peak memory"), indented(f"{memory['n']:,} runs: {_words(memory)}")]
         parts.append(_table(memory["by_source"]))
@@ -132,12 +159,6 @@ def _report(records: list[dict[str, Any]], scores: Mapping[str, Any]) -> list[Re
             f"{memory['ran']:,} that ran"
         )
     )
-    if filled:
-        said = ", ".join(f"{field} in {n:,}" for field, n in filled.most_common())
-        parts += [Text(), title("Assumed"), indented(said)]
-    if skipped:
-        parts += [Text(), title(f"Skipped {scores['skipped']:,}")]
-        parts += [indented(f"{n:,} x {why}") for why, n in skipped.most_common(REASONS_SHOWN)]
     return parts
 
 

@@ -45,11 +45,6 @@ def fabric_text(plan: Plan) -> str:
     return head + "".join(_lines(setting) for setting in (*settings(plan), last))
 
 
-def fabric_variables(plan: Plan) -> list[tuple[str, str]]:
-    """Return the (name, value) pairs that are set, for files that know no comments."""
-    return [(s.name, s.value) for s in settings(plan) if not s.suggested]
-
-
 def _plain(text: str) -> str:
     return "".join(c if c.isprintable() else "?" for c in text)[:80]
 

@@ -20,6 +20,7 @@ from planner.place.relax import left_out, many, too_few_domains, too_few_nodes, 
 from planner.place.tree import Tree
 from planner.plan import Layout
 from planner.specs.cluster import ClusterSpec
+from planner.specs.links import FabricKind
 from planner.specs.mixing import type_of_node
 
 NAMED = 3
@@ -196,6 +197,23 @@ def notes_of(job: Job) -> list[str]:
     if spare := len(job.usable) - job.nodes:
         notes.append(many(spare, "spare node"))
     return notes
+
+
+def rails_said(job: Job, gpus: IntArray) -> list[str]:
+    """Return how many nodes run their ranks on other GPUs than most do, on a rail fabric.
+
+    `gpus` is the GPU of every rank. Their peers are on other rails; that is not priced.
+    """
+    if job.cluster.fabric.kind is not FabricKind.RAIL or job.ranks == job.cluster.node.gpus:
+        return []
+    slots, counts = np.unique(gpus.reshape(-1, job.ranks), axis=0, return_counts=True)
+    odd = int(counts.sum() - counts.max())
+    if len(slots) == 1 or job.nodes == 1:
+        return []
+    return [
+        f"{many(odd, 'node')} with ranks on other rails than their peers: what they exchange "
+        "changes rail inside a node or above the leaf, which is not priced"
+    ]
 
 
 def types_said(job: Job, nodes: IntArray) -> list[str]:

@@ -6,7 +6,7 @@ from planner.workflow.expressing import nearest_layout, refuse
 from planner.workflow.mixing import explain, place, plan
 from planner.workflow.request import PlanRequest
 from planner.workflow.simulating import SimulationRequest, simulate
-from planner.workflow.targets import narrowed, plan_for_target
+from planner.workflow.targets import narrowed, plan_for_target, stack_of
 
 __all__ = [
     "PlanRequest",
@@ -21,4 +21,5 @@ __all__ = [
     "plan_for_target",
     "refuse",
     "simulate",
+    "stack_of",
 ]

@@ -247,6 +247,8 @@ def deepspeed(row: Row) -> bool:
         return False
     if row["tp"] > 1 or row["dp"] % row["ep"] or row["etp"] > 1:
         return False
+    if row["ep"] > 1 and (row["zero"] == 3 or row["offload"]):
+        return False
     return not (row["recompute"] == SELECTIVE or row["dp_replicate"] > 1 or row["dp_sync"])
 
 

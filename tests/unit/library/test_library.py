@@ -100,6 +100,7 @@ def test_specs_and_paths_are_taken_as_names_are(tmp_path):
     [
         ({"sequ": 4096}, "there is no option 'sequ'"),
         ({"seq": 0}, "--seq: 0 is not allowed"),
+        ({"seq": "8kb"}, "--seq: '8kb' is not allowed"),
         ({"objective": "cost"}, "--objective cost: no price"),
         ({"fix": {"tpp": 8}}, "--fix: unknown layout field 'tpp'"),
         ({"nodes": [1, 200_000]}, "--nodes: 200000 is more than"),
@@ -110,6 +111,14 @@ def test_specs_and_paths_are_taken_as_names_are(tmp_path):
 def test_what_the_command_refuses_is_refused_in_the_same_words(options, said):
     with pytest.raises(SpecError, match=said):
         plan("llama-3.1-8b", "dgx-h100:2", **options)
+
+
+def test_lengths_and_shares_may_be_written_as_on_the_command_line():
+    mine = {"top": 1, "fix": {"tp": 8}}
+    typed = plan("llama-3.1-8b", "dgx-h100:1", seq="4k", max_memory="90%", **mine)
+    assert document(typed) == document(
+        plan("llama-3.1-8b", "dgx-h100:1", seq=4096, max_memory=0.9, **mine)
+    )
 
 
 def test_what_has_no_answer_raises():
