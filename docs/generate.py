@@ -29,6 +29,7 @@ from planner.emit import EMITTER_NAMES, emitter_named
 from planner.emit.capabilities import FIELDS, words
 from planner.estimate import (
     again,
+    autocast,
     communication,
     compute,
     directions,
@@ -266,7 +267,7 @@ BLOCKS: dict[str, Callable[[], str]] = {
     "accelerators": accelerators,
     "terms of params": partial(terms, params),
     "terms of memory": partial(terms, *MEMORY_MODULES),
-    "terms of compute": partial(terms, compute, again, directions),
+    "terms of compute": partial(terms, compute, again, directions, autocast),
     "terms of communication": partial(terms, communication),
     "terms of experts": partial(terms, routing),
     "terms of step": partial(terms, optimizer, muon, step),
