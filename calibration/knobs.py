@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 
 from planner.layouts.rules import Context
-from planner.specs.cluster import Accelerator, GemmFit
+from planner.specs.accelerator import Accelerator, GemmFit
 from planner.specs.profile import Stack
 from planner.specs.profiles import STACKS
 from planner.specs.stack import FLAGS, stack_named

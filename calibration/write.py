@@ -19,8 +19,8 @@ from calibration.knobs import (
     device_of,
 )
 from planner.specs import profiles
+from planner.specs.accelerator import Accelerator
 from planner.specs.catalog import load_accelerator
-from planner.specs.cluster import Accelerator
 
 ROOT = Path(__file__).parents[1]
 PROFILES = ROOT / "planner" / "specs" / "profiles.py"

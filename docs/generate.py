@@ -27,6 +27,7 @@ import typer
 from planner.cli.app import app, main
 from planner.emit import EMITTER_NAMES, emitter_named
 from planner.emit.capabilities import FIELDS, words
+from planner.emit.wrapped import payload
 from planner.estimate import (
     again,
     autocast,
@@ -240,7 +241,16 @@ def accelerators() -> str:
 def targets() -> str:
     """Return the launch targets: whose rules a plan for them obeys, what read their files."""
     emitters = [emitter_named(name) for name in EMITTER_NAMES]
-    rows = [(code(e.name), code(e.stack), plain(e.tested_with)) for e in emitters]
+    starts = {e.name: payload(e.name, e.stack) for e in emitters}
+    rows = [
+        (
+            code(e.name),
+            code(starts[e.name].stack)
+            + ("" if starts[e.name] is e else f", as {code(starts[e.name].name)}; or by `--stack`"),
+            plain(e.tested_with),
+        )
+        for e in emitters
+    ]
     return table(("target", "planned with the rules of stack", "files tested with"), rows)
 
 

@@ -2,8 +2,10 @@
 """Train a small stand-in of a planned model under DeepSpeed, to see that the plan starts.
 
 Widths are scaled down; the ranks, the batch, the ZeRO stage, the pipeline split and recompute are
-those of `plan.json` and `ds_config.json` beside this file. It runs on CUDA (nccl) and on CPU
-(DS_ACCELERATOR=cpu, gloo). Put your own model where `layers_of` builds the stand-in.
+those of `plan.json` and `ds_config.json` beside this file. With ep > 1 every layer has experts, by
+DeepSpeed's own layer, which makes the groups; your loss would add its `l_aux`. It runs on CUDA
+(nccl) and on CPU (DS_ACCELERATOR=cpu, gloo). Put your own model where `layers_of` builds the
+stand-in.
 
     deepspeed --num_gpus G train_deepspeed.py --deepspeed_config ds_config.json [--steps 3]
 """
@@ -22,7 +24,9 @@ from typing import Any
 import deepspeed
 import preflight
 import torch
+from deepspeed.moe.layer import MoE
 from deepspeed.pipe import LayerSpec, PipelineModule
+from deepspeed.utils import groups
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
@@ -41,15 +45,46 @@ class Embed(nn.Module):
         return self.tokens(ids) + self.positions.weight[: ids.shape[1]]
 
 
+class FeedForward(nn.Module):
+    """The feed-forward of a layer, or of one expert."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.up, self.down = nn.Linear(HIDDEN, 4 * HIDDEN), nn.Linear(4 * HIDDEN, HIDDEN)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.down(nn.functional.gelu(self.up(x)))
+
+
+def experts(plan: dict[str, Any]) -> MoE | None:
+    """Return DeepSpeed's layer of experts, two a rank, or nothing where the plan has ep=1."""
+    ep, routed = plan["plans"][0]["layout"]["ep"], plan["request"]["model"].get("experts")
+    if ep == 1:
+        return None
+    capacity = plan["request"]["workload"].get("capacity_factor")
+    count = ep * min(2, routed["count"] // ep)
+    return MoE(
+        HIDDEN,
+        FeedForward(),
+        num_experts=count,
+        ep_size=ep,
+        k=min(routed["top_k"], count),
+        drop_tokens=capacity is not None,
+        capacity_factor=capacity or 1.0,
+        use_rts=False,
+        top2_2nd_expert_sampling=False,
+    )
+
+
 class Block(nn.Module):
     """One pre-norm transformer layer, recomputed in the backward pass where the plan says so."""
 
-    def __init__(self, recompute: bool) -> None:
+    def __init__(self, plan: dict[str, Any]) -> None:
         super().__init__()
         self.norm1, self.norm2 = nn.LayerNorm(HIDDEN), nn.LayerNorm(HIDDEN)
         self.qkv, self.out = nn.Linear(HIDDEN, 3 * HIDDEN), nn.Linear(HIDDEN, HIDDEN)
-        self.up, self.down = nn.Linear(HIDDEN, 4 * HIDDEN), nn.Linear(4 * HIDDEN, HIDDEN)
-        self.recompute = recompute
+        self.feed_forward = experts(plan) or FeedForward()
+        self.recompute = plan["plans"][0]["layout"]["recompute"] == "full"
 
     def forward(self, x: Tensor) -> Tensor:
         # ZeRO-3 frees weights between the passes, which only the reentrant form allows
@@ -57,7 +92,8 @@ class Block(nn.Module):
 
     def layer(self, x: Tensor) -> Tensor:
         x = x + self.attention(self.norm1(x))
-        return x + self.down(nn.functional.gelu(self.up(self.norm2(x))))
+        made = self.feed_forward(self.norm2(x))
+        return x + (made[0] if isinstance(self.feed_forward, MoE) else made)
 
     def attention(self, x: Tensor) -> Tensor:
         heads = self.qkv(x).unflatten(-1, (3, HEADS, -1)).permute(2, 0, 3, 1, 4)
@@ -83,8 +119,7 @@ def loss_of(logits: Tensor, labels: Tensor) -> Tensor:
 
 def layers_of(plan: dict[str, Any]) -> list[LayerSpec]:
     """Return embedding, every transformer layer and head, not built yet."""
-    full = plan["plans"][0]["layout"]["recompute"] == "full"
-    blocks = [LayerSpec(Block, full) for _ in range(plan["request"]["model"]["layers"])]
+    blocks = [LayerSpec(Block, plan) for _ in range(plan["request"]["model"]["layers"])]
     return [LayerSpec(Embed), *blocks, LayerSpec(Head)]
 
 
@@ -141,6 +176,14 @@ def engine_of(plan: dict[str, Any], config: dict[str, Any]) -> Any:
     return deepspeed.initialize(model=model, model_parameters=weights, config=config)[0]
 
 
+def coordinates(engine: Any, ep: int) -> dict[str, int]:
+    """Return where this rank stands by the groups that DeepSpeed has made."""
+    found = {"dp": groups._get_data_parallel_rank()}
+    if isinstance(engine.module, PipelineModule):
+        found = {"pp": engine.grid.get_stage_id(), "dp": engine.grid.get_data_parallel_rank()}
+    return found | ({"ep": groups._get_expert_parallel_rank(f"ep_size_{ep}")} if ep > 1 else {})
+
+
 def step(engine: Any, data: Batches) -> float:
     """Train one global batch and return its mean loss on this rank."""
     if isinstance(engine.module, PipelineModule):
@@ -167,6 +210,7 @@ def main() -> None:
     place = preflight.check(HERE)
     deepspeed.init_distributed()
     engine = engine_of(plan, config)
+    preflight.check_groups(coordinates(engine, plan["plans"][0]["layout"]["ep"]), folder=HERE)
     mine = sum(isinstance(module, Block) for module in engine.module.modules())
     print(f"rank {place['rank']} holds {mine} layers", flush=True)
     data = batches(config["train_micro_batch_size_per_gpu"], place["dp"], engine.device)
@@ -174,8 +218,6 @@ def main() -> None:
         loss = step(engine, data)
         if int(os.environ["RANK"]) == 0:
             print(f"step {number} loss {loss:.4f}", flush=True)
-    if isinstance(engine.module, PipelineModule):
-        preflight.check_groups({"pp": engine.grid.get_stage_id()}, folder=HERE)
     torch.distributed.destroy_process_group()
 
 

@@ -132,12 +132,10 @@ def config(plan: Plan) -> dict[str, Any]:
         "use_cpu": False,
         "debug": False,
     }
-    in_fp8 = plan.request.workload.precision is Precision.FP8
-    if in_fp8:
+    if plan.request.workload.precision is Precision.FP8:
         out["fp8_config"] = FP8
     if lay.zero >= 2:
-        # torchao's FP8 refuses weights that one rank loads for all
-        out["fsdp_config"] = fsdp(lay) | {"fsdp_cpu_ram_efficient_loading": not in_fp8}
+        out["fsdp_config"] = fsdp(lay)
         out["parallelism_config"] = {
             f"parallelism_config_{name}": value for name, value in sizes(lay).items()
         }
@@ -165,7 +163,16 @@ def distributed_type(lay: Layout) -> str:
 
 
 def fsdp(lay: Layout) -> dict[str, Any]:
-    """Return FSDP2's part: ZeRO-3 reshards after the forward pass, ZeRO-2 does not."""
+    """Return FSDP2's part: ZeRO-3 reshards after the forward pass, ZeRO-2 does not.
+
+    Rank 0 does not load for all (cpu_ram_efficient_loading): that saves host memory where a
+    checkpoint is read (from_pretrained), and nothing where a model is made from its configuration,
+    as the stand-in is, on every rank alike. It is paid with a broadcast and a scatter of every
+    parameter before the first step, which hung in 6 of 8 starts on an H100 (accelerate 1.15.0,
+    torch 2.11.0, one rank; on the CPU with gloo none did); it ends with an AttributeError for
+    models that keep a buffer in their state (the router's bias of DeepSeek-V3 and GLM-4.5), and
+    torchao's FP8 refuses it. The README says when to turn it on.
+    """
     return {
         "fsdp_version": 2,
         # the model says itself which of its classes are layers (_no_split_modules)
@@ -173,6 +180,7 @@ def fsdp(lay: Layout) -> dict[str, Any]:
         "fsdp_reshard_after_forward": lay.zero == 3,
         "fsdp_activation_checkpointing": lay.recompute == "full",
         "fsdp_offload_params": lay.offload == "optimizer+params",
+        "fsdp_cpu_ram_efficient_loading": False,
         "fsdp_state_dict_type": "SHARDED_STATE_DICT",
     }
 
@@ -283,6 +291,13 @@ def start_text(plan: Plan) -> str:
         parts.append(
             "FP8 is torchao's: `pip install torchao` beside Accelerate. `trainer_args.json` says "
             "neither bf16\nnor fp16, because the Trainer would put either over it."
+        )
+    if lay.zero >= 2:
+        parts.append(
+            "Every rank reads a checkpoint into its own host memory before it keeps its shard. "
+            "Where a node's\nmemory does not hold that many copies, set "
+            "`fsdp_cpu_ram_efficient_loading: true` in `accelerate.yaml`:\nrank 0 then reads it "
+            "for all (not under FP8, and not for models that keep a buffer in their state)."
         )
     if lay.zero == 1:
         parts.append("ZeRO-1 is DeepSpeed's: `pip install deepspeed==0.19.8` beside Accelerate.")

@@ -49,7 +49,10 @@ class Emitter(Protocol):
 
     @property
     def stack(self) -> str:
-        """Return the training stack whose legality rules fit, such as 'torchtitan'."""
+        """Return the training stack whose legality rules fit, such as 'torchtitan'.
+
+        'any' for schedulers, which go by that of the framework that they start.
+        """
 
     @property
     def tested_with(self) -> str:
@@ -198,7 +201,7 @@ def listed_files(marker: Path) -> frozenset[str]:
         data = json.loads(marker.read_text(encoding="utf-8"))
         if data["schema"] == BUNDLE_SCHEMA:
             return frozenset((MARKER, *map(str, data["files"])))
-    except (OSError, ValueError, TypeError, KeyError):
+    except (OSError, ValueError, TypeError, KeyError, RecursionError):
         pass
     return frozenset()
 

@@ -8,24 +8,24 @@ three batch fields are written: DeepSpeed then checks that they agree, instead o
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Iterator
 
 from planner.emit.base import Artifact, hosts_are_placeholders, placed
-from planner.emit.capabilities import only, refusals, usual
+from planner.emit.capabilities import ALL, only, refusals, usual
 from planner.emit.deepspeed_config import config
-from planner.emit.fabric import fabric_variables, settings
+from planner.emit.fabric import fabric_text
 from planner.emit.shared import example, shared_artifacts
+from planner.emit.states import threads
 from planner.layouts.table import NAMES
 from planner.plan import Plan
 from planner.specs.workload import Optimizer
 
 CAN = usual(
     "DeepSpeed",
-    tp=only(1, why="DeepSpeed splits tensors only for Hugging Face models (AutoTP)"),
+    tp=only(1, why="DeepSpeed's AutoTP has not been measured and is not planned"),
     cp=only(1, why="DeepSpeed has no ring context parallelism"),
-    ep=only(
-        *(1,), why="DeepSpeed's experts are a layer that the model is written with (moe.layer.MoE)"
-    ),
+    capacity_factor=ALL,
     etp=only(1, why="DeepSpeed's experts are not split in this bundle"),
     vpp=only(1, why="DeepSpeed runs pipelines as plain 1F1B, without virtual chunks"),
     schedule=only("none", "1f1b", why="DeepSpeed runs pipelines as plain 1F1B"),
@@ -39,7 +39,7 @@ CAN = usual(
 
 
 class DeepSpeed:
-    """ZeRO 0 to 3, and 1F1B pipelines up to ZeRO 1."""
+    """ZeRO 0 to 3, 1F1B pipelines up to ZeRO 1, experts up to ZeRO 2."""
 
     name = "deepspeed"
     stack = "deepspeed"
@@ -62,7 +62,7 @@ class DeepSpeed:
             *shared,
             Artifact("ds_config.json", json.dumps(config(plan), indent=2, allow_nan=False) + "\n"),
             Artifact("hostfile", hostfile(plan)),
-            Artifact(".deepspeed_env", environment(plan)),
+            Artifact("env.sh", environment(plan)),
             Artifact("train_deepspeed.py", example("train_deepspeed.py")),
             Artifact("run.sh", run_text(plan), executable=True),
         ]
@@ -74,6 +74,27 @@ def problems(plan: Plan) -> Iterator[str]:
     yield from kept_problems(plan)
     yield from pipeline_problems(plan)
     yield from hybrid_problems(plan)
+    yield from expert_problems(plan)
+
+
+def expert_problems(plan: Plan) -> Iterator[str]:
+    """Yield what its layer of experts, moe.layer.MoE, cannot do (runtime/engine.py, zero/)."""
+    lay, kind = plan.best.layout, plan.request.workload.optimizer
+    routed = plan.request.model.experts
+    if lay.ep == 1:
+        if routed and plan.request.workload.capacity_factor is not None:
+            yield "DeepSpeed drops tokens in its layer of experts, which ep=1 does not use here."
+        return
+    if routed is None or routed.count % lay.ep:
+        yield f"ep={lay.ep} needs a number of experts that it divides."
+    if lay.dp % lay.ep:
+        yield f"DeepSpeed's expert groups lie within dp={lay.dp}, which ep={lay.ep} must divide."
+    if lay.zero == 3:
+        yield f"DeepSpeed's layer of experts (ep={lay.ep}) needs zero <= 2, not zero=3."
+    if lay.offload != "none":
+        yield f"This bundle keeps the states of experts (ep={lay.ep}) on the GPUs."
+    if kind is Optimizer.MUON:
+        yield f"DeepSpeed's Muon needs whole gradients, its experts (ep={lay.ep}) scattered ones."
 
 
 def kept_problems(plan: Plan) -> Iterator[str]:
@@ -124,27 +145,28 @@ def hostfile(plan: Plan) -> str:
     return "".join(f"{host} slots={place.gpus_per_node}\n" for host in place.hosts)
 
 
-# Plain NAME=value lines: the deepspeed launcher sends them to every node and knows no comments.
-ENVIRONMENT = """\
-PYTORCH_CUDA_ALLOC_CONF=expandable_segments:True
-"""
-
-
 def environment(plan: Plan) -> str:
-    """Return `.deepspeed_env`: one thread a rank, unless the host steps the optimizer."""
-    one_thread = "OMP_NUM_THREADS=1\n" if plan.best.layout.offload == "none" else ""
-    network = "".join(f"{name}={value}\n" for name, value in fabric_variables(plan))
-    return one_thread + ENVIRONMENT + network
+    """Return `env.sh`: the threads of a rank, its allocator, and the fabric."""
+    return f"""\
+# shellcheck shell=bash
+# Environment of every rank; what is already set wins.
+
+{threads(plan)}# segments that grow keep the memory in one piece
+export PYTORCH_ALLOC_CONF="${{PYTORCH_ALLOC_CONF:-expandable_segments:True}}"
+{fabric_text(plan)}"""
 
 
-def fabric_note(plan: Plan) -> str:
-    """Return comments on `.deepspeed_env`, which can hold none itself."""
-    rows = [s for s in settings(plan) if not s.suggested]
-    more = [s for s in settings(plan) if s.suggested]
-    out = "# .deepspeed_env holds the environment of every node; it knows no comments:\n"
-    out += "".join(f"#   {s.name}={s.value}: {s.why}\n" for s in rows)
-    out += "# Yours to add there, where it is needed:\n" if more else ""
-    return out + "".join(f"#   {s.name}={s.value}: {s.why}\n" for s in more)
+def sent(plan: Plan) -> str:
+    """Return the shell lines that have the launcher give the environment to all nodes by ssh."""
+    names = re.findall(r"^export (\w+)", environment(plan), re.MULTILINE)
+    return f"""\
+  # by ssh the launcher sends what DS_ENV_FILE holds, in plain NAME=value lines; yours come last
+  mine="${{DS_ENV_FILE:-${{HOME:-.}}/.deepspeed_env}}"
+  DS_ENV_FILE="$(mktemp)"
+  export DS_ENV_FILE
+  for name in {" ".join(names)}; do printf '%s=%s\\n' "$name" "${{!name}}"; done >"$DS_ENV_FILE"
+  if [[ -f "$mine" ]]; then cat "$mine" >>"$DS_ENV_FILE"; fi
+"""
 
 
 def run_text(plan: Plan) -> str:
@@ -162,22 +184,21 @@ MASTER_ADDR="${{MASTER_ADDR{address}}}"
 WHERE=(--hostfile hostfile --master_addr "$MASTER_ADDR" --master_port "$MASTER_PORT")
 if [[ -n "${{NODE_RANK:-}}" ]]; then
   WHERE+=(--no_ssh --node_rank "$NODE_RANK")  # NODE_RANK: the line in hostfile, counted from 0
-fi
+else
+{sent(plan)}fi
 exec deepspeed "${{WHERE[@]}}" "${{TRAIN[@]}}" "$@\""""
     return f"""\
 #!/usr/bin/env bash
 # Starts the job. With several nodes: once, from any of them (ssh and pdsh), or on every node
 # with NODE_RANK set.
 set -euo pipefail
-cd "$(dirname "${{BASH_SOURCE[0]}}")"  # the launcher looks for .deepspeed_env here
+cd "$(dirname "${{BASH_SOURCE[0]}}")"
+source ./env.sh
 
 # Yours to set: your own script instead of the stand-in, and a free port on the first host.
 TRAIN=("${{TRAIN_SCRIPT:-train_deepspeed.py}}" --deepspeed_config ds_config.json)
 MASTER_PORT="${{MASTER_PORT:-29500}}"
 
-{fabric_note(plan)}set -a
-source .deepspeed_env
-set +a
 {launch}
 """
 
@@ -206,6 +227,12 @@ def start_text(plan: Plan) -> str:
     if lay.recompute == "full":
         parts.append(
             "The plan recomputes every layer: your model must do so too (as `Block` does)."
+        )
+    if lay.ep > 1:
+        parts.append(
+            f"The experts are `deepspeed.moe.layer.MoE(..., ep_size={lay.ep})`: your model is "
+            "written with it (as\n`Block` is), adds its `l_aux` to the loss, and DeepSpeed makes "
+            "the groups and the optimizer's\nparameter groups for it."
         )
     if lay.zero == 0:
         parts.append("Without ZeRO, DeepSpeed adds up gradients in 16 bit.")

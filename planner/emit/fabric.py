@@ -12,7 +12,8 @@ from typing import NamedTuple
 
 from planner.emit.base import placed
 from planner.plan import Plan
-from planner.specs.cluster import ClusterSpec, FabricKind
+from planner.specs.cluster import ClusterSpec
+from planner.specs.links import FabricKind
 
 
 class Setting(NamedTuple):
@@ -42,11 +43,6 @@ def fabric_text(plan: Plan) -> str:
     head = f"# {library} on {_plain(network)}; what is set already wins.\n"
     last = Setting("NCCL_DEBUG", "INFO", "says which adapters and links each rank uses", True)
     return head + "".join(_lines(setting) for setting in (*settings(plan), last))
-
-
-def fabric_variables(plan: Plan) -> list[tuple[str, str]]:
-    """Return the (name, value) pairs that are set, for files that know no comments."""
-    return [(s.name, s.value) for s in settings(plan) if not s.suggested]
 
 
 def _plain(text: str) -> str:

@@ -170,10 +170,16 @@ def pod(plan: Plan) -> dict[str, Any]:
         "env": environment(plan, master=master),
         "resources": gpus(plan),
         "volumeMounts": mounts(),
+        **pinning(plan),
     }
-    if transport_of(plan.request.cluster) in ("efa", "ib", "roce"):  # RDMA pins its memory
-        container["securityContext"] = {"capabilities": {"add": ["IPC_LOCK"]}}
     return out | {"containers": [container], "volumes": volumes()}
+
+
+def pinning(plan: Plan) -> dict[str, Any]:
+    """Return the right to pin memory, which RDMA does with its buffers."""
+    if transport_of(plan.request.cluster) not in ("efa", "ib", "roce"):
+        return {}
+    return {"securityContext": {"capabilities": {"add": ["IPC_LOCK"]}}}
 
 
 def only(hosts: list[str]) -> dict[str, Any]:
@@ -200,7 +206,7 @@ def train_job(plan: Plan) -> dict[str, Any]:
     """
     place = placed(plan)
     spec = {
-        "containers": [{"name": "node", "volumeMounts": mounts()}],
+        "containers": [{"name": "node", "volumeMounts": mounts(), **pinning(plan)}],
         "volumes": volumes(),
     }
     template = {"metadata": {"annotations": topology(plan)}, "spec": spec}

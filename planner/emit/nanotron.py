@@ -12,7 +12,8 @@ from planner.emit.base import Artifact, hosts_are_placeholders, placed
 from planner.emit.capabilities import ALL, only, refusals, usual
 from planner.emit.fabric import fabric_text
 from planner.emit.nodes import node_text
-from planner.emit.shared import shared_artifacts
+from planner.emit.shared import example, shared_artifacts
+from planner.emit.states import threads
 from planner.emit.yaml_text import yaml_text
 from planner.plan import Layout, Plan
 from planner.specs.model import ModelSpec, Norm, QkNorm
@@ -38,7 +39,7 @@ class Nanotron:
     """ZeRO-0 and 1 with tensor and pipeline parallelism, for models of Llama's shape."""
 
     name = "nanotron"
-    stack = "megatron"
+    stack = "nanotron"
     tested_with = "huggingface/nanotron@2411b022"
     can = CAN
 
@@ -47,7 +48,7 @@ class Nanotron:
         return list(problems(plan))
 
     def emit(self, plan: Plan) -> list[Artifact]:
-        """Return nanotron.yaml, run.sh and what every bundle carries."""
+        """Return nanotron.yaml, run.sh, what checks its groups, and what every bundle carries."""
         shared = shared_artifacts(
             plan,
             target=self.name,
@@ -60,6 +61,7 @@ class Nanotron:
         return [
             *shared,
             Artifact("nanotron.yaml", head + yaml_text(config(plan))),
+            Artifact("checked_nanotron.py", example("checked_nanotron.py")),
             Artifact("run.sh", run_text(plan), executable=True),
         ]
 
@@ -200,8 +202,7 @@ fi
 {node_text(plan)}
 # One hardware queue: tensor parallelism's communication starts in the order it was asked for.
 export CUDA_DEVICE_MAX_CONNECTIONS=1
-export OMP_NUM_THREADS="${{OMP_NUM_THREADS:-1}}"
-{fabric_text(plan)}export MESHWRIGHT_BUNDLE="$HERE"
+{threads(plan)}{fabric_text(plan)}export MESHWRIGHT_BUNDLE="$HERE"
 start() {{ # a port, a script and its options; static rendezvous keeps the node ranks given
   local port="$1"
   shift
@@ -211,7 +212,9 @@ start() {{ # a port, a script and its options; static rendezvous keeps the node 
 
 # Every rank where the plan has it? SKIP_PREFLIGHT=1 leaves the question out.
 [[ -n "${{SKIP_PREFLIGHT:-}}" ]] || start "$((MASTER_PORT + 1))" "$HERE/preflight.py"
-start "$MASTER_PORT" "$NANOTRON_PATH/run_train.py" --config-file "$HERE/nanotron.yaml" "$@"
+# checked_nanotron.py runs the script, and compares its groups with the plan's once it has made them
+start "$MASTER_PORT" "$HERE/checked_nanotron.py" "$NANOTRON_PATH/run_train.py" \\
+  --config-file "$HERE/nanotron.yaml" "$@"
 """
 
 
@@ -222,6 +225,9 @@ def start_text(plan: Plan) -> str:
     parts = [
         f"{where}, with this folder and a checkout of nanotron at the same path:\n\n"
         "```\nNANOTRON_PATH=/path/to/nanotron ./run.sh\n```",
+        "`run.sh` first checks on every rank that it stands where the plan has it "
+        "(SKIP_PREFLIGHT=1 leaves\nthat out), and `checked_nanotron.py` that nanotron's groups are "
+        "the plan's.",
         "It trains on made-up tokens until `data_stages` in `nanotron.yaml` names a data set (and "
         "`tokenizer`\nits tokenizer).",
     ]

@@ -8,6 +8,7 @@ sees.
 from __future__ import annotations
 
 import json
+from math import log
 
 from planner.emit.base import Artifact, hosts_are_placeholders, one_line, placed
 from planner.files import data_folder
@@ -16,13 +17,20 @@ from planner.units import count, gib, seconds
 
 RANK_MAP_SCHEMA = "meshwright.rank_map/1"
 AXES = ("tp", "cp", "ep", "dp", "pp")
+STAND_INS = ("torchrun", "deepspeed", "accelerate", "dataparallel")
+"""Targets whose script trains a small stand-in until another takes its place."""
+STAND_IN_VOCAB = 256
+"""Its tokens, in examples/train_*.py and tiny_model.py."""
 
 
-def shared_artifacts(plan: Plan, *, target: str, framework: str, start: str) -> list[Artifact]:
+def shared_artifacts(
+    plan: Plan, *, target: str, framework: str, start: str, runs: str = ""
+) -> list[Artifact]:
     """Return plan.json, rank_map.json, preflight.py, hosts.txt and README.md.
 
     `target` is what `--target` takes; `framework` is named in the README with its version; `start`
-    is its section, in Markdown, on how to start the job.
+    is its section, in Markdown, on how to start the job; `runs` is the target whose script a
+    scheduler starts.
 
     Raises SpecError when the placement is missing or no launcher can keep it.
     """
@@ -32,7 +40,10 @@ def shared_artifacts(plan: Plan, *, target: str, framework: str, start: str) -> 
         Artifact("rank_map.json", rank_map(plan, target=target)),
         Artifact("preflight.py", example("preflight.py")),
         Artifact("hosts.txt", hosts_text(plan)),
-        Artifact("README.md", readme(plan, target=target, framework=framework, start=start)),
+        Artifact(
+            "README.md",
+            readme(plan, target=target, framework=framework, start=start, runs=runs or target),
+        ),
     ]
 
 
@@ -67,7 +78,17 @@ def hosts_text(plan: Plan) -> str:
     return "\n".join(placed(plan).hosts) + "\n"
 
 
-def readme(plan: Plan, *, target: str, framework: str, start: str) -> str:
+def first_loss(plan: Plan, runs: str) -> str:
+    """Return where the loss of what is run starts: even odds for every token."""
+    vocab = plan.request.model.vocab
+    own = f"ln({vocab}) = {log(vocab):.1f}"
+    if runs not in STAND_INS:
+        return own
+    stand_in = f"ln({STAND_IN_VOCAB}) = {log(STAND_IN_VOCAB):.1f}"
+    return f"{stand_in}\n   ({own} with a model of the planned vocabulary in the stand-in's place)"
+
+
+def readme(plan: Plan, *, target: str, framework: str, start: str, runs: str) -> str:
     """Return the README: what was planned, what to expect, how to start, what to check first."""
     request, best, place = plan.request, plan.best, placed(plan)
     work, estimate = request.workload, best.estimate
@@ -107,7 +128,7 @@ your own script: `preflight.check()` before the process group is made, and
 
 ## The first ten steps
 
-1. Every rank passes the preflight, and the loss starts near ln({request.model.vocab}) and falls.
+1. Every rank passes the preflight, and the loss starts near {first_loss(plan, runs)} and falls.
 2. Peak memory (`torch.cuda.max_memory_allocated()`) of each pipeline stage stays near the column
    "allocated", what `nvidia-smi` shows near the last one:
 

@@ -171,8 +171,9 @@ Partition, account and time limit are at the top of `job.sbatch`. Words after it
 
 Each node runs the `run.sh` of a {name} bundle. `FRAMEWORK.md` says what it trains and what it needs
 in the environment, which Slurm passes on from where you submit. For another framework, plan with
-`--stack` megatron, deepspeed or torchtitan. Without `plan.json` having changed, a requeued job
-takes the same places; whether it resumes is up to your training script."""
+`--stack` megatron, megatron-bridge, nanotron, deepspeed, torchtitan or transformers. Without
+`plan.json` having changed, a requeued job takes the same places; whether it resumes is up to
+your training script."""
 
 
 EMITTER = Slurm()

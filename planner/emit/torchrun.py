@@ -13,6 +13,7 @@ from planner.emit.base import Artifact, hosts_are_placeholders, one_line, placed
 from planner.emit.capabilities import ALL, refusals, usual
 from planner.emit.fabric import fabric_text
 from planner.emit.shared import example, shared_artifacts
+from planner.emit.states import threads
 from planner.plan import Layout, Plan
 
 PARTS = ("tiny_model.py", "tiny_experts.py", "tiny_split.py")
@@ -48,7 +49,7 @@ class Torchrun:
                 start=_start(plan),
             ),
             Artifact("run.sh", _run(plan), executable=True),
-            Artifact("env.sh", ENVIRONMENT + fabric_text(plan)),
+            Artifact("env.sh", HEAD + threads(plan) + ENVIRONMENT + fabric_text(plan)),
             Artifact("commands.txt", _commands(plan)),
             Artifact("train.py", example("train_tiny.py"), executable=True),
             *(Artifact(name, example(name)) for name in PARTS),
@@ -239,12 +240,12 @@ node_rank="${NODE_RANK:-}"
 if [[ -z "$node_rank" ]]; then node_rank="$(find_rank)"; fi
 """
 
-ENVIRONMENT = """\
+HEAD = """\
 # shellcheck shell=bash
 # Environment of every rank; what is already set wins.
 
-# threads of each rank on the CPU: cores of a node / GPUs of a node is a good value
-export OMP_NUM_THREADS="${OMP_NUM_THREADS:-8}"
+"""
+ENVIRONMENT = """\
 # a failed collective ends the job instead of hanging it
 export TORCH_NCCL_ASYNC_ERROR_HANDLING="${TORCH_NCCL_ASYNC_ERROR_HANDLING:-1}"
 # the caching allocator reserves segments that grow: less fragmentation near the memory limit

@@ -14,15 +14,35 @@ from planner.specs.stack import stack_named
 
 BY_STACK = {
     "megatron": ("megatron",),
+    "megatron-bridge": ("megatron-bridge", "megatron"),
+    "nanotron": ("nanotron",),
     "deepspeed": ("deepspeed", "accelerate"),
     "torchtitan": ("torchrun", "torchtitan", "accelerate"),
+    "transformers": ("accelerate",),
 }
+"""By the profile of a stack where it is a framework of its own, else by whose rules it follows."""
 ANY_STACK = ("torchrun", "megatron", "torchtitan", "deepspeed", "accelerate")
+
+
+def started_for(stack: str) -> tuple[str, ...]:
+    """Return the frameworks that a scheduler may start for a stack, the first choice first."""
+    profile = stack.partition("+")[0]
+    return BY_STACK.get(profile) or BY_STACK.get(stack_named(stack).rules, ANY_STACK)
+
+
+def payload(target: str, stack: str) -> Emitter:
+    """Return the emitter whose own stack and table of what it can hold for a target.
+
+    That is the target's, or for a scheduler that of the framework that it starts: one rule for
+    `--target torchrun` and for the same files under Slurm.
+    """
+    emitter = emitter_named(target)
+    return emitter_named(started_for(stack)[0]) if emitter.stack == "any" else emitter
 
 
 def candidates(plan: Plan) -> tuple[str, ...]:
     """Return the frameworks that may run the plan, the first choice first."""
-    return BY_STACK.get(stack_named(plan.request.workload.stack).rules, ANY_STACK)
+    return started_for(plan.request.workload.stack)
 
 
 def inner_of(plan: Plan) -> Emitter | None:
@@ -47,7 +67,11 @@ def wrapped(plan: Plan, *, target: str, title: str, start: str) -> list[Artifact
     if inner is None:
         raise ValueError("unsupported(plan) was not asked")
     own = shared_artifacts(
-        plan, target=target, framework=f"{title}, starting {inner.name}", start=start
+        plan,
+        target=target,
+        framework=f"{title}, starting {inner.name}",
+        start=start,
+        runs=inner.name,
     )
     taken = {artifact.path for artifact in own}
     rest = [a for a in inner.emit(plan) if a.path not in taken]

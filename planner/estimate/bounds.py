@@ -44,6 +44,7 @@ from planner.estimate.step import (
 from planner.layouts.split import cuts_freely
 from planner.layouts.table import HIDES, SPLITS, IntArray
 from planner.pipeline.behind import layers_ahead
+from planner.pipeline.in_turn import cuts_in_turn
 from planner.sources import MEGATRON_CORE
 
 GPIPE = 1
@@ -157,7 +158,11 @@ def _least_pipeline_s(x: Inputs, *, whole: bool = False) -> FloatArray:
 
 def _usual_slowest_s(x: Inputs, c: _Chain) -> FloatArray:
     """Return the slowest stage of the usual cut where no other is considered, else nothing."""
-    alone = (c.v > 1) & (not c.dealt) if cuts_freely(x.workload.stack) else c.v > 0
+    alone = c.v > 0
+    if cuts_freely(x.workload.stack):
+        kinds = x.model.moe_layers
+        cut = [v for v in np.unique(c.v).tolist() if c.dealt or cuts_in_turn(kinds, v)]
+        alone = (c.v > 1) & ~np.isin(c.v, cut)
     if not alone.any():
         return np.zeros(len(c.v))
     sends = 2 * c.v[:, None] - x.stages.first - x.stages.last - 2 * (x.layouts.folds == 1)[:, None]

@@ -36,7 +36,7 @@ from planner.sources import (
     RING_ATTENTION_2023,
     ZERO_2020,
 )
-from planner.specs.cluster import Collective
+from planner.specs.links import Collective
 
 TP_BACKWARD = 0.947
 DATA = ("tp", "cp", "pp", "dp", "dp_replicate")

@@ -8,7 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from planner.estimate.inputs import FloatArray, Inputs
-from planner.specs.cluster import GemmFit
+from planner.specs.accelerator import GemmFit
 
 HBM_SUSTAINED = 0.8
 """Share of the datasheet memory bandwidth that streaming kernels reach (hardware tables)."""

@@ -96,6 +96,8 @@ def interval(cluster: ClusterSpec, workload: Workload) -> Interval:
     own = cluster.figures_of(workload.stack)
     if own and own.low is not None and own.high is not None:
         return Interval(own.low, own.high, own.runs)
+    if cluster.mix:  # no run behind any job over several types
+        return UNSEEN
     profile = workload.stack.split("+", maxsplit=1)[0]
     found = INTERVALS.get((profile, generation(cluster.accelerator.name)), UNSEEN)
     return found if found.runs >= FEWEST_RUNS else UNSEEN

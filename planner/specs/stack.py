@@ -16,7 +16,7 @@ from planner.errors import SpecError, did_you_mean
 from planner.specs.profile import Rules, Stack
 from planner.specs.profiles import STACKS
 
-__all__ = ["FLAGS", "STACKS", "Stack", "stack_named", "stack_with"]
+__all__ = ["FLAGS", "STACKS", "Stack", "overlaps_of", "stack_named", "stack_with"]
 
 EP_OVERLAP = 0.0886
 """Share of the all-to-all that stays exposed when it overlaps computation (fit; 5 to 30 %)."""
@@ -130,6 +130,30 @@ FLAG_RULES: dict[str, tuple[Rules, ...]] = {
     "primus-pipeline": ("any", "megatron"),
 }
 """Flags that only some frameworks have: whose rules a profile must follow to take them."""
+
+
+OVERLAPS: dict[str, tuple[Rules, ...]] = {
+    "async-tp": ("torchtitan",),
+    "ep-overlap": ("megatron",),
+}
+"""Flags that hide traffic and are a user's to switch on: whose frameworks have them."""
+
+
+@lru_cache(maxsize=512)
+def overlaps_of(name: str, *, experts: bool) -> tuple[str, ...]:
+    """Return the flags that would hide more of a stack's traffic than it hides by itself.
+
+    The profile `any` has those of every framework. Exposed gradient traffic is left out: it is
+    never faster.
+    """
+    own, profile = stack_named(name), name.partition("+")[0]
+    found = []
+    for flag, rules in OVERLAPS.items():
+        ((field, exposed),) = FLAGS[flag][1].items()
+        less = exposed < getattr(own, field) and (experts or field != "ep_exposed")
+        if less and (profile == "any" or own.rules in rules):
+            found.append(flag)
+    return tuple(found)
 
 
 @lru_cache(maxsize=512)

@@ -24,6 +24,8 @@ def summary(records: Records) -> dict[str, Any]:
         "rows": len(records),
         "skipped": sum(r["status"] == "skipped" for r in records),
         "without_stalled": errors(r["error"] for r in usual),
+        "fitted_to": errors(r["error"] for r in usual if r["fitted_to"]),
+        "not_fitted_to": errors(r["error"] for r in usual if not r["fitted_to"]),
         "by_source": by(usual, lambda r: r["source"]),
         "mean_of_source_medians": mean_of_medians(by(usual, lambda r: r["source"])),
         "by_stack": by(usual, lambda r: r["stack"].split("+")[0]),

@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from planner.emit import emitter_named
-from planner.emit.base import Emitter
-from planner.emit.capabilities import layout_refusals
+from planner.emit.capabilities import Capabilities, layout_refusals
+from planner.emit.wrapped import payload
 from planner.errors import PlannerError, SpecError
 from planner.layouts.table import Layouts
 from planner.plan import Layout, Plan, Request
@@ -38,14 +38,15 @@ def nearest_layout(plan: Plan, target: str) -> Layout | None:
     request = PlanRequest(
         plan.request.model,
         plan.request.cluster,
-        workload.model_copy(update={"stack": stack_of(emitter.stack, workload.stack)}),
+        workload.model_copy(update={"stack": stack_of(target, workload.stack)}),
         gpus=plan.best.layout.gpus,
     )
     try:
         ranking, _ = with_offload(request, *search(request, quiet))
     except PlannerError:
         return None
-    for draft in _drafts(request, ranking, plan.best.layout, emitter):
+    can = payload(target, workload.stack).can
+    for draft in _drafts(request, ranking, plan.best.layout, can):
         if not emitter.unsupported(draft):
             return draft.best.layout
     return None
@@ -70,7 +71,7 @@ def refuse(plan: Plan, target: str) -> None:
 
 
 def _drafts(
-    request: PlanRequest, ranking: Ranking, wanted: Layout, emitter: Emitter
+    request: PlanRequest, ranking: Ranking, wanted: Layout, can: Capabilities
 ) -> Iterator[Plan]:
     """Yield plans of the nearest layouts that the target's table holds, the nearest first."""
     if not ranking.feasible:
@@ -79,7 +80,7 @@ def _drafts(
     near = nearest(
         ranking, {name: int(getattr(row, name)[0]) for name in FIELDS}, FIELDS, LOOKED_AT
     )
-    held = (int(r) for r in near if _holds(ranking, int(r), request.workload, emitter))
+    held = (int(r) for r in near if _holds(ranking, int(r), request.workload, can))
     for _, index in zip(range(DRAFTED), held, strict=False):
         yield Plan(
             request=Request(
@@ -90,6 +91,6 @@ def _drafts(
         )
 
 
-def _holds(ranking: Ranking, row: int, workload: Workload, emitter: Emitter) -> bool:
+def _holds(ranking: Ranking, row: int, workload: Workload, can: Capabilities) -> bool:
     layout = layout_record(ranking.layouts, row)
-    return not any(layout_refusals(layout, workload, emitter.can))
+    return not any(layout_refusals(layout, workload, can))

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
+from functools import cached_property
 
 import numpy as np
 from numpy.typing import NDArray
@@ -21,7 +22,18 @@ from planner.estimate.leading import EACH
 from planner.estimate.running import Judged, actions_of, judge, loaded
 from planner.layouts.rules import Context
 from planner.layouts.table import IntArray, Layouts
-from planner.place import Clock, Load, Tree, contended, flows_of, free_nodes, loads_of
+from planner.place import (
+    TIERS,
+    Clock,
+    FreeNodes,
+    Load,
+    Tree,
+    contended,
+    flows_of,
+    free_nodes,
+    loads_of,
+    trades_of,
+)
 from planner.plan import Layout
 from planner.rank import ROUNDS, SHAPE, Ranking
 from planner.units import many, seconds
@@ -46,13 +58,51 @@ def on_fabric(request: PlanRequest, ranking: Ranking, top: int) -> tuple[Ranking
     """
     if not len(ranking.layouts):
         return ranking, []
-    domains = request.cluster.domain_nodes > 1 and request.model.experts is not None
-    if not contended(request.cluster) and not domains:
+    if not map_matters(request):
         return _with_room(request, ranking, top), []
     board = _Board.of(request, ranking)
     left = _find_best(board)
     order = _shown_too(board, top)
     return board.ranking_in(order), _remarks(board, int(order[0]), left)
+
+
+def map_matters(request: PlanRequest) -> bool:
+    """Return whether a map can change what a layout takes."""
+    domains = request.cluster.domain_nodes > 1 and request.model.experts is not None
+    return contended(request.cluster) or domains
+
+
+def floor_s(request: PlanRequest, ranking: Ranking) -> float:
+    """Return a step time that no layout of a ranking beats, wherever its ranks are placed.
+
+    What a ranking takes on paper is none: its rings all leave a leaf, those of a map may not.
+    """
+    if not map_matters(request):
+        return float(ranking.step_s.min())
+    board = _Board.of(request, ranking)
+    rows = np.flatnonzero(board.least_s < ranking.step_s.min())
+    if len(rows):
+        exact = whole_layers_s(Inputs(*board.free_air, board.layouts(rows)))
+        board.least_s[rows] = np.maximum(board.least_s[rows], exact)
+    return float(board.least_s.min())
+
+
+def on_maps(request: PlanRequest, ranking: Ranking, rows: Sequence[int]) -> Ranking:
+    """Return a ranking in its order with some rows timed on the links of the maps that they get.
+
+    Rows that find no room fall out, with all that are placed alike. Raises InfeasibleError where
+    nothing is left.
+    """
+    board = _Board.of(request, ranking)
+    for row in rows:
+        if loads := _loads(board, row):
+            one = np.array([row])
+            _run(board, one, loads, _least_s(board, one, loads))
+    if board.roomless.all():
+        raise board.refusal or InfeasibleError("no layout can be placed")
+    times = np.where(np.isfinite(board.placed_s), board.placed_s, ranking.step_s)
+    there = replace(ranking, step_s=times)
+    return replace(board, ranking=there, placed_s=times).ranking_in(np.flatnonzero(~board.roomless))
 
 
 def _with_room(request: PlanRequest, ranking: Ranking, top: int) -> Ranking:
@@ -95,6 +145,8 @@ class _Board:
     roomless: NDArray[np.bool_]
     loads: dict[tuple[int, ...], list[Load]] = field(default_factory=dict)
     judged: dict[int, Judged] = field(default_factory=dict)
+    traded: set[tuple[int, ...]] = field(default_factory=set)
+    """Keys whose rows are bounded by what uplinks carry whatever the map."""
     refusal: InfeasibleError | None = None
     actions_left: int = MOST_TO_RUN
 
@@ -109,6 +161,16 @@ class _Board:
         least = least_step_s(Inputs(*free_air, ranking.layouts))
         none = np.zeros(len(least), dtype=np.bool_)
         return cls(request, ranking, free_air, least, np.full(len(least), np.inf), none)
+
+    @cached_property
+    def free(self) -> FreeNodes:
+        """Return the nodes that can be used."""
+        return free_nodes(self.request.cluster, self.request.unhealthy)
+
+    @cached_property
+    def tree(self) -> Tree:
+        """Return the switches above them."""
+        return Tree.of(self.request.cluster)
 
     @property
     def best_s(self) -> float:
@@ -181,9 +243,50 @@ def _find_best(board: _Board) -> int:
             exact = whole_layers_s(Inputs(*board.free_air, board.layouts(rows)))
             board.least_s[rows] = np.maximum(board.least_s[rows], exact)
             rows, sharp = board.might_win(), True
+        if len(rows) and sharp and _trade(board, rows):
+            rows = board.might_win()
         if not len(rows) or len(board.loads) >= MOST_SHAPES or board.actions_left < 0:
             return len(rows)
         row = int(rows[board.least_s[rows].argmin()])
+
+
+def _trade(board: _Board, rows: IntArray) -> bool:
+    """Bound rows by what uplinks carry whatever the map; return whether any is new to that.
+
+    Of each tier the best of the trades between rings and sends counts, and the worse of the tiers.
+    """
+    new = [row for row in rows.tolist() if board.key(row) not in board.traded]
+    if not new:
+        return False
+    keys = list(dict.fromkeys(map(board.key, new)))
+    board.traded.update(keys)
+    first = {key: next(row for row in new if board.key(row) == key) for key in keys}
+    for tier in range(TIERS):
+        trades = {key: ways[tier] for key, row in first.items() if (ways := _trades(board, row))}
+        traded = [row for row in new if board.key(row) in trades]
+        counts = [len(trades[board.key(row)]) for row in traded]
+        if not traded:
+            return True
+        flows = flows_of([load for row in traded for load in trades[board.key(row)]])
+        layouts = board.layouts(np.repeat(traded, counts))
+        bound = least_step_s(Inputs(*board.request.context, layouts, flows=flows))
+        hopeful = np.flatnonzero(bound < board.best_s)  # of the others no more needs to be known
+        if len(hopeful):
+            some, under = layouts.take(hopeful), flows.take(hopeful)
+            exact = whole_layers_s(Inputs(*board.request.context, some, flows=under))
+            bound[hopeful] = np.maximum(bound[hopeful], exact)
+        least = np.minimum.reduceat(bound, np.cumsum([0, *counts[:-1]]))
+        board.least_s[traded] = np.maximum(board.least_s[traded], least)
+    return True
+
+
+def _trades(board: _Board, row: int) -> list[list[Load]]:
+    """Return the trades of a row's shape per tier; none where it has no room."""
+    clock = Clock(board.request.context, _layout(board, row))
+    try:
+        return trades_of(board.free, board.tree, clock)
+    except InfeasibleError:
+        return []  # said when it is placed
 
 
 def _place_like(board: _Board, row: int) -> None:
@@ -216,11 +319,9 @@ def _loads(board: _Board, row: int) -> list[Load]:
     """Return the loads of the maps of a row's shape; none, and say so, where it has no room."""
     key, request = board.key(row), board.request
     if key not in board.loads:
-        layout = Layout.model_validate(board.ranking.layouts.row(row))
-        free = free_nodes(request.cluster, request.unhealthy)
-        clock, rule = Clock(request.context, layout), request.pipelines
+        clock, rule = Clock(request.context, _layout(board, row)), request.pipelines
         try:
-            board.loads[key] = loads_of(free, Tree.of(request.cluster), clock, pipelines=rule)
+            board.loads[key] = loads_of(board.free, board.tree, clock, pipelines=rule)
         except InfeasibleError as error:
             board.loads[key] = []
             board.roomless |= board.like(row)

@@ -7,13 +7,16 @@ from dataclasses import replace
 import numpy as np
 
 from planner.emit import emitter_named
+from planner.emit.wrapped import BY_STACK, payload
 from planner.errors import InfeasibleError
+from planner.layouts.ranges import OPENED
 from planner.objectives import Job
 from planner.plan import Plan, Request
 from planner.rank import Ranking
 from planner.specs.stack import stack_named
 from planner.units import seconds
 from planner.workflow.choosing import aimed
+from planner.workflow.mixing import on_type_of
 from planner.workflow.on_fabric import on_fabric
 from planner.workflow.pricing import priced
 from planner.workflow.request import PlanRequest, quiet
@@ -21,26 +24,49 @@ from planner.workflow.rows import search_record, shown
 from planner.workflow.searching import nothing_fits, search, with_offload
 from planner.workflow.spots import placed_layout
 
+OWN_PROFILE = ("nanotron",)
+"""Frameworks that follow another's rules but run by themselves, at a speed of their own."""
 
-def stack_of(own: str, asked: str) -> str:
+
+def stack_of(target: str, asked: str) -> str:
     """Return the stack that a target runs: the one asked for, where that is the target's kind.
 
-    What the target's files switch on is switched on either way.
+    A scheduler's is that of the framework that it starts. What the target's files switch on is
+    switched on either way.
     """
-    if stack_named(asked).rules != stack_named(own).rules or asked == "any":
+    own = payload(target, asked).stack
+    if asked == "any" or _kind(asked) != _kind(own):
         return own
     flags = [flag for flag in own.split("+")[1:] if flag not in asked.split("+")]
     return "+".join([asked, *flags])
+
+
+def _kind(stack: str) -> str:
+    profile = stack.partition("+")[0]
+    return profile if profile in OWN_PROFILE else stack_named(stack).rules
 
 
 def plan_for_target(request: PlanRequest, target: str) -> Plan:
     """Return the best plan that a launch target can express, under the rules of its own stack.
 
     Raises InfeasibleError naming what the target cannot express when none of the leading layouts
-    will do.
+    will do, and for a scheduler what it starts.
     """
+    asked = request.workload.stack
+    starts = payload(target, asked).name
+    try:
+        return _planned(request, target)
+    except InfeasibleError as error:
+        if starts == target or asked != "any":
+            raise
+        others = ", ".join(name for name in BY_STACK if name not in stack_of(target, asked))
+        more = f"{target} starts {starts} here; --stack {others} start others"
+        raise InfeasibleError(error.message, hint=f"{error.hint}; {more}".lstrip("; ")) from error
+
+
+def _planned(request: PlanRequest, target: str) -> Plan:
     emitter = emitter_named(target)
-    stack = stack_of(emitter.stack, request.workload.stack)
+    stack = stack_of(target, request.workload.stack)
     workload = request.workload.model_copy(update={"stack": stack})
     own = replace(request, workload=workload)
     whole, notes = with_offload(own, *search(own, quiet))
@@ -71,9 +97,10 @@ def plan_for_target(request: PlanRequest, target: str) -> Plan:
 
 def narrowed(request: PlanRequest, found: Plan) -> PlanRequest:
     """Return the request with nothing left open: the nodes and the batch that a plan has chosen."""
+    own = found.request
+    request = on_type_of(request, own.cluster)
     if not found.sizes:
         return request
-    own = found.request
     return replace(
         request,
         cluster=own.cluster,
@@ -81,6 +108,7 @@ def narrowed(request: PlanRequest, found: Plan) -> PlanRequest:
         gpus=found.best.layout.gpus,
         nodes=(),
         batches=(),
+        search=tuple(axis for axis in request.search if axis in OPENED),
     )
 
 

@@ -155,3 +155,15 @@ def test_only_two_rules_place_pipelines():
     assert rule_of("fastest") == "fastest"
     with pytest.raises(SpecError, match="did you mean 'fastest'"):
         rule_of("fast")
+
+
+def test_hosts_may_be_written_with_brackets(tmp_path):
+    from planner.cli.options import hosts_of
+
+    assert hosts_of("a1:3,n[08-10,3]:0,b", option="--slow") == (
+        *("a1:3", "n08:0", "n09:0", "n10:0", "n3:0", "b"),
+    )
+    (tmp_path / "bad").write_text("n[1,2] # down\nb:7\n")
+    assert hosts_of(f"@{tmp_path / 'bad'}", option="--slow") == ("n1", "n2", "b:7")
+    with pytest.raises(SpecError, match=r"--slow: brackets do not match"):
+        hosts_of("n[1-", option="--slow")

@@ -1,14 +1,20 @@
-"""Plans by the hundred for one target: models x layouts drawn from what the target declares."""
+"""Plans by the hundred for one target: models x layouts drawn from what the target declares.
+
+Drawn once a process, and read in one folder that only takes what the next bundle has anew: whoever
+reads hundreds should pay for the reading alone.
+"""
 
 from __future__ import annotations
 
+import functools
 import random
 from collections.abc import Iterator, Sequence
+from pathlib import Path
 from typing import Any
 
 from plan_grid import MODELS, plan
 
-from planner.emit.base import Emitter
+from planner.emit.base import Artifact, Emitter
 from planner.plan import Plan
 
 MANY = 200
@@ -36,10 +42,11 @@ DRAWN: dict[str, Sequence[Any]] = {
 MOST_GPUS = 64
 
 
-def many(emitter: Emitter, count: int = MANY, *, models: Sequence[str] = ()) -> list[Plan]:
+@functools.cache
+def many(emitter: Emitter, count: int = MANY) -> tuple[Plan, ...]:
     """Return `count` different plans that the target says it can run, the same ones each time."""
     out = {}
-    for answer in _drawn(emitter, models or tuple(MODELS)):
+    for answer in _drawn(emitter, tuple(MODELS)):
         work = answer.request.workload
         key = (answer.request.model.name, answer.request.model.experts, answer.request.model.mla,
                answer.best.layout, work.precision, work.optimizer, work.seq_tokens)  # fmt: skip
@@ -47,7 +54,26 @@ def many(emitter: Emitter, count: int = MANY, *, models: Sequence[str] = ()) -> 
             out[str(key)] = answer
         if len(out) == count:
             break
-    return list(out.values())
+    return tuple(out.values())
+
+
+class Folder:
+    """One bundle's folder, filled with bundle after bundle; a file that stays is left alone."""
+
+    def __init__(self, path: Path) -> None:
+        self.path, self._texts = path, dict[str, str]()
+
+    def fill(self, artifacts: Sequence[Artifact]) -> Path:
+        """Make the folder hold these files and no others of ours; return it."""
+        texts = {a.path: a.text for a in artifacts}
+        for name in self._texts.keys() - texts.keys():
+            (self.path / name).unlink()
+        for name, text in texts.items():
+            if self._texts.get(name) != text:
+                (self.path / name).parent.mkdir(parents=True, exist_ok=True)
+                (self.path / name).write_text(text, encoding="utf-8")
+        self._texts = texts
+        return self.path
 
 
 def _drawn(emitter: Emitter, models: Sequence[str]) -> Iterator[Plan]:

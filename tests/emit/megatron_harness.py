@@ -48,6 +48,7 @@ def pretend(world: int, env: dict[str, str], argv: list[str]) -> Iterator[None]:
 
     load()
     import megatron.core.transformer.transformer_config as config
+    from megatron.training.argument_utils import ArgumentGroupFactory as Factory
 
     clean = {k: v for k, v in os.environ.items() if not k.startswith(("CUDA_", "NVTE_", "NCCL_"))}
     variables = clean | {"RANK": "0", "WORLD_SIZE": str(world)} | env
@@ -58,6 +59,8 @@ def pretend(world: int, env: dict[str, str], argv: list[str]) -> Iterator[None]:
         enter(mock.patch.object(torch.cuda, "get_device_capability", return_value=(9, 0)))
         enter(mock.patch.object(torch.cuda, "get_device_properties", return_value=HOPPER))
         enter(mock.patch.object(config, "is_te_min_version", return_value=True))
+        # for its help texts it reads its own source anew each time, nine tenths of the run
+        enter(mock.patch.object(Factory, "_get_field_docstrings", return_value={}))
         enter(warnings.catch_warnings())
         warnings.simplefilter("ignore")
         enter(contextlib.redirect_stdout(io.StringIO()))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import itertools
 import json
 import os
@@ -11,6 +12,7 @@ import socket
 import subprocess
 import sys
 import warnings
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 from unittest import mock
@@ -60,12 +62,17 @@ def environment(bundle: Path, *, rank: int = 0) -> tuple[Any, dict[str, str]]:
     words = ["--config_file", bundle / "accelerate.yaml", *node, bundle / "train_accelerate.py"]
     with mock.patch.dict(os.environ), warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        args = launch.launch_command_parser().parse_args([str(w) for w in words])
+        args = _parser(launch.launch_command_parser).parse_args([str(w) for w in words])
         args, defaults, _ = launch._validate_launch_command(args)
         if args.use_deepspeed:
             args.deepspeed_fields_from_accelerate_config = ",".join(defaults.deepspeed_config)
             return args, env.prepare_deepspeed_cmd_env(args)[1]
         return args, env.prepare_multi_gpu_env(args)
+
+
+@functools.cache
+def _parser(build: Callable[[], Any]) -> Any:
+    return build()
 
 
 def disagreements(lay: Layout, env: dict[str, str]) -> list[str]:
@@ -163,6 +170,50 @@ def test_fp8_reaches_every_rank_and_the_trainer_leaves_it_alone(zero, tmp_path):
     with mock.patch.dict(os.environ, env):
         (args,) = HfArgumentParser(TrainingArguments).parse_dict(told)
     assert args.mixed_precision == "fp8"
+
+
+@pytest.fixture
+def one_rank() -> Iterator[Any]:
+    """Return a device mesh of this process alone, by gloo."""
+    import torch.distributed as dist
+    from torch.distributed.device_mesh import init_device_mesh
+
+    dist.init_process_group("gloo", store=dist.HashStore(), rank=0, world_size=1)
+    yield init_device_mesh("cpu", (1,), mesh_dim_names=("dp_shard",))
+    dist.destroy_process_group()
+
+
+@pytest.mark.parametrize("loads_for_all", [False, True])
+def test_weights_made_from_a_configuration_reach_fsdp2_buffers_or_not(
+    loads_for_all, tmp_path, one_rank
+):
+    """As `prepare` does it; loading by rank 0 for all knows no buffers: the bundle has it off."""
+    _, env = environment(written(tmp_path, plan(MODELS["dense"], dp=8, zero=3)))
+    assert env["FSDP_CPU_RAM_EFFICIENT_LOADING"] == "false"
+    env |= {"FSDP_CPU_RAM_EFFICIENT_LOADING": str(loads_for_all).lower()}
+    import torch
+    from accelerate.utils import FullyShardedDataParallelPlugin, fsdp_utils
+    from transformers import LlamaConfig, LlamaForCausalLM
+
+    sizes = {"hidden_size": 16, "intermediate_size": 32, "vocab_size": 32}
+    heads = {"num_attention_heads": 2, "num_key_value_heads": 2, "num_hidden_layers": 1}
+    made = LlamaForCausalLM(LlamaConfig(**sizes, **heads))
+    made.model.layers[0].mlp.register_buffer("e_score_correction_bias", torch.ones(4))
+    own = {name: value.clone() for name, value in made.state_dict().items()}
+    with mock.patch.dict(os.environ, env), warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        plugin = FullyShardedDataParallelPlugin()
+    accelerator = mock.Mock(torch_device_mesh=one_rank, is_main_process=True, mixed_precision="no")
+    accelerator.parallelism_config.fsdp_dim_names = ["dp_shard"]
+    accelerator.state.fsdp_plugin = plugin
+    if loads_for_all:
+        with pytest.raises(AttributeError, match="device_mesh"):
+            fsdp_utils.fsdp2_prepare_model(accelerator, made)
+        return
+    sharded = fsdp_utils.fsdp2_prepare_model(accelerator, made).state_dict()
+    assert sharded.keys() == own.keys()
+    for name, value in sharded.items():
+        assert torch.equal(getattr(value, "_local_tensor", value), own[name]), name
 
 
 def test_planted_mistakes_are_caught(tmp_path):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import json
+import math
 
 import pytest
 from plans import plan_of
@@ -52,6 +53,17 @@ def test_the_readme_tells_time_memory_and_start():
         assert text in readme
     assert "`meshwright emit plan.json --target torchrun -o DIR`" in readme
     assert "| tp |" not in readme  # it costs nothing here
+
+
+@pytest.mark.parametrize("target", EMITTER_NAMES)
+def test_the_first_loss_is_that_of_the_model_that_is_run(target):
+    stand_in = target in ("torchrun", "deepspeed", "accelerate", "dataparallel", "slurm", "k8s")
+    answer = plan_of(dp=2)
+    files = {a.path: a.text for a in emitter_named(target).emit(answer)}
+    own = f"ln(32000) = {math.log(32000):.1f}"
+    first = f"ln(256) = {math.log(256):.1f}" if stand_in else own
+    assert f"the loss starts near {first}" in files["README.md"]
+    assert own in files["README.md"]
 
 
 def test_the_readme_keeps_a_hostile_name_on_its_line():

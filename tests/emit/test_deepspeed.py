@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import itertools
 import json
 import subprocess
 from pathlib import Path
@@ -11,6 +12,8 @@ from plan_grid import MODELS, model, plan, renamed
 
 from planner.emit.deepspeed import EMITTER
 from planner.errors import SpecError
+from planner.layouts.rules import Context, broken_rules
+from planner.layouts.table import Layouts
 from planner.plan import Plan
 
 DENSE = MODELS["dense"]
@@ -57,6 +60,20 @@ def test_hybrid_sharding_is_hpz_and_the_readme_says_how_it_differs():
     assert "stay sharded over" in texts(answer)["README.md"]
 
 
+def test_every_layout_with_experts_that_the_rules_allow_is_expressed_and_no_other():
+    """The search of stack deepspeed and the bundle know the same limits."""
+    told = []
+    for dp, ep, zero, pp in itertools.product((2, 4, 8), (1, 2, 4), range(4), (1, 2)):
+        answer = plan(MODELS["moe"], dp=dp, ep=ep, zero=zero, pp=pp, stack="deepspeed")
+        rows = Layouts.of([answer.best.layout.model_dump()])
+        asked = answer.request
+        context = Context(asked.model, asked.cluster, asked.workload)
+        allowed = not [r for r in broken_rules(rows, 0, context) if "DeepSpeed" in r]
+        told.append((allowed, EMITTER.unsupported(answer) == []))
+    assert {allowed for allowed, _ in told} == {True, False}
+    assert all(allowed == expressed for allowed, expressed in told)
+
+
 def test_hosts_stand_in_the_plans_order():
     answer = plan(DENSE, dp=24, hosts=("b2", "a10", "a9"))
     assert texts(answer)["hostfile"] == "b2 slots=8\na10 slots=8\na9 slots=8\n"
@@ -65,7 +82,11 @@ def test_hosts_stand_in_the_plans_order():
 REFUSED = [
     (plan(DENSE, tp=2, dp=4), "tp=2"),
     (plan(DENSE, cp=2, dp=4), "cp=2"),
-    (plan(MODELS["moe"], dp=8, ep=8), "ep=8"),
+    (plan(MODELS["moe"], dp=8, ep=8, zero=3), "ep=8) needs zero <= 2"),
+    (plan(MODELS["moe"], dp=8, ep=2, offload="optimizer"), "on the GPUs"),
+    (plan(MODELS["moe"], dp=8, ep=2, optimizer="muon"), "scattered ones"),
+    (plan(MODELS["moe"], dp=6, ep=4), "ep=4 must divide"),
+    (plan(MODELS["moe"], dp=8, capacity_factor=1.25), "which ep=1 does not use"),
     (plan(DENSE, pp=2, dp=4, zero=2), "zero <= 1, not zero=2"),
     (plan(DENSE, pp=2, vpp=2, dp=4), "schedule=interleaved"),
     (plan(DENSE, pp=2, dp=4, schedule="gpipe"), "schedule=gpipe"),
@@ -122,12 +143,20 @@ def test_placeholder_hosts_need_an_address(tmp_path):
         start(tmp_path, plan(DENSE, dp=16, placeholders=True))
 
 
-def test_the_environment_file_is_plain_pairs():
-    """The launcher splits every line at '=' and fails on anything else."""
-    for line in texts(plan(DENSE, dp=8))[".deepspeed_env"].splitlines():
-        name, _, value = line.partition("=")
-        assert name.isidentifier()
-        assert value
+def test_ssh_sends_the_environment_in_plain_pairs_and_the_users_own_wins(tmp_path):
+    """The launcher splits every line at '=', and of two lines with one name takes the last."""
+    home = tmp_path / "home"
+    home.mkdir()
+    (home / ".deepspeed_env").write_text("NCCL_DEBUG=WARN\n", "utf-8")
+    mine = {"HOME": str(home), "TMPDIR": str(home), "OMP_NUM_THREADS": "3"}
+    answer = plan(DENSE, dp=16, hosts=("b2", "a10"))
+    _, env = start(tmp_path, answer, **mine)
+    lines = Path(env["DS_ENV_FILE"]).read_text("utf-8").splitlines()
+    pairs = dict(line.split("=", 1) for line in lines)
+    assert pairs["OMP_NUM_THREADS"] == env["OMP_NUM_THREADS"] == "3"
+    assert pairs["PYTORCH_ALLOC_CONF"] == env["PYTORCH_ALLOC_CONF"]
+    assert lines[-1] == "NCCL_DEBUG=WARN"
+    assert all(name.isidentifier() for name in pairs)
 
 
 def test_a_hostile_model_name_reaches_no_shell(tmp_path):

@@ -12,6 +12,7 @@ from plan_grid import MODELS, plan
 
 from planner.emit import EMITTER_NAMES, emitter_named
 from planner.emit.fabric import fabric_text, settings, transport_of
+from planner.emit.k8s import train_job
 from planner.plan import Plan
 from planner.specs.catalog import cluster_names, load_cluster
 
@@ -79,6 +80,8 @@ def test_pods_on_efa_ask_for_its_adapters():
     files = {a.path: a.text for a in emitter_named("k8s").emit(on("aws-p5"))}
     assert 'vpc.amazonaws.com/efa: "8"' in files["jobset.yaml"]  # of the plan's own node
     assert "IPC_LOCK" in files["jobset.yaml"]
+    assert "IPC_LOCK" in str(train_job(on("aws-p5")))
+    assert "IPC_LOCK" not in str(train_job(on("lambda-h100-ethernet")))
     alone = {a.path: a.text for a in emitter_named("k8s").emit(on("aws-p5", nodes=1))}
     assert "efa" not in alone["jobset.yaml"]
 

@@ -21,10 +21,9 @@ import test_k8s_schemas
 import test_megatron_parser
 import titan_harness
 import yaml
-from many_plans import MANY, many
+from many_plans import MANY, Folder, many
 
 from planner.emit import emitter_named
-from planner.emit.base import write_bundle
 from planner.plan import Plan
 
 pytestmark = pytest.mark.frameworks
@@ -37,10 +36,9 @@ def disagreements(
     emitter = emitter_named(target)
     plans = many(emitter)
     assert len(plans) >= MANY
-    out = []
-    for number, answer in enumerate(plans):
-        bundle = folder / str(number)
-        write_bundle(bundle, emitter.emit(answer), force=False)
+    here, out = Folder(folder), []
+    for answer in plans:
+        bundle = here.fill(emitter.emit(answer))
         try:
             wrong = {k: v for k, v in read(bundle, answer).items() if v[0] != v[1]}
         except (Exception, SystemExit) as error:  # a reader's own refusal, whatever it raises
@@ -146,6 +144,8 @@ def test_accelerates_launcher_and_the_trainers_arguments(tmp_path):
     pytest.importorskip("transformers")
     from transformers import HfArgumentParser, TrainingArguments
 
+    parser = HfArgumentParser(TrainingArguments)
+
     def read(bundle: Path, answer: Plan) -> dict[str, tuple[Any, Any]]:
         lay, work = answer.best.layout, answer.request.workload
         args, env = test_accelerate_loader.environment(bundle)
@@ -153,7 +153,7 @@ def test_accelerates_launcher_and_the_trainers_arguments(tmp_path):
         told |= {"use_cpu": True, "output_dir": str(tmp_path)}
         with warnings.catch_warnings(), mock.patch.dict("os.environ"):
             warnings.simplefilter("ignore")
-            (trainer,) = HfArgumentParser(TrainingArguments).parse_dict(told)
+            (trainer,) = parser.parse_dict(told)
         lost = test_accelerate_loader.disagreements(lay, env)
         if lay.offload == "optimizer+params":
             lost = [name for name in lost if name != "FSDP_OFFLOAD_PARAMS"]
@@ -172,13 +172,18 @@ def test_accelerates_launcher_and_the_trainers_arguments(tmp_path):
     assert disagreements("accelerate", tmp_path, read) == []
 
 
+def read_yaml(file: Path) -> Any:
+    """Return what the file holds, by the reader written in C where there is one."""
+    return yaml.load(file.read_text("utf-8"), getattr(yaml, "CSafeLoader", yaml.SafeLoader))
+
+
 def test_kubernetes_and_kubeflows_schemas(tmp_path):
     pytest.importorskip("kubeflow_trainer_api")
     pytest.importorskip("kubernetes_validate")
 
     def read(bundle: Path, answer: Plan) -> dict[str, tuple[Any, Any]]:
         assert answer.placement
-        job_set = yaml.safe_load((bundle / "jobset.yaml").read_text("utf-8"))
+        job_set = read_yaml(bundle / "jobset.yaml")
         job = test_k8s_schemas.as_job(job_set)
         test_k8s_schemas.validate(job)
         out = {
@@ -186,7 +191,7 @@ def test_kubernetes_and_kubeflows_schemas(tmp_path):
             "pods": (len(answer.placement.hosts), job["spec"]["completions"]),
         }
         if (file := bundle / "trainjob.yaml").exists():
-            train_job = yaml.safe_load(file.read_text("utf-8"))
+            train_job = read_yaml(file)
             out["TrainJob"] = ([], test_k8s_schemas.changed("TrainJob", train_job))
         return out
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 import os
 import pathlib
+import subprocess
 import sys
 import warnings
 from pathlib import Path
@@ -16,6 +17,7 @@ import pytest
 import yaml
 from plan_grid import MODELS, model, plan, renamed
 
+from planner.emit.base import write_bundle
 from planner.emit.nanotron import EMITTER
 from planner.errors import SpecError
 from planner.plan import Plan
@@ -112,7 +114,8 @@ def test_run_starts_the_nodes_own_rank(tmp_path):
     answer = plan(DENSE, dp=16, hosts=("b2", "a10"))
     argv, env = start(tmp_path, answer, MESHWRIGHT_HOSTNAME="a10")
     size = ["--nnodes", "2", "--nproc-per-node", "8", "--node-rank", "1", "--master-addr", "b2"]
-    script = [str(tmp_path / "its checkout" / "run_train.py"), "--config-file"]
+    checked = str(tmp_path / "a bundle" / "checked_nanotron.py")
+    script = [checked, str(tmp_path / "its checkout" / "run_train.py"), "--config-file"]
     file = str(tmp_path / "a bundle" / "nanotron.yaml")
     assert argv == [*size, "--master-port", "29500", *script, file]
     assert env["CUDA_DEVICE_MAX_CONNECTIONS"] == "1"
@@ -129,6 +132,65 @@ def test_hostile_names_reach_no_shell(tmp_path):
     assert not list(tmp_path.rglob("owned"))
     with pytest.raises(SpecError, match="not a host name"):
         EMITTER.emit(renamed(plan(DENSE, dp=16), "a b"))
+
+
+STAND_IN = """
+import numpy as np
+import torch.distributed as dist
+
+
+class ParallelContext:
+    def __init__(self, tensor_parallel_size, pipeline_parallel_size, data_parallel_size):
+        self.shape = (pipeline_parallel_size, data_parallel_size, 1, tensor_parallel_size)
+        self._init_parallel_groups()
+
+    def _init_parallel_groups(self):
+        ranks = np.arange(dist.get_world_size()).reshape(self.shape)
+        for number, axis in enumerate(("pp", "dp", "cp", "tp")):
+            for row in np.moveaxis(ranks, number, -1).reshape(-1, self.shape[number]):
+                group = dist.new_group(row.tolist())
+                if dist.get_rank() in row:
+                    setattr(self, f"{axis}_pg", group)
+"""
+"""nanotron's context and its order of axes (src/nanotron/parallel/context.py), no more."""
+RUN_TRAIN = """
+import sys
+import torch.distributed as dist
+from nanotron.parallel import ParallelContext
+from torch.testing._internal.distributed.fake_pg import FakeStore
+import os
+
+dist.init_process_group("fake", rank=int(os.environ["RANK"]), world_size=8, store=FakeStore())
+ParallelContext.set_device = lambda self: None
+tp, pp, dp = map(int, sys.argv[1:])
+ParallelContext(
+    tensor_parallel_size=tp, pipeline_parallel_size=pp, data_parallel_size=dp
+)
+print("trained")
+"""
+
+
+@pytest.mark.frameworks
+@pytest.mark.parametrize(("degrees", "goes"), [("2 2 2", True), ("1 2 4", False)])
+def test_groups_other_than_the_plans_stop_the_job(degrees, goes, tmp_path):
+    """With the stand-in above, or with the checkout that MESHWRIGHT_NANOTRON_SOURCE names."""
+    pytest.importorskip("torch")
+    write_bundle(tmp_path / "out", EMITTER.emit(plan(DENSE, tp=2, pp=2, dp=2)), force=False)
+    (tmp_path / "nanotron").mkdir()
+    (tmp_path / "nanotron" / "parallel.py").write_text(STAND_IN)
+    (tmp_path / "run_train.py").write_text(RUN_TRAIN)
+    source = os.environ.get("MESHWRIGHT_NANOTRON_SOURCE")
+    env = {k: v for k, v in os.environ.items() if not k.startswith("MASTER_")}
+    env |= {"RANK": "5", "LOCAL_RANK": "5", "WORLD_SIZE": "8"}
+    env["PYTHONPATH"] = str(Path(source) / "src" if source else tmp_path)
+    script = [str(tmp_path / "out" / "checked_nanotron.py"), str(tmp_path / "run_train.py")]
+    command = [sys.executable, "-W", "ignore", *script, *degrees.split()]
+    done = subprocess.run(command, env=env, capture_output=True, text=True, check=False)
+    if goes:
+        assert (done.returncode, done.stdout.split()) == (0, ["trained"]), done.stderr
+    else:
+        assert done.returncode == 3, done.stderr
+        assert "rank 5 expected coordinates" in done.stderr
 
 
 GPU_ONLY = (

@@ -52,7 +52,7 @@ def test_a_refusal_names_the_nearest_layout_that_the_target_runs(target):
     assert near.short() in caught.value.hint
     assert answer.best.layout.short() in caught.value.message
     fixed = {f: getattr(near, f) for f in ("tp", "pp", "cp", "dp", "zero", "schedule")}
-    again = planned(emitter_named(target).stack, **fixed)
+    again = planned(workflow.stack_of(target, "any"), **fixed)
     assert emitter_named(target).unsupported(again) == []
 
 
@@ -65,7 +65,7 @@ def test_no_layout_with_fewer_changes_would_do(target):
     most = changed(answer.best.layout, near)
     for tp, pp, zero in itertools.product((1, 2, 4), (1, 2, 4), (0, 1, 2, 3)):
         try:
-            other = planned(emitter_named(target).stack, tp=tp, pp=pp, zero=zero)
+            other = planned(workflow.stack_of(target, "any"), tp=tp, pp=pp, zero=zero)
         except PlannerError:  # nothing of the kind is legal, or fits
             continue
         if not emitter_named(target).unsupported(other):
@@ -77,6 +77,51 @@ def test_one_node_alone_holds_a_parameter_server():
     with pytest.raises(SpecError) as caught:
         workflow.refuse(planned(tp=2), "dataparallel")
     assert "dataparallel" in caught.value.hint
+
+
+def for_target(target: str, stack: str, **fix: Any) -> Plan:
+    untied = MODEL.model_copy(update={"tied_embeddings": False})  # as torch's pipelines need
+    request = workflow.PlanRequest(
+        untied,
+        CLUSTER,
+        Workload(seq_tokens=4096, global_batch=64, stack=stack),
+        fix={k: str(v) for k, v in fix.items()},
+    )
+    return workflow.plan_for_target(request, target)
+
+
+@pytest.mark.parametrize("target", ["slurm", "k8s"])
+def test_a_scheduler_plans_as_the_framework_does_that_it_starts(target):
+    alone, started = (for_target(name, "any", pp=2) for name in ("torchrun", target))
+    assert started.best == alone.best
+    assert started.request.workload.stack == "torchtitan"
+    for name in ("torchrun", target):  # FSDP2 has no zero 1
+        with pytest.raises(PlannerError, match="no zero 1"):
+            for_target(name, "any", pp=2, zero=1)
+    assert for_target(target, "megatron", pp=2, zero=1).best.layout.zero == 1
+
+
+def test_what_a_scheduler_starts_may_be_named_by_the_stack():
+    with pytest.raises(PlannerError) as caught:
+        for_target("slurm", "any", pp=2, zero=1)
+    assert "--stack megatron" in caught.value.hint
+
+
+@pytest.mark.parametrize(
+    ("target", "asked", "runs"),
+    [
+        ("nanotron", "any", "nanotron"),
+        ("nanotron", "megatron", "nanotron"),
+        ("megatron", "nanotron", "megatron"),
+        ("megatron", "megatron-bridge+mxfp8", "megatron-bridge+mxfp8"),
+        ("torchtitan", "torchtitan+eager", "torchtitan+eager+chunked-loss"),
+        ("slurm", "nanotron", "nanotron"),
+        ("slurm", "transformers", "transformers"),
+        ("k8s", "megatron-bridge", "megatron-bridge"),
+    ],
+)
+def test_a_target_plans_with_its_own_stack_or_with_one_of_its_kind(target, asked, runs):
+    assert workflow.stack_of(target, asked) == runs
 
 
 def test_what_a_target_runs_is_not_refused():

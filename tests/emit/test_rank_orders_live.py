@@ -81,6 +81,20 @@ def test_deepspeeds_topology_gives_every_rank_the_same_coordinates():
             assert (place.pipe, place.data, place.model) == ours, (lay.short(), rank)
 
 
+def test_deepspeed_forms_the_same_expert_groups():
+    deepspeed_harness.load()
+    from deepspeed.utils.groups import _get_expert_parallel_ranks
+
+    count = 0
+    for lay in layouts(experts=True):
+        if (lay.tp, lay.cp, lay.etp) != (1, 1, 1) or lay.dp % lay.ep:
+            continue
+        theirs, _ = _get_expert_parallel_ranks(lay.gpus, 1, lay.ep, lay.pp)
+        assert as_sets(groups(lay, "ep")) == as_sets(theirs), lay.short()
+        count += 1
+    assert count >= 20
+
+
 def test_a_device_mesh_gives_every_rank_the_same_coordinates():
     """The mesh of pp, dp, cp, tp that train.py makes, and Accelerate and torchtitan by theirs."""
     pytest.importorskip("torch")

@@ -225,18 +225,18 @@ def test_what_the_rules_allow_the_emitter_of_the_stack_can_write(target, offload
         ("megatron", "env.sh", "optimizer", 1),
         ("torchtitan", "env.sh", "optimizer+params", 3),
         ("accelerate", "run.sh", "optimizer+params", 3),
-        ("deepspeed", ".deepspeed_env", "optimizer", 2),
+        ("deepspeed", "env.sh", "optimizer", 2),
+        ("nanotron", "run.sh", "none", 1),
+        ("torchrun", "env.sh", "none", 3),
     ],
 )
 def test_a_rank_whose_host_steps_the_optimizer_has_more_than_one_thread(
     target, file, offload, zero, tmp_path
 ):
     told = []
-    for away in ("none", offload):
-        (folder := tmp_path / away).mkdir()
+    for number, away in enumerate(("none", offload)):
+        (folder := tmp_path / str(number)).mkdir()
         bundle = written(folder, target, plan(DENSE, dp=8, zero=zero, offload=away))
         told.append((bundle / file).read_text("utf-8"))
-    one = "OMP_NUM_THREADS=1" if target == "deepspeed" else "{OMP_NUM_THREADS:-1}"
-    assert [one in text for text in told] == [True, False]
-    if target != "deepspeed":
-        assert "nproc) + 7) / 8" in told[1]
+    assert ["{OMP_NUM_THREADS:-1}" in text for text in told] == [True, offload == "none"]
+    assert ("nproc) + 7) / 8" in told[1]) == (offload != "none")

@@ -91,15 +91,6 @@ def assert_ranks_stand_as_planned(out: str, plan: Plan) -> None:
     assert all(math.isfinite(float(loss)) for *_, loss in LINE.findall(out))
 
 
-@pytest.fixture(scope="module")
-def alone(tmp_path_factory: pytest.TempPathFactory) -> list[float]:
-    """Return the losses of the same model and batch on one rank: no collective, no split."""
-    plan = plan_of(num_microbatches=4)
-    code, out = run(written(tmp_path_factory.mktemp("alone") / "out", plan))
-    assert code == 0, out
-    return losses_of(out)
-
-
 LAYOUTS: dict[str, dict[str, Any]] = {
     "tp-sp-fsdp": {"tp": 2, "sp": True, "dp": 2, "zero": 3, "num_microbatches": 2},
     "pp-zero1": {"pp": 2, "dp": 2, "zero": 1, "num_microbatches": 2, "schedule": "1f1b"},
@@ -110,23 +101,50 @@ LAYOUTS: dict[str, dict[str, Any]] = {
 }
 
 
-@pytest.mark.parametrize("name", LAYOUTS)
-def test_a_layout_starts_with_its_coordinates_and_trains_as_one_rank_does(tmp_path, alone, name):
-    plan = plan_of(**LAYOUTS[name])
+def forked(folder: Path, plans: dict[str, Plan]) -> dict[str, str]:
+    """Return what the ranks of each bundle said, all started from one process that holds torch."""
+    folders = {name: written(folder / name, plan) for name, plan in plans.items()}
+    script = Path(__file__).with_name("forked_ranks.py")
+    done = subprocess.run(
+        [sys.executable, str(script), *map(str, folders.values())],
+        env={**os.environ, "OMP_NUM_THREADS": "1", "GLOO_SOCKET_IFNAME": "lo"},
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=500,
+    )
+    said = {
+        name: "".join(p.read_text() for p in sorted(where.glob("said.*")))
+        for name, where in folders.items()
+    }
+    assert done.returncode == 0, done.stderr + "".join(said.values())[-4000:]
+    return said
+
+
+def assert_all_train_as_one_rank_does(folder: Path, plans: dict[str, Plan]) -> None:
+    """Check coordinates and losses; the plan called `alone` has no collective and no split."""
+    said = forked(folder, plans)
+    alone = losses_of(said["alone"])
+    assert alone[0] != pytest.approx(alone[-1], rel=1e-3)  # the steps do change the model
+    for name, out in said.items():
+        assert_ranks_stand_as_planned(out, plans[name])
+        assert losses_of(out) == pytest.approx(alone, rel=1e-5), name
+
+
+ALONE = {"num_microbatches": 4}
+
+
+def test_every_layout_has_its_coordinates_and_trains_as_one_rank_does(tmp_path):
+    rows = {"alone": ALONE} | LAYOUTS
+    assert_all_train_as_one_rank_does(tmp_path, {name: plan_of(**rows[name]) for name in rows})
+
+
+def test_run_starts_the_ranks_under_torchrun_wherever_the_bundle_is(tmp_path):
+    plan = plan_of(**LAYOUTS["tp-sp-fsdp"])
     code, out = run(written(tmp_path / "a 'bundle'", plan))
     assert code == 0, out
     assert_ranks_stand_as_planned(out, plan)
-    assert losses_of(out) == pytest.approx(alone, rel=1e-5)
-    assert alone[0] != pytest.approx(alone[-1], rel=1e-3)  # the steps do change the model
-
-
-@pytest.fixture(scope="module")
-def experts_alone(tmp_path_factory: pytest.TempPathFactory) -> list[float]:
-    """Return the losses of the same experts and batch on one rank: nothing is sent anywhere."""
-    plan = plan_of(num_microbatches=4, model=EXPERTS)
-    code, out = run(written(tmp_path_factory.mktemp("experts") / "out", plan))
-    assert code == 0, out
-    return losses_of(out)
+    assert losses_of(out)[0] > losses_of(out)[-1]
 
 
 EXPERT_LAYOUTS: dict[str, dict[str, Any]] = {
@@ -143,14 +161,10 @@ EXPERT_LAYOUTS: dict[str, dict[str, Any]] = {
 }
 
 
-@pytest.mark.parametrize("name", EXPERT_LAYOUTS)
-def test_experts_train_as_on_one_rank_wherever_they_are(tmp_path, experts_alone, name):
-    plan = plan_of(model=EXPERTS, **EXPERT_LAYOUTS[name])
-    code, out = run(written(tmp_path / "out", plan))
-    assert code == 0, out
-    assert_ranks_stand_as_planned(out, plan)
-    assert losses_of(out) == pytest.approx(experts_alone, rel=1e-5)
-    assert experts_alone[0] != pytest.approx(experts_alone[-1], rel=1e-3)
+def test_experts_train_as_on_one_rank_wherever_they_are(tmp_path):
+    rows = {"alone": ALONE} | EXPERT_LAYOUTS
+    plans = {name: plan_of(model=EXPERTS, **rows[name]) for name in rows}
+    assert_all_train_as_one_rank_does(tmp_path, plans)
 
 
 def counted(folder: Path, plan: Plan) -> tuple[float, dict[int, tuple[float, float]]]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 import sys
 import warnings
 from collections.abc import Iterator
@@ -22,6 +23,27 @@ def load() -> Any:
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         return pytest.importorskip("torchtitan.config", exc_type=ImportError)
+
+
+@functools.cache
+def manager() -> Any:
+    """Return the one config manager: each new one adds its rules to a registry of the process.
+
+    With one a plan the 200th plan would be read under the rules of 200, which took minutes.
+    """
+    return load().ConfigManager()
+
+
+@contextlib.contextmanager
+def without_help() -> Iterator[None]:
+    """Leave out the help texts, for which tyro reads torchtitan's source anew each time."""
+    from tyro import _docstrings
+
+    with (
+        mock.patch.object(_docstrings, "get_field_docstring", return_value=None),
+        mock.patch.object(_docstrings, "get_callable_description", return_value=""),
+    ):
+        yield
 
 
 @contextlib.contextmanager
@@ -44,10 +66,11 @@ def arguments(bundle: Path) -> list[str]:
 
 def read(bundle: Path, argv: list[str]) -> Any:
     """Return the configuration that torchtitan makes of the arguments, its model checked too."""
-    config = load()
-    with mock.patch.object(sys, "path", [str(bundle), *sys.path]), warnings.catch_warnings():
+    reader = manager()
+    importing = mock.patch.object(sys, "path", [str(bundle), *sys.path])
+    with importing, warnings.catch_warnings(), without_help():
         warnings.simplefilter("ignore")
         sys.modules.pop("titan_plan", None)
-        made = config.ConfigManager().parse_args(argv)
+        made = reader.parse_args(argv)
         made.model_spec.model.update_from_config(config=made)
     return made

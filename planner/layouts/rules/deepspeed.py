@@ -34,7 +34,7 @@ DEEPSPEED: tuple[Rule, ...] = (
     ),
     Rule(
         "deepspeed: no tensor parallelism",
-        "DeepSpeed splits tensors only for Hugging Face models it knows (AutoTP), not tp={tp}",
+        "DeepSpeed's tensor parallelism (AutoTP) has not been measured and is not planned: tp={tp}",
         ("tp",),
         lambda x, c: x.tp > 1,
         stacks=("deepspeed",),
@@ -58,6 +58,23 @@ DEEPSPEED: tuple[Rule, ...] = (
         lambda x, c: (x.dp % x.ep != 0) | (x.etp > 1),
         stacks=("deepspeed",),
         where="deepspeed/utils/groups.py",
+    ),
+    Rule(
+        "deepspeed: experts with zero 3 or offload",
+        "DeepSpeed's layer of experts (ep={ep}) needs zero <= 2 and states on the GPUs, "
+        "not zero={zero}, offload={offload}",
+        ("ep", "zero", "offload"),
+        lambda x, c: (x.ep > 1) & ((x.zero == 3) | (x.offload > 0)),
+        stacks=("deepspeed",),
+        where="deepspeed/runtime/engine.py:2215",
+    ),
+    Rule(
+        "deepspeed: experts with muon",
+        "DeepSpeed's {optimizer} needs whole gradients, its experts (ep={ep}) scattered ones",
+        ("ep",),
+        lambda x, c: (x.ep > 1) if c.workload.optimizer is Optimizer.MUON else never(x),
+        stacks=("deepspeed",),
+        where="deepspeed/runtime/zero/stage_1_and_2.py:869",
     ),
     Rule(
         "deepspeed: no selective recompute",

@@ -14,7 +14,7 @@ def record(guess: float, truth: float, **more: object) -> dict:
         "status": "ok", "source": "s", "stack": "any", "accelerator": "h100-sxm-80gb",
         "step_time_s_predicted": guess, "step_time_s_measured": truth, "error": guess / truth - 1,
         "family": "", "mfu_measured": None, "peak_gib_predicted": 10.0, "peak_gib_measured": None,
-        "oom_predicted": False, "oom_measured": False, **more,
+        "fitted_to": False, "oom_predicted": False, "oom_measured": False, **more,
     }  # fmt: skip
 
 
