@@ -14,22 +14,11 @@ from typing import Annotated, Literal
 import typer
 
 from planner.cli import amounts, completing
+from planner.cli.names import LAYOUT_FIELDS
 from planner.errors import SpecError, did_you_mean
 
 Rule = Literal["under-leaf", "fastest"]
 """As `planner.place.Rule`, which is not imported: it loads numpy."""
-
-LAYOUT_FIELDS = (
-    *("tp", "sp", "pp", "vpp", "cp", "ep", "etp", "dp", "dp_replicate", "zero"),
-    *("micro_batch", "recompute", "schedule", "offload", "dp_sync"),
-)
-"""As `planner.layouts.ranges.FIXABLE`, which is not imported: it loads numpy."""
-
-TARGETS = (
-    "torchrun, deepspeed, megatron, megatron-bridge, accelerate, torchtitan, nanotron, "
-    "dataparallel, slurm, k8s"
-)
-"""As `planner.emit.EMITTER_NAMES`, for help texts."""
 
 LIST_FILE_BYTES = 16 * 1024**2
 """Largest list file that is read; a million host names fit."""

@@ -11,6 +11,7 @@ from planner.cli import completing
 from planner.cli import options as o
 from planner.cli.aiming import Wanted
 from planner.cli.asking import Asked, options_typed, request_of
+from planner.cli.names import TARGETS
 from planner.cli.talk import progress, say, show
 
 if TYPE_CHECKING:
@@ -80,7 +81,7 @@ def plan(
         str | None,
         typer.Option(
             metavar="NAME,...",
-            help=f"Launch files to write: {o.TARGETS}.",
+            help=f"Launch files to write: {TARGETS}.",
             autocompletion=completing.targets,
         ),
     ] = None,

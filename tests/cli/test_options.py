@@ -6,7 +6,8 @@ import pytest
 
 from planner.cli.asking import Asked, default_batch, workload_of
 from planner.cli.machines import real_cluster
-from planner.cli.options import LAYOUT_FIELDS, fields_of, listed, rule_of, shares_of, words_of
+from planner.cli.names import LAYOUT_FIELDS
+from planner.cli.options import fields_of, listed, rule_of, shares_of, words_of
 from planner.errors import SpecError
 from planner.layouts.ranges import FIXABLE
 
