@@ -15,6 +15,7 @@ from typing import Any
 import numpy as np
 
 from planner.layouts.rules import Context
+from planner.specs.accelerator import Accelerator, GemmFit
 from planner.specs.profile import Stack
 from planner.specs.profiles import STACKS
 from planner.specs.stack import FLAGS, stack_named
@@ -126,6 +127,8 @@ DEVICES: dict[str, tuple[str, ...]] = {
 }
 DEVICE_WIDTHS = {"H20": 3.0, "H100-500W": 1.5}
 """Factor on the widths where a device is known by little else than these runs."""
+MOST_FP8 = 2.24
+"""FP8 multiplies over 16-bit ones at most: peaks differ by 2, and the tables' shares by a tenth."""
 DEVICE_FIELDS: dict[str, float] = {"gemm": 0.06, "gemm_fp8": 0.06, "te": 0.10, "fa2": 0.10}
 
 
@@ -258,19 +261,33 @@ def _moved(contexts: Sequence[Context], device: Mapping[tuple[str, str], float])
         if key not in known:
             gpu = cluster.accelerator
             group = device_of(gpu.name)
-            known[key] = cluster.model_copy(
-                update={"accelerator": _accelerator(gpu, group, device)}
-            )
+            known[key] = cluster.model_copy(update={"accelerator": accelerator(gpu, group, device)})
         out.append(context._replace(cluster=known[key]))
     return out
 
 
-def _accelerator(gpu: Any, group: str, device: Mapping[tuple[str, str], float]) -> Any:
-    factor = {f: float(np.exp(device.get((f, group), 0.0))) for f in DEVICE_FIELDS}
-    update: dict[str, Any] = {}
-    for field in ("gemm", "gemm_fp8"):
-        if (fit := getattr(gpu, field)) is not None and factor[field] != 1.0:
-            update[field] = fit.model_copy(update={"derate": fit.derate * factor[field]})
-    rates = {k: getattr(gpu.attention, k) * factor[k] for k in ("te", "fa2")}
-    update["attention"] = gpu.attention.model_copy(update=rates)
+def accelerator(
+    gpu: Accelerator, group: str, moves: Mapping[tuple[str, str], float]
+) -> Accelerator:
+    """Return the accelerator with its rates moved, no further than kernels go.
+
+    Attention is no faster than the multiplies it is made of, FA2 no faster than the other class,
+    and as fast on Blackwell as on Hopper; FP8 is at most as much faster as its tables say.
+    """
+    factor = {f: float(np.exp(moves.get((f, group), 0.0))) for f in DEVICE_FIELDS}
+    if group in ("B200", "B300"):
+        factor["fa2"] = float(np.exp(moves.get(("fa2", "H100"), 0.0)))
+    update: dict[str, Any] = {"gemm": _faster(gpu.gemm, factor["gemm"])}
+    if gpu.gemm_fp8 is not None:
+        peaks = gpu.peak_flops_per_s("fp8") / gpu.peak_flops_per_s("bf16")
+        sixteen = update["gemm"].emax * update["gemm"].derate
+        most = MOST_FP8 * sixteen / (peaks * gpu.gemm_fp8.emax * gpu.gemm_fp8.derate)
+        update["gemm_fp8"] = _faster(gpu.gemm_fp8, min(factor["gemm_fp8"], max(most, 1e-3)))
+    te = min(gpu.attention.te * factor["te"], gpu.gemm.emax)
+    fa2 = min(gpu.attention.fa2 * factor["fa2"], te)
+    update["attention"] = gpu.attention.model_copy(update={"te": te, "fa2": fa2})
     return gpu.model_copy(update=update)
+
+
+def _faster(fit: GemmFit, factor: float) -> GemmFit:
+    return fit.model_copy(update={"derate": fit.derate * factor})

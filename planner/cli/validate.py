@@ -110,6 +110,8 @@ def _report(records: list[dict[str, Any]], scores: Mapping[str, Any]) -> list[Re
                 f"without nanotron's stalled runs (MFU < 15 %), {usual['n']:,}: {_words(usual)}"
             )
         )
+    if (mean := scores["mean_of_source_medians"]) is not None:
+        parts.append(indented(f"mean over sources of their medians: {mean:.1%}"))
     parts += [indented(sentence) for sentence in _seen(scores)]
     parts += [Text(), title("Step time by source"), _table(scores["by_source"])]
     parts += [*_families(scores["families"]), *_memory(scores["memory"])]

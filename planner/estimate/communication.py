@@ -38,7 +38,7 @@ from planner.sources import (
 )
 from planner.specs.links import Collective
 
-TP_BACKWARD = 1.04
+TP_BACKWARD = 0.947
 DATA = ("tp", "cp", "pp", "dp", "dp_replicate")
 EXPERT_DATA = (*DATA, "ep", "etp")
 

@@ -12,24 +12,24 @@ from planner.specs.accelerator import GemmFit
 
 HBM_SUSTAINED = 0.8
 """Share of the datasheet memory bandwidth that streaming kernels reach (hardware tables)."""
-MISALIGNED_BY_8 = 1.58
+MISALIGNED_BY_8 = 1.57
 """A width divisible by 8 and not by 64 costs a third (fit; BLOOM's head width shows it)."""
-MISALIGNED = 11.8
+MISALIGNED = 12.0
 """A width not even divisible by 8 leaves the tensor cores."""
 BEST_SHARE = 0.87
 """Share of the peak that no multiply goes beyond: the best of many shapes on an A100, 271 of 312
 TFLOP/s (ml-engineering@744d01e, random data; H100 0.80, B200 0.78). What a stack's rate was fitted
 to on narrow models must not outrun it on wide ones."""
-ATTENTION_HALF_TOKENS = 1.01e03
+ATTENTION_HALF_TOKENS = 979.0
 """Sequence at which fused attention runs at half of its rate (kernel tables, 450 to 1,100)."""
-ATTENTION_BACKWARD_RATE = 0.713
+ATTENTION_BACKWARD_RATE = 0.716
 """Backward over forward rate of fused attention; backward has 2.5 x the FLOPs."""
-NARROW_HEADS = 0.636
+NARROW_HEADS = 0.658
 """Power of (query + value width) / 256 that the cuDNN class loses on heads narrower than 128."""
 WEIGHT_GRADIENT_RATE = 0.99
 UNFUSED_HALF_WIDTH = 64.0
 """Head width at which a batched multiply of unfused attention runs at half of its rate."""
-UNFUSED_TRAFFIC = 0.679
+UNFUSED_TRAFFIC = 0.712
 """Bytes that unfused softmax and dropout move over 11 + 15 per score (fit)."""
 
 Array = NDArray[np.floating[Any]] | NDArray[np.integer[Any]] | float

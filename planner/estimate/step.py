@@ -51,7 +51,7 @@ BUSY = (*EXPERT_SHARD, "pp", "dp", "recompute", "zero", "num_microbatches")
 """What a layer's passes depend on without ZeRO's traffic."""
 TRAFFIC = (*EXPERT_DATA, "vpp", "zero")
 ENDS = ("tp", "sp", "cp", "pp", "vpp", "dp", "dp_replicate", "zero", "micro_batch")
-HOST_FORWARD = 0.361
+HOST_FORWARD = 0.333
 """Share of a layer's host time that belongs to forward (fit)."""
 GRACE_HOST = 1.37
 """Host time on Grace over x86 (fit, GB200 and GB300 runs)."""
@@ -64,7 +64,7 @@ CAST_HOST = 1.10
 PIPELINE_TP_POWER = 0.73
 BOTH_HIDE = 1 - 0.118
 """Share of the all-to-all that a backward hides behind a forward (as the flag `ep-overlap`)."""
-DP_FLOOR = 0.223
+DP_FLOOR = 0.226
 """Share of the gradient traffic that no overlap hides (fit)."""
 PRESSED_FROM, PRESSED_AT = 0.92, 1.0
 """Shares of the memory from which, and at which in full, an allocator's retries slow a step.
