@@ -43,6 +43,7 @@ OPTIONS = {
     "recompute_layers": "layers",
 }
 """Field of the workload that --search chose -> heading, where rows differ in it."""
+PLAIN_OPTION = {"stack": "any", "recompute_method": "uniform", "recompute_layers": "1"}
 JOB = {"nodes": "nodes", "global_batch": "batch"}
 """Field of a row -> heading, where rows differ in it."""
 OPTIONAL = ("bubble", "MFU", "tok/s/GPU")
@@ -117,7 +118,7 @@ def _chosen(plans: Sequence[RankedPlan], field: str) -> set[str]:
 def _only(plans: Sequence[RankedPlan], field: str) -> list[str]:
     """Return the one choice of all rows, where there is one that does not go without saying."""
     chosen = _chosen(plans, field)
-    return [*chosen] if len(chosen) == 1 and chosen != {"-"} else []
+    return [*chosen] if len(chosen) == 1 and not chosen & {"-", PLAIN_OPTION.get(field)} else []
 
 
 def shown_fields(layouts: Sequence[Layout]) -> list[str]:
