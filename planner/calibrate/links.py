@@ -308,16 +308,29 @@ def _columns(
     return table[:, 0], table[:, 1], table[:, 2].astype(np.int64)
 
 
-def worth(found: Found, group: str, quality: Quality, file: str) -> bool:
-    """Count the fit and say what is wrong with it; return whether its figures are used."""
+def worth(
+    found: Found,
+    group: str,
+    quality: Quality,
+    file: str,
+    *,
+    least_gain: float = 0.0,
+    weighed: bool = False,
+) -> bool:
+    """Count the fit and say what is wrong with it; return whether its figures are used.
+
+    They are where they bring the median error down by more than `least_gain`, if that is given. A
+    fit that is `weighed` stays off on purpose, and contradicts nothing.
+    """
     found.fits += 1
-    if quality.worse:
+    idle = least_gain and quality.median_after > quality.median_before - least_gain
+    if quality.worse or idle:
         found.warnings.append(
             f"{file}: what ships predicts {group} as well ({quality.median_before:.1%} against "
             f"{quality.median_after:.1%}); nothing changed"
         )
         return False
-    if quality.median_after > CONTRADICTORY:
+    if quality.median_after > CONTRADICTORY and not weighed:
         found.warnings.append(
             f"{file}: {group} is {quality.median_after:.0%} off in the median even after the fit: "
             "the measurements contradict each other, or the formula does not hold here"

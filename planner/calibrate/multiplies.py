@@ -55,7 +55,9 @@ def fit_multiplies(
             continue
         what = f"multiplies in {' or '.join(kinds)}"
         mine = _possible(cluster, mine, what, file, found)
-        mine, launched = _without_launches(cluster, field, mine) if mine else (mine, 0)
+        if not mine:
+            continue
+        mine, launched = _without_launches(cluster, field, mine)
         if launched:
             found.facts.append(
                 f"{file}: {launched} {what} as short as launching them takes are left out, "

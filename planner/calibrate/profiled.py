@@ -42,6 +42,9 @@ COOL_ERROR, HOT_ERROR = 0.15, 0.03
 """Relative error that all kernels of a profile share: the clocks of a moment (a step of an H100 at
 8 % load, tests/measured/calibrate, runs 1.18 x as fast as another H100's own table of multiplies),
 or those of long training."""
+LEAST_GAIN = 0.002
+"""By how much a profile must bring the median error down to change a figure: where the rate is
+bounded by the best kernel's, any number fits as well as another."""
 SHAPE_ERROR = 0.15
 """Relative error of a kernel's formula from shape to shape: one shape says little of the next."""
 TYPES = {"c10::BFloat16": "bf16", "c10::Half": "fp16"}
@@ -157,6 +160,13 @@ def _fit(cluster: ClusterSpec, shapes: _Shapes, found: Found) -> ClusterSpec:
     if not shapes.medians:
         return cluster
     measured, group = shapes.measured, f"{shapes.what} of {profile} in a profile"
+    if np.array_equal(predicted(np.array([0.9 * now])), predicted(np.array([now]))):
+        off = float(np.median(shapes.predicted(cluster) / measured)) - 1
+        found.facts.append(
+            f"{group}: told {off:+.0%} off; a flag of {shapes.stack} sets its rate, which no "
+            "figure of a cluster changes"
+        )
+        return cluster
     high = max(now, most_factor(cluster, name, derated=not shapes.cool))
     alone = solve(predicted, measured, [Number(name, now, 3 * WIDTHS[name], high=high)])
     share = _evidence(name, shapes)
@@ -164,7 +174,7 @@ def _fit(cluster: ClusterSpec, shapes: _Shapes, found: Found) -> ClusterSpec:
     error = np.log(predicted(solution.values) / measured)
     solution = replace(solution, error=error, unseen=error)
     quality = Quality.of(solution, measured)
-    if not worth(found, group, quality, shapes.file):
+    if not worth(found, group, quality, shapes.file, least_gain=LEAST_GAIN, weighed=True):
         return cluster
     figures = figures_of(group, solution, quality, [(("stacks", profile, name), "", now)])
     found.figures += figures

@@ -13,6 +13,7 @@ from typing import TypeVar
 from planner.errors import InfeasibleError
 from planner.explanation import Explanation
 from planner.objectives import Objective
+from planner.place import free_nodes
 from planner.plan import Placement, Plan
 from planner.specs.cluster import ClusterSpec
 from planner.units import many, seconds
@@ -85,7 +86,11 @@ def explain(request: PlanRequest, layout: Mapping[str, str]) -> Explanation:
 
 
 def one_type(request: PlanRequest) -> list[PlanRequest]:
-    """Return the request for every node type on its own, with what is said of its hosts."""
+    """Return the request for every node type on its own, with what is said of its hosts.
+
+    Raises SpecError for a host to avoid that no type has.
+    """
+    free_nodes(request.cluster, mixed(request).unhealthy)
     aims = request.type_aims or (request.aim,) * len(request.cluster.mix)
     out = []
     for part, aim in zip(request.cluster.mix, aims, strict=True):

@@ -65,9 +65,9 @@ def nearest(context: Context, gpus: int, fix: Fix) -> Layouts | None:
         for rule in rules:
             one += rule.broken(rows.every(rule.on), context)[rows.of_every(rule.on)]
         few = rows.take(np.flatnonzero(one == one.min()))
-        order = np.lexsort((few.zero, few.vpp, few.pp, few.tp, few.micro_batch * few.dp))
+        order = np.lexsort((few.zero, few.vpp, few.pp, few.tp, few.micro_batch, few.cp))
         chosen = few.take(order[:1])
-        key = (int(one.min()), int(chosen.micro_batch[0] * chosen.dp[0]), at)
+        key = (int(one.min()), int(chosen.cp[0]), int(chosen.micro_batch[0]), at)
         if best is None or key < best[0]:
             best = key, chosen
     return best[1] if best else None

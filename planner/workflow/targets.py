@@ -7,6 +7,7 @@ from dataclasses import replace
 import numpy as np
 
 from planner.emit import emitter_named
+from planner.emit.capabilities import layout_refusals
 from planner.emit.wrapped import BY_STACK, payload
 from planner.errors import InfeasibleError
 from planner.layouts.ranges import OPENED
@@ -20,7 +21,7 @@ from planner.workflow.mixing import on_type_of
 from planner.workflow.on_fabric import on_fabric
 from planner.workflow.pricing import priced
 from planner.workflow.request import PlanRequest, quiet
-from planner.workflow.rows import search_record, shown
+from planner.workflow.rows import layout_record, search_record, shown
 from planner.workflow.searching import nothing_fits, search, with_offload
 from planner.workflow.spots import placed_layout
 
@@ -73,7 +74,12 @@ def _planned(request: PlanRequest, target: str) -> Plan:
     whole, _ = on_fabric(own, whole, 1)
     ranking = aimed(whole, own.aim, Job(whole.gpus, workload.tokens))
     why: list[str] = []
+    can = payload(target, request.workload.stack).can
     for row in _varied(ranking):
+        told = list(layout_refusals(layout_record(ranking.layouts, row), workload, can))
+        if told:  # asked first: a target that can do little would have thousands of rows dealt
+            why = why or told
+            continue
         first = shown(own, ranking, row, 1)
         draft = Plan(
             request=Request(model=own.model, cluster=own.cluster, workload=workload),
@@ -92,7 +98,7 @@ def _planned(request: PlanRequest, target: str) -> Plan:
             f"no layout for {target} meets the limits; its fastest takes "
             f"{seconds(float(whole.step_s[0]))} a step"
         )
-    raise InfeasibleError(f"{target} cannot express any layout that fits: {'; '.join(why)}")
+    raise InfeasibleError(f"{target} cannot express any layout that fits: {' '.join(why)}")
 
 
 def narrowed(request: PlanRequest, found: Plan) -> PlanRequest:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 from typing import Any
+from unittest import mock
 
 import pytest
 
@@ -14,6 +15,7 @@ from planner.errors import PlannerError, SpecError
 from planner.plan import Layout, Plan
 from planner.specs.catalog import load_cluster, load_model
 from planner.specs.workload import Workload
+from planner.workflow import targets
 from planner.workflow.expressing import FIELDS as COMPARED
 
 MODEL, CLUSTER = load_model("llama-3.2-1b"), load_cluster("dgx-h100:2")
@@ -105,6 +107,17 @@ def test_what_a_scheduler_starts_may_be_named_by_the_stack():
     with pytest.raises(PlannerError) as caught:
         for_target("slurm", "any", pp=2, zero=1)
     assert "--stack megatron" in caught.value.hint
+
+
+def test_layouts_that_the_table_does_not_hold_are_not_dealt_layer_by_layer(monkeypatch):
+    """Hundreds of kinds of layout are legal here; one process on one node can run none of them."""
+    dealt = mock.Mock(wraps=targets.shown)
+    monkeypatch.setattr(targets, "shown", dealt)
+    with pytest.raises(PlannerError, match="parameter server"):
+        for_target("dataparallel", "any", pp=2)
+    assert dealt.call_count == 0
+    for_target("torchrun", "any")
+    assert dealt.call_count >= 1
 
 
 @pytest.mark.parametrize(

@@ -57,12 +57,19 @@ def test_collectives_are_exposed_only_where_nothing_else_runs():
 
 def test_a_real_step_of_an_h100_gives_the_rate_of_its_multiplies():
     activity = read_profile(TRACE)
-    found, after = fit_profiles(load_cluster("dgx-h100"), [activity], "torchtitan+cudnn")
+    found, after = fit_profiles(load_cluster("dgx-h100"), [activity], "megatron")
     gemm = found.figures[0]
-    assert gemm.name == "stacks.torchtitan.gemm"
+    assert gemm.name == "stacks.megatron.gemm"
+    assert gemm.quality.points == 12
     assert gemm.quality.median_after < gemm.quality.median_before
-    assert after.stacks["torchtitan"].gemm == gemm.after
-    assert not found.warnings
+    assert after.stacks["megatron"].gemm == gemm.after
+
+
+def test_a_rate_that_a_flag_sets_is_not_fitted_and_said():
+    found, after = fit_profiles(load_cluster("dgx-h100"), [read_profile(TRACE)], "torchtitan+cudnn")
+    figures = after.stacks["torchtitan"].numbers if after.stacks else {}
+    assert "attention" not in figures
+    assert any("a flag of torchtitan+cudnn sets its rate" in fact for fact in found.facts)
 
 
 def test_a_moment_of_a_cool_card_cannot_overrule_a_table_of_multiplies():

@@ -7,7 +7,7 @@ from dataclasses import replace
 
 import pytest
 
-from planner.errors import InfeasibleError
+from planner.errors import InfeasibleError, SpecError
 from planner.place import check_placement
 from planner.specs.catalog import load_cluster, load_model
 from planner.specs.workload import Workload
@@ -66,6 +66,12 @@ def test_hosts_to_avoid_are_those_of_their_own_type():
     assert set(found.placement.hosts) == {"dgx-h100-node00002"}
     both = plan(request(FEW, unhealthy=avoid, mixed=True))
     assert set(both.placement.hosts) == {"dgx-h100-node00002", "dgx-a100-node00001"}
+
+
+def test_a_host_that_no_type_has_is_refused():
+    for mixed in (False, True):
+        with pytest.raises(SpecError, match="host 'nope' is not one of"):
+            plan(request(FEW, unhealthy=("nope",), mixed=mixed))
 
 
 def test_a_gpu_that_idles_anyway_may_be_broken():

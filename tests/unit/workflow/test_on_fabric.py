@@ -16,7 +16,8 @@ from planner.rank import settle
 from planner.specs.catalog import load_cluster, load_model
 from planner.specs.workload import Workload
 from planner.workflow import PlanRequest, plan
-from planner.workflow.on_fabric import _Board, _trade, floor_s, on_fabric
+from planner.workflow.board import Board, trade
+from planner.workflow.on_fabric import floor_s, on_fabric
 from planner.workflow.planning import placed_layout, search
 
 
@@ -186,11 +187,11 @@ def test_rows_not_placed_are_bounded_by_what_uplinks_must_carry():
     """Trades bound every row under its own best map, and some of them above free air."""
     asked = request(fix=SMALL, rule="fastest", leaf=2)
     ranking, _ = search(asked, str)
-    board = _Board.of(asked, ranking)
+    board = Board.of(asked, ranking)
     before = board.least_s.copy()
     board.placed_s[0] = 1e9  # something is placed, and everything might still beat it
-    assert _trade(board, np.arange(1, len(ranking.layouts)))
-    assert not _trade(board, np.arange(1, len(ranking.layouts)))
+    assert trade(board, np.arange(1, len(ranking.layouts)))
+    assert not trade(board, np.arange(1, len(ranking.layouts)))
     assert (board.least_s[1:] > before[1:] * 1.001).any()
     for row in range(1, ranking.feasible, 2):
         layout = Layout.model_validate(ranking.layouts.row(row))

@@ -373,8 +373,8 @@ def test_graphs_are_not_offered_to_a_plan_that_has_them_nor_a_cure_to_a_busy_gpu
     busy = plan(request("llama-3.1-8b", "dgx-h100:2", stack="megatron"))
     assert busy.best.estimate.time_s["host"] < 0.1 * busy.best.estimate.step_time_s
     assert not [note for note in busy.notes if "host-bound" in note]
-    graphed = request("gpt2", "dgx-h100:1", seq=128, batch=64, stack="megatron+full-graphs")
-    found = plan(replace(graphed, fix={"tp": "4", "pp": "1", "cp": "1", "micro_batch": "1"}))
+    graphed = request("gpt2", "dgx-h100:1", seq=64, batch=64, stack="megatron+full-graphs")
+    found = plan(replace(graphed, fix={"tp": "2", "pp": "1", "cp": "1", "micro_batch": "1"}))
     told = [note for note in found.notes if "host-bound" in note]
     assert told
     assert "graphs" not in told[0]
