@@ -19,23 +19,8 @@ import time
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[1]
-MODEL = """\
-layers: 4
-hidden: 512
-heads: 4
-kv_heads: 4
-head_dim: 128
-ffn: 2048
-vocab: 32000
-max_seq_tokens: 2048
-"""
-STUDY = """\
-fixed: {model: small.yaml, cluster: dgx-h100, seq: 2048, global_batch: 64}
-axes:
-  nodes: [1, 2, 4]
-  fix: ["", "tp=2", "tp=3", "zero=3"]
-  cluster.fabric.leaf_oversubscription: [0.5, 1, 4]
-"""
+MODEL = (ROOT / "examples" / "sweep" / "small.yaml").read_text(encoding="utf-8")
+STUDY = (ROOT / "examples" / "sweep" / "study.yaml").read_text(encoding="utf-8")
 POINTS = 36
 
 

@@ -4,7 +4,7 @@
 
 Processor seconds of one thread: making the order, its graph, and running it with both loops
 (one by one, and in lockstep; `simulate` takes the second from `LOCKSTEP_RANKS` ranks on). The last
-column is all of it where a plan needs the makespan only and six micro-batches a rank show a period.
+column is all of it where a plan needs the makespan only and a few micro-batches show a period.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from planner.pipeline.actions import Shape
 from planner.pipeline.graph import graph_of
 from planner.pipeline.registry import schedule_named
 from planner.pipeline.simulate import Costs, lockstep, one_by_one
-from planner.pipeline.steady import extended, rounds_of, shorter
+from planner.pipeline.steady import extended, laps_of, rounds_of, shorter
 from planner.pipeline.timing import Links, StageTimes
 
 SIZES = (
@@ -59,7 +59,7 @@ def row(name: str, shape: Shape) -> str:
 
 
 def until_it_repeats(name: str, shape: Shape, times: StageTimes, links: Links) -> object:
-    if (less := shorter(name, shape, 6)) is None:
+    if (less := shorter(name, shape, laps_of(name)[0])) is None:
         return None
     graph, turn = graph_of(schedule_named(name).order(less)), rounds_of(name, shape)
     return extended(graph, times, links, turn=turn, microbatches=shape.microbatches)

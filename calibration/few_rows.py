@@ -124,7 +124,8 @@ def forgotten(planner: Planner, stack: Stack) -> Stack:
 
     def mean(field: str) -> float:
         values = [[getattr(STACKS[s], field) for s in stacks] for stacks in others]
-        return float(np.exp(np.mean([np.mean(np.log(v)) for v in values if min(v) > 0])))
+        logs = [np.mean(np.log(v)) for v in values if min(v) > 0]
+        return float(np.exp(np.mean(logs))) if logs else 0.0
 
     return replace(stack, **{f: mean(f) for f in FIELDS if getattr(stack, f) > 0})
 

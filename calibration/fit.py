@@ -26,6 +26,7 @@ from calibration.solve import Problem, fit, used  # noqa: E402
 from calibration.write import replace_assigned, write_numbers  # noqa: E402
 from planner.estimate.inputs import FloatArray  # noqa: E402
 from planner.layouts.table import IntArray  # noqa: E402
+from planner.validate.seen import write_fitted  # noqa: E402
 
 SCORES = ROOT / "planner" / "validate" / "left_out.csv"
 UNCERTAINTY = ROOT / "planner" / "estimate" / "uncertainty.py"
@@ -67,6 +68,7 @@ def main() -> None:
         write_numbers(problem.planner, problem.knobs, theta.tolist())
         write_scores(rows, len(theta), known, int((table.weight > 0).sum()))
         write_intervals(table, residuals)
+        write_fitted(run.row for run, w in zip(table.runs, table.weight, strict=True) if w > 0)
 
 
 def source_folds(table: Table) -> IntArray:

@@ -25,6 +25,8 @@ SOURCE_CAP, SOURCE_SHARE = 30.0, 0.08
 """A source of n runs weighs at most 30 + 0.08 n, or vTrain's 720 would decide everything."""
 SAME = ("model", "hardware", "gpus", "dtype", "seq", "global_batch", "framework", "overlap")
 FAMILY_FOLDS = 8
+PROFILED = ("vTrain",)
+"""Sources whose times are exactly linear in micro-batches and layers: 720 runs of 32 layers."""
 
 
 class Unreduced(Inputs):
@@ -73,7 +75,7 @@ def read(path: Path) -> Table:
     return Table(
         runs,
         np.array(seconds),
-        _balanced(weight * _once(runs), source),
+        _balanced(weight * _once(runs) * _alike(runs), source),
         _groups(runs),
         source,
         stack,
@@ -107,6 +109,24 @@ def _once(runs: Sequence[Run]) -> FloatArray:
     keys = [(*(r.row.get(k, "") for k in SAME), repr(r.layout)) for r in runs]
     repeats = Counter(keys)
     return np.array([1.0 / repeats[k] for k in keys])
+
+
+def _alike(runs: Sequence[Run]) -> FloatArray:
+    """Return weights, 1 in the mean, that count every measured layer of `PROFILED` once.
+
+    How often a layer stands in the table says how many pipelines can be made of it, not how often
+    it was measured: small ones on few ranks would decide what wide ones cost.
+    """
+    keys = [_layer(r) if r.row["source"] in PROFILED else None for r in runs]
+    times = Counter(keys)
+    del times[None]
+    mean = sum(times.values()) / max(len(times), 1)
+    return np.array([1.0 if k is None else mean / times[k] for k in keys])
+
+
+def _layer(run: Run) -> tuple[int, ...]:
+    lay, model = run.layout or {}, _context(run).model
+    return (model.hidden, int(lay["tp"]), int(lay["micro_batch"]))
 
 
 def _balanced(weight: FloatArray, source: NDArray[np.str_]) -> FloatArray:

@@ -11,14 +11,16 @@ import numpy as np
 
 from calibration.knobs import (
     CONSTANTS,
-    DEVICE_FIELDS,
     FIELDS,
     LINEAGE_OF,
     Knob,
     Planner,
+    accelerator,
     device_of,
 )
 from planner.specs import profiles
+from planner.specs.accelerator import Accelerator
+from planner.specs.catalog import load_accelerator
 
 ROOT = Path(__file__).parents[1]
 PROFILES = ROOT / "planner" / "specs" / "profiles.py"
@@ -138,14 +140,22 @@ def replace_assigned(path: Path, values: Mapping[str, str]) -> None:
 
 
 def _write_devices(found: Mapping[tuple[str, str, str], float]) -> None:
+    moves = {(field, group): v for (kind, field, group), v in found.items() if kind == "device"}
     for path in sorted((ROOT / "hardware_specs" / "accelerators").glob("*.yaml")):
-        group = device_of(path.stem)
+        gpu = load_accelerator(path.stem)
+        if not (group := device_of(path.stem)):
+            continue
+        before, after = _rates(gpu), _rates(accelerator(gpu, group, moves))
         text = path.read_text(encoding="utf-8")
-        for field in DEVICE_FIELDS:
-            move = found.get(("device", field, group), 0.0)
-            if abs(move) >= LEAST:
-                text = _scaled(text, field, float(np.exp(move)))
+        for field, value in after.items():
+            if abs(value / before[field] - 1) >= LEAST:
+                text = _scaled(text, field, value / before[field])
         path.write_text(text, encoding="utf-8")
+
+
+def _rates(gpu: Accelerator) -> dict[str, float]:
+    rates = {"gemm": gpu.gemm.derate, "te": gpu.attention.te, "fa2": gpu.attention.fa2}
+    return rates if gpu.gemm_fp8 is None else rates | {"gemm_fp8": gpu.gemm_fp8.derate}
 
 
 def _scaled(text: str, field: str, factor: float) -> str:

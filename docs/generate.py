@@ -30,6 +30,7 @@ from planner.emit.capabilities import FIELDS, words
 from planner.emit.wrapped import payload
 from planner.estimate import (
     again,
+    autocast,
     communication,
     compute,
     directions,
@@ -276,7 +277,7 @@ BLOCKS: dict[str, Callable[[], str]] = {
     "accelerators": accelerators,
     "terms of params": partial(terms, params),
     "terms of memory": partial(terms, *MEMORY_MODULES),
-    "terms of compute": partial(terms, compute, again, directions),
+    "terms of compute": partial(terms, compute, again, directions, autocast),
     "terms of communication": partial(terms, communication),
     "terms of experts": partial(terms, routing),
     "terms of step": partial(terms, optimizer, muon, step),

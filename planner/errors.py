@@ -33,6 +33,11 @@ class InfeasibleError(PlannerError):
 
     exit_code = 1
 
+    def __init__(self, message: str, *, hint: str = "", answered: bool = False) -> None:
+        super().__init__(message, hint=hint)
+        self.answered = answered
+        """Whether a document that says so has been written already."""
+
 
 def did_you_mean(word: str, known: Iterable[str]) -> str:
     """Return "did you mean 'x'?" for the nearest known word, or an empty string."""

@@ -109,6 +109,16 @@ class Against(PlanRecord):
     memory_bytes: dict[str, float]
 
 
+class OnMap(PlanRecord):
+    """Where the layout would be placed, and its step time there and without a map."""
+
+    pipelines: str = Field(description="The rule: under-leaf or fastest.")
+    step_time_s: float
+    on_paper_s: float = Field(description="Pipelines under one leaf, every ring leaving it.")
+    splits: int = Field(description="Pipeline edges that leave a leaf, over all pipelines.")
+    tiers: dict[str, dict[str, int]] = Field(description="As in `place --json`.")
+
+
 def _word(value: object) -> str:
     return str(value).lower() if isinstance(value, bool) else str(value)
 
@@ -126,7 +136,10 @@ class Explanation(PlanRecord):
     )
     assumed: dict[str, int | str | bool] = Field(default_factory=dict)
     layout: Layout | None = None
-    estimate: Estimate | None = None
+    estimate: Estimate | None = Field(
+        None, description="On the links of its placement, where `on_map` has one."
+    )
+    on_map: OnMap | None = None
     stage_layers: list[list[int]] = Field(default_factory=list)
     terms: list[TermValue] = Field(default_factory=list)
     memory_terms: list[MemoryTerm] = Field(default_factory=list)

@@ -10,12 +10,13 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 from dataclasses import fields
 from datetime import timedelta
-from os import PathLike, fspath
+from os import PathLike, fsdecode, fspath
 from pathlib import Path
 from typing import Any, TypedDict, Unpack
 
 from planner import workflow
 from planner.cli.aiming import Wanted
+from planner.cli.amounts import share, tokens
 from planner.cli.asking import Asked, request_of
 from planner.cli.options import fields_of
 from planner.errors import SpecError, did_you_mean
@@ -39,22 +40,23 @@ File = str | PathLike[str]
 class Common(TypedDict, total=False):
     """What every function takes; as the options of the command line."""
 
-    seq: int
+    seq: int | str
     precision: str
     optimizer: str
     stack: str
     gpus: int
+    mixed: bool
     expert_imbalance: float
     capacity_factor: float
     expert_load: File
-    max_memory: float
-    risk_memory: float
+    max_memory: float | str
+    risk_memory: float | str
     recompute_modules: Words
     recompute_layers: int | str
 
 
 class Options(Common, total=False):
-    """What `explain` takes."""
+    """What is asked of one layout."""
 
     global_batch: int
 
@@ -71,7 +73,7 @@ class Hosts(TypedDict, total=False):
 
 
 class PlaceOptions(Options, Hosts, total=False):
-    """What `place` takes."""
+    """What `place` and `explain` take."""
 
 
 class PlanOptions(Common, Hosts, total=False):
@@ -89,9 +91,16 @@ class PlanOptions(Common, Hosts, total=False):
     budget: Amount
     max_step_time: Time
     sensitivity: bool
+    search: Words
 
 
 AIM = {f.name for f in fields(Wanted)}
+TYPED = {
+    "seq": tokens,
+    "max_memory": share("--max-memory"),
+    "risk_memory": share("--risk-memory"),
+}
+"""Readers of what may be typed as a person would: '8k', '90%'."""
 FILES = ("expert_load", "nodes_file", "slurm_topology", "node_state")
 
 
@@ -105,14 +114,14 @@ def plan(model: Model, cluster: Cluster, **options: Unpack[PlanOptions]) -> Plan
 
 
 def explain(
-    model: Model, cluster: Cluster, layout: Fields, **options: Unpack[Options]
+    model: Model, cluster: Cluster, layout: Fields, **options: Unpack[PlaceOptions]
 ) -> Explanation:
     """Return one layout opened into its terms, compared with the best, mended if it won't do.
 
     As `meshwright explain`; fields left out of `layout` take the best legal value.
     """
     asked = fields_of(_pairs(layout), option="--layout")
-    return workflow.explain(_request(model, cluster, Options, options), asked)
+    return workflow.explain(_request(model, cluster, PlaceOptions, options), asked)
 
 
 def place(
@@ -148,24 +157,35 @@ def _request(
     if takes is PlanOptions and "global_batch" in rest:
         rest["batches"] = _listed(rest.pop("global_batch"))
     return request_of(
-        Asked(_named(model), _named(cluster), wanted=Wanted(**wanted), **rest), lambda _: None
+        Asked(_named(model, "model"), _named(cluster, "cluster"), wanted=Wanted(**wanted), **rest),
+        lambda _: None,
     )
 
 
-def _named(spec: Any) -> Any:
-    return spec if isinstance(spec, ModelSpec | ClusterSpec) else fspath(spec)
+def _named(spec: Any, what: str) -> Any:
+    """Return a spec as it is, or its name or path as text; SpecError for anything else."""
+    own = ModelSpec if what == "model" else ClusterSpec
+    if isinstance(spec, own):
+        return spec
+    if not isinstance(spec, str | PathLike):
+        raise SpecError(
+            f"{what}: {type(spec).__name__} is not allowed, must be a name, a path or a "
+            f"{own.__name__}"
+        )
+    text = fspath(spec)
+    return text if isinstance(text, str) else fsdecode(text)
 
 
 def _typed(name: str, value: Any) -> Any:
     """Return a value as a person would have typed it."""
     if name in FILES:
         return Path(value)
-    if name == "fix":
-        return _pairs(value)
-    if name in ("unhealthy", "slow", "recompute_modules"):
+    if name in TYPED and isinstance(value, str):
+        return TYPED[name](value)
+    if name in ("unhealthy", "slow", "recompute_modules", "search"):
         return value if isinstance(value, str) else ",".join(value)
-    if name == "nodes":
-        return _listed(value)
+    if name in ("fix", "nodes"):
+        return _pairs(value) if name == "fix" else _listed(value)
     if name in ("tokens", "budget", "deadline", "max_step_time", "recompute_layers"):
         return str(value.total_seconds() if isinstance(value, timedelta) else value)
     return value

@@ -17,7 +17,7 @@ import numpy as np
 from planner.estimate.inputs import FloatArray
 from planner.layouts.table import IntArray
 from planner.sources import NEWKIRK_2025, Source
-from planner.specs.cluster import Accelerator
+from planner.specs.accelerator import Accelerator
 
 HOUR_S, DAY_S = 3600.0, 86_400.0
 TRILLION = 1e12

@@ -21,6 +21,8 @@ if TYPE_CHECKING:
     from polars import DataFrame
 
 PLAN_SCHEMA: Final = "meshwright.plan/1"
+MOST_REASONS_BYTES = 1 << 16
+"""A larger document is a plan, not the reasons why there is none."""
 
 
 class PlanRecord(BaseModel):
@@ -159,6 +161,13 @@ class Run(PlanRecord):
     mwh: float | None = None
 
 
+def option_text(value: Any) -> str:
+    """Return what --search chose for a field, as a word: lists joined by '+', '-' for none."""
+    if value is None:
+        return "-"
+    return "+".join(value) if isinstance(value, list | tuple) else str(value)
+
+
 class RankedPlan(PlanRecord):
     """One row of the ranked table. `stage_layers` is layers per (stage, virtual chunk)."""
 
@@ -167,6 +176,9 @@ class RankedPlan(PlanRecord):
     estimate: Estimate
     nodes: int | None = Field(None, description="Nodes that its GPUs are on.")
     global_batch: int | None = Field(None, description="Sequences in one of its steps.")
+    options: dict[str, Any] = Field(
+        default_factory=dict, description="Fields of the workload that --search chose for it."
+    )
     tie: bool = Field(False, description="Within the estimate's own error of the first row.")
     usd_per_trillion_tokens: float | None = None
     mwh_per_trillion_tokens: float | None = None
@@ -307,6 +319,9 @@ class Size(PlanRecord):
     nodes: int
     gpus: int
     global_batch: int
+    options: dict[str, Any] = Field(
+        default_factory=dict, description="Fields of the workload that --search chose for it."
+    )
     enumerated: int = 0
     legal: int = 0
     feasible: int = 0
@@ -325,6 +340,9 @@ class FrontPoint(PlanRecord):
     nodes: int
     gpus: int
     global_batch: int
+    options: dict[str, Any] = Field(
+        default_factory=dict, description="Fields of the workload that --search chose for it."
+    )
     layout: Layout
     step_time_s: float
     tokens_per_s: float
@@ -352,7 +370,22 @@ class Sensitivity(PlanRecord):
     elasticity: float | None = Field(
         None, description="d ln(step time) / d ln(figure) of the first layout, over the factors."
     )
+    why_none: str = Field(
+        "", description="Factors that the layout does not fit at: the slope leaves them out."
+    )
     cases: list[WhatIf]
+
+
+def _no_plan(raw: bytes) -> str:
+    """Return why a document of `plan --json` holds no plan, where it says so itself."""
+    if len(raw) > MOST_REASONS_BYTES or b'"reasons"' not in raw:
+        return ""
+    try:
+        found = json.loads(raw)
+    except (ValueError, RecursionError):
+        return ""
+    none = isinstance(found, dict) and found.get("plans") == [] and "request" not in found
+    return "; ".join(map(str, found["reasons"])) if none else ""
 
 
 class Plan(PlanRecord):
@@ -384,11 +417,12 @@ class Plan(PlanRecord):
         return self.plans[0]
 
     def request_of(self, row: RankedPlan) -> Request:
-        """Return what was asked for, with the batch of one row, which may not be the first's."""
+        """Return what was asked for, with the batch and options of one row, not the first's."""
         work = self.request.workload
-        if row.global_batch in (None, work.global_batch):
+        if row.global_batch in (None, work.global_batch) and not row.options:
             return self.request
-        own = work.model_copy(update={"global_batch": row.global_batch})
+        batch = row.global_batch or work.global_batch
+        own = Workload.model_validate({**work.model_dump(), "global_batch": batch, **row.options})
         return self.request.model_copy(update={"workload": own})
 
     def to_frame(self) -> DataFrame:
@@ -398,7 +432,11 @@ class Plan(PlanRecord):
         money = ("usd_per_trillion_tokens", "mwh_per_trillion_tokens")
         return frame(
             [
-                {n: r[n] for n in kept} | r["layout"] | r["estimate"] | {n: r[n] for n in money}
+                {n: r[n] for n in kept}
+                | {n: option_text(v) for n, v in r["options"].items()}
+                | r["layout"]
+                | r["estimate"]
+                | {n: r[n] for n in money}
                 for r in rows
             ]
         )
@@ -415,7 +453,10 @@ class Plan(PlanRecord):
         Raises SpecError when the file is missing, is not JSON, or is not a plan.
         """
         try:
-            return cls.model_validate_json(path.read_bytes())
+            raw = path.read_bytes()
+            if reason := _no_plan(raw):
+                raise SpecError(f"{path}: holds no plan: {reason}")
+            return cls.model_validate_json(raw)
         except OSError as error:
             raise SpecError(f"{path}: cannot be read ({error.strerror})") from error
         except (ValidationError, UnicodeDecodeError) as error:

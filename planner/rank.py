@@ -14,9 +14,9 @@ from dataclasses import dataclass, field, replace
 import numpy as np
 
 from planner.estimate.inputs import FloatArray, Inputs
-from planner.estimate.leading import MOST_TO_RUN, Leaders, leaders
+from planner.estimate.leading import BATCH, MOST_TO_RUN, Leaders, leaders
 from planner.estimate.memory import budget_bytes, limit_bytes
-from planner.estimate.running import Judged, actions_of, judge, runs
+from planner.estimate.running import Judged, actions_of, judge, lightened, runs
 from planner.estimate.scoring import Scored, score
 from planner.layouts.grid import Tally
 from planner.layouts.ranges import Fix
@@ -101,28 +101,31 @@ def rank(context: Context, gpus: int, fix: Fix, *, cores: int | None = None) -> 
 def _with_lighter_cuts(context: Context, found: Scored, told: Leaders) -> tuple[Scored, Leaders]:
     """Return both with the pipelines that fit by a cut of their layers that memory allows.
 
-    Tried are those that nearly fit with the usual cut (see `score`) and by their lower bound might
-    be faster than the best of those that fit.
+    Tried are those that nearly fit with the usual cut (see `score`), lowest bound first, as long as
+    they might be faster than the best of those that fit.
     """
     near, scores = found.nearly, found.nearly_rows
     if near is None or scores is None:
         return found, told
     rows = np.flatnonzero((scores.least_s < told.best_s) & runs(near))
-    if not len(rows):
+    rows = rows[np.argsort(scores.least_s[rows], kind="stable")]
+    fit: dict[int, Judged] = {}
+    best = told.best_s
+    for start in range(0, len(rows), BATCH):
+        some = [row for row in rows[start : start + BATCH].tolist() if scores.least_s[row] < best]
+        if not some:
+            break
+        tried = zip(some, lightened(context, near.take(some)), strict=True)
+        fit |= {row: one for row, one in tried if one is not None}
+        best = min([best, *(one.step_s for one in fit.values())])
+    if not fit:
         return found, told
-    tried = zip(rows.tolist(), judge(context, near.take(rows)), strict=True)
-    fit = {row: one for row, one in tried if one.peak_bytes is not None}
     first = len(found.step_s)
     step_s, peaks = (np.array(v, dtype=np.float64) for v in _figures(fit.values()))
     found = found.with_nearly(np.array(list(fit), dtype=np.int64), step_s, peaks)
     more = {first + at: one for at, one in enumerate(fit.values())}
-    best = min(told.best_s, *step_s.tolist()) if fit else told.best_s
-    return found, replace(
-        told,
-        judged=told.judged | more,
-        pipelines=told.pipelines + len(more),
-        best_s=best,
-    )
+    pipelines = told.pipelines + len(more)
+    return found, replace(told, judged=told.judged | more, pipelines=pipelines, best_s=best)
 
 
 def _figures(judged: Iterable[Judged]) -> tuple[list[float], list[float]]:

@@ -38,6 +38,13 @@ def count(amount: float) -> str:
     return f"{amount:.0f}"
 
 
+def figure(amount: float) -> str:
+    """Return five significant digits, thousands apart, never an exponent: '718,480', '0.123'."""
+    if abs(amount) >= 1e4:
+        return f"{amount:,.0f}"
+    return f"{amount:,.5g}"
+
+
 def many(number: int, word: str, plural: str = "") -> str:
     """Return a count of things: `many(1, 'node')` is '1 node', `many(2, 'node')` '2 nodes'."""
     return f"{number:,} {word if number == 1 else plural or word + 's'}"

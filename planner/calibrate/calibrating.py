@@ -66,6 +66,17 @@ class Calibration:
             last[figure.path] = replace(figure, before=first[figure.path].before)
         return list(last.values())
 
+    @property
+    def facts(self) -> list[str]:
+        """Return what is worth knowing, each sentence once."""
+        return list(dict.fromkeys(self.found.facts))
+
+    @property
+    def warnings(self) -> list[str]:
+        """Return what a user should not overlook, each sentence once."""
+        off = (one.telling for one in self.found.residuals)
+        return list(dict.fromkeys([*self.found.warnings, *filter(None, off)]))
+
     def document(self, written: Path | None) -> dict[str, Any]:
         """Return the answer as plain data."""
         return {
@@ -75,10 +86,11 @@ class Calibration:
             "files": list(self.files),
             "fits": self.found.fits,
             "figures": [figure.record() for figure in self.figures],
+            "residuals": [one.record() for one in self.found.residuals],
             "predictions": [one.record() for one in self.found.predictions],
             "profiles": [activity.record() for activity in self.profiles],
-            "facts": self.found.facts,
-            "warnings": self.found.warnings,
+            "facts": self.facts,
+            "warnings": self.warnings,
         }
 
 

@@ -9,7 +9,8 @@ from planner.estimate.running import judge
 from planner.layouts.rules import Context
 from planner.layouts.table import Layouts
 from planner.specs.catalog import load_model
-from planner.specs.cluster import ClusterSpec, FabricKind
+from planner.specs.cluster import ClusterSpec
+from planner.specs.links import FabricKind
 from planner.specs.workload import Workload
 
 SEQ_TOKENS = 4096

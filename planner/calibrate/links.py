@@ -15,12 +15,23 @@ from typing import cast, get_args
 import numpy as np
 from numpy.typing import NDArray
 
-from planner.calibrate.figure import Figure, Found, Prediction, Quality, figures_of, rounded
+from planner.calibrate.figure import (
+    Figure,
+    Found,
+    Prediction,
+    Quality,
+    Residual,
+    figures_of,
+    residuals,
+    rounded,
+)
 from planner.calibrate.nccl import Log
+from planner.calibrate.peaks import impossible_bus
 from planner.calibrate.probe import probe
 from planner.calibrate.solve import FloatArray, Number, solve
 from planner.estimate.collectives import all_to_all_s, bus_bytes, group_s, inside_s
-from planner.specs.cluster import ClusterSpec, Collective, CollectiveFit
+from planner.specs.cluster import ClusterSpec
+from planner.specs.links import Collective, CollectiveFit
 
 FABRIC_FROM_BYTES = 2**20
 """Messages below are left out between nodes: NCCL sends them by trees, which have another latency
@@ -32,6 +43,7 @@ FEWEST = 5
 """Sizes of one log below which its latency and its bandwidth cannot be told apart."""
 CONTRADICTORY = 0.25
 """Median error after a fit above which the measurements cannot be believed together."""
+SMALL_BYTES, LARGE_BYTES = 2**20, 2**26
 SHOWN_BYTES = (2**20, 2**26, 2**30)
 OPS: tuple[str, ...] = get_args(Collective)
 
@@ -121,6 +133,9 @@ def _fit_inside(
     if not worth(found, group, quality, file):
         return cluster
     alpha_us, gb_per_s, _ = solution.values.tolist()
+    if reason := impossible_bus(cluster, op, gb_per_s):
+        found.warnings.append(f"{file}: {group}: {reason}")
+        return cluster
     if volume.max() / (gb_per_s * 1e9) < alpha_us * 1e-6:
         found.warnings.append(
             f"{file}: the largest message of {group} is still bound by latency, so its bandwidth "
@@ -141,6 +156,7 @@ def _fit_inside(
     ]
     after = predict(np.array(list(values.values())))
     found.predictions += _at_sizes(f"{op} on {ranks} GPUs", sizes, before, after, measured)
+    found.residuals += _by_size(group, sizes, before, after, measured)
     fit = CollectiveFit.model_validate({"op": op, "gpus": ranks, **values})
     others = tuple(f for f in cluster.scale_up.collectives if f is not listed)
     links = cluster.scale_up.model_copy(update={"collectives": (*others, fit)})
@@ -243,6 +259,8 @@ def _fit_some(
     found.figures += figures
     changed = _with_fabric(cluster, {f.path[-1]: f.after for f in figures})
     before = predict(np.array(shipped))
+    told = predict(np.array([getattr(changed.fabric, name) for name in names]))
+    found.residuals += _by_size(group, sizes, before, told, measured)
     for i, log in enumerate(logs):
         mine = of == i
         after = across_s(changed, log, sizes[mine])
@@ -290,21 +308,43 @@ def _columns(
     return table[:, 0], table[:, 1], table[:, 2].astype(np.int64)
 
 
-def worth(found: Found, group: str, quality: Quality, file: str) -> bool:
-    """Count the fit and say what is wrong with it; return whether its figures are used."""
+def worth(
+    found: Found,
+    group: str,
+    quality: Quality,
+    file: str,
+    *,
+    least_gain: float = 0.0,
+    weighed: bool = False,
+) -> bool:
+    """Count the fit and say what is wrong with it; return whether its figures are used.
+
+    They are where they bring the median error down by more than `least_gain`, if that is given. A
+    fit that is `weighed` stays off on purpose, and contradicts nothing.
+    """
     found.fits += 1
-    if quality.worse:
+    idle = least_gain and quality.median_after > quality.median_before - least_gain
+    if quality.worse or idle:
         found.warnings.append(
             f"{file}: what ships predicts {group} as well ({quality.median_before:.1%} against "
             f"{quality.median_after:.1%}); nothing changed"
         )
         return False
-    if quality.median_after > CONTRADICTORY:
+    if quality.median_after > CONTRADICTORY and not weighed:
         found.warnings.append(
             f"{file}: {group} is {quality.median_after:.0%} off in the median even after the fit: "
             "the measurements contradict each other, or the formula does not hold here"
         )
     return True
+
+
+def _by_size(
+    group: str, sizes: FloatArray, before: FloatArray, after: FloatArray, measured: FloatArray
+) -> list[Residual]:
+    """Return the errors of small, middling and large messages."""
+    small, large = sizes < SMALL_BYTES, sizes >= LARGE_BYTES
+    rows = {"below 1 MiB": small, "1 to 64 MiB": ~small & ~large, "from 64 MiB": large}
+    return residuals(group, rows, np.log(before / measured), np.log(after / measured))
 
 
 def _at_sizes(

@@ -4,17 +4,22 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
+from itertools import pairwise
 
 import numpy as np
+from numpy.typing import NDArray
 
-from planner.calibrate.figure import Found, Prediction, Quality, figures_of
+from planner.calibrate.figure import Found, Prediction, Quality, figures_of, residuals
 from planner.calibrate.gemm import Multiply
 from planner.calibrate.links import worth
+from planner.calibrate.peaks import told_impossible
 from planner.calibrate.probe import probe
 from planner.calibrate.solve import FloatArray, Number, solve
 from planner.estimate.kernels import gemm_s
-from planner.specs.cluster import ClusterSpec, GemmFit
+from planner.specs.accelerator import GemmFit
+from planner.specs.cluster import ClusterSpec
 from planner.specs.figures import StackFigures
+from planner.units import TERA, many
 
 FEWEST = 6
 """Multiplies below which a fit would say nothing."""
@@ -31,6 +36,8 @@ LAUNCH_S, LAUNCHES = 15e-6, 2.5
 most, was timed launch by launch: what is within so many times the shortest says how fast a host
 launches, and nothing of multiplies in training."""
 SHOWN = 3
+SIZES_TFLOP = (0.1, 1.0, 10.0)
+"""Where the sizes part by which errors are told: 4096 x 4096 x 4096 has 0.14 TFLOP."""
 
 
 def fit_multiplies(
@@ -46,21 +53,39 @@ def fit_multiplies(
             name = cluster.accelerator.name
             found.warnings.append(f"{file}: {name} has no {field} figures: fp8 rows left out")
             continue
+        what = f"multiplies in {' or '.join(kinds)}"
+        mine = _possible(cluster, mine, what, file, found)
+        if not mine:
+            continue
         mine, launched = _without_launches(cluster, field, mine)
         if launched:
             found.facts.append(
-                f"{file}: {launched} multiplies as short as launching them takes are left out, "
+                f"{file}: {launched} {what} as short as launching them takes are left out, "
                 "and t0_us stays"
             )
         if len(mine) < FEWEST:
-            found.warnings.append(
-                f"{file}: {len(mine)} multiplies in {' or '.join(kinds)} where {FEWEST} are "
-                "needed: left out"
-            )
+            some = many(len(mine), what.replace("multiplies", "multiply"), what)
+            found.warnings.append(f"{file}: {some} where {FEWEST} are needed: left out")
         else:
             names = [name for name in NUMBERS if name != "t0_us" or not launched]
             cluster = _fit(cluster, field, mine, names, file=file, found=found)
     return found, cluster
+
+
+def _possible(
+    cluster: ClusterSpec, rows: Sequence[Multiply], what: str, file: str, found: Found
+) -> list[Multiply]:
+    """Return the multiplies that the GPU can have done in that time; say so of the others."""
+    flops, seconds = _flops(rows), np.array([row.seconds for row in rows])
+    precision = rows[0].precision
+    above, sentence = told_impossible(what, cluster.accelerator, precision, flops, seconds)
+    if sentence:
+        found.warnings.append(f"{file}: {sentence}")
+    return [row for row, no in zip(rows, above, strict=True) if not no]
+
+
+def _flops(rows: Sequence[Multiply]) -> FloatArray:
+    return np.array([2.0 * r.m * r.n * r.k for r in rows])
 
 
 def _without_launches(
@@ -105,8 +130,8 @@ def _fit(
         return cluster
     if solution.values[names.index("emax")] > 0.999:
         found.warnings.append(
-            f"{file}: {group} run faster than the dense peak of {cluster.accelerator.name}; "
-            "is the peak right, and are the inputs random?"
+            f"{file}: {group} run as fast as the dense peak of {cluster.accelerator.name} or "
+            "faster; is the peak right, and are the inputs random?"
         )
     places = [
         (("accelerator", field, name), NUMBERS[name][0], value)
@@ -117,8 +142,24 @@ def _fit(
     fit = {f.path[-1]: f.after for f in figures}
     after = multiplies_s(cluster, field, fit, rows)
     found.predictions += _shown(rows, before, after, measured)
+    found.residuals += residuals(
+        group, _sizes(rows), np.log(before / measured), np.log(after / measured)
+    )
     gpu = cluster.accelerator.model_copy(update={field: shipped.model_copy(update=fit)})
     return cluster.model_copy(update={"accelerator": gpu})
+
+
+def _sizes(rows: Sequence[Multiply]) -> dict[str, NDArray[np.bool_]]:
+    """Return which multiplies are how large."""
+    tflop = _flops(rows) / TERA
+    edges = (0.0, *SIZES_TFLOP, np.inf)
+    words = [f"up to {SIZES_TFLOP[0]:g} TFLOP"]
+    words += [f"{a:g} to {b:g} TFLOP" for a, b in pairwise(SIZES_TFLOP)]
+    words.append(f"above {SIZES_TFLOP[-1]:g} TFLOP")
+    return {
+        word: (tflop > low) & (tflop <= high)
+        for word, (low, high) in zip(words, pairwise(edges), strict=True)
+    }
 
 
 def multiplies_s(

@@ -133,4 +133,7 @@ def _stacks(figures: Sequence[Figure], cluster: ClusterSpec) -> list[str]:
         if figures_now.low is not None and figures_now.high is not None:
             lines += _comment("measured / predicted, 10 % to 90 %, each run left out", "    ")
             lines += [f"    low: {figures_now.low:.4g}", f"    high: {figures_now.high:.4g}"]
+        if figures_now.fitted:
+            lines += _comment("fingerprints of the runs, for meshwright validate", "    ")
+            lines += ["    fitted:", *(f'      - "{mark}"' for mark in figures_now.fitted)]
     return lines

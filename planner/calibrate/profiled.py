@@ -1,23 +1,30 @@
 """Kernels of a real step: what rate its multiplies and its attention sustained.
 
 Of all that a profile shows, the rates of kernels whose shapes were recorded are fitted: they are
-numbers of the stack, measured while it trained. Collectives in a trace include waiting for other
-ranks, so they are shown and not fitted.
+numbers of the stack. Collectives in a trace include waiting for other ranks, so they are shown and
+not fitted.
+
+A profile of a moment is a benchmark on a cool card: it is compared with what kernels take in one,
+without the accelerator's `derate`, and all of its kernels share the clocks of that moment, so that
+a thousand of them are no more evidence than one table of multiplies. Its rate counts by what it is
+worth beside what was known; only a profile of many seconds says what is sustained.
 """
 
 from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
 from typing import NamedTuple
 
 import numpy as np
 
-from planner.calibrate.figure import Found, Prediction, Quality, figures_of
+from planner.calibrate.figure import TELLING, Found, Prediction, Quality, figures_of
 from planner.calibrate.kernels import Activity, Kernel, class_of
 from planner.calibrate.links import worth
+from planner.calibrate.peaks import most_factor, told_impossible
 from planner.calibrate.probe import probe
-from planner.calibrate.solve import FloatArray, Number, solve
+from planner.calibrate.solve import FloatArray, Number, Solution, solve
 from planner.calibrate.stacks import WIDTHS
 from planner.estimate.compute import attention_core_forward_s
 from planner.estimate.kernels import gemm_s
@@ -28,8 +35,18 @@ from planner.specs.stack import stack_named, stack_with
 FEWEST = 3
 """Distinct shapes below which a rate is not fitted."""
 SHOWN = 3
-HOT_S = 10.0
-"""Length of a profile from which its clocks are those of long training."""
+HOT_S, HOT_BUSY = 10.0, 0.5
+"""Length of a profile, and the share of it that the GPU works, from which its clocks are those of
+long training."""
+COOL_ERROR, HOT_ERROR = 0.15, 0.03
+"""Relative error that all kernels of a profile share: the clocks of a moment (a step of an H100 at
+8 % load, tests/measured/calibrate, runs 1.18 x as fast as another H100's own table of multiplies),
+or those of long training."""
+LEAST_GAIN = 0.002
+"""By how much a profile must bring the median error down to change a figure: where the rate is
+bounded by the best kernel's, any number fits as well as another."""
+SHAPE_ERROR = 0.15
+"""Relative error of a kernel's formula from shape to shape: one shape says little of the next."""
 TYPES = {"c10::BFloat16": "bf16", "c10::Half": "fp16"}
 MULTIPLIES = ("aten::mm", "aten::addmm")
 FORWARDS = {
@@ -59,10 +76,12 @@ def fit_profiles(
             f"{profiles[0].file}: attention runs in cuDNN kernels; {stack} has others: "
             f"--stack {stack}+cudnn"
         )
-    if found.facts and max(activity.window_s for activity in profiles) < HOT_S:
+    cool = not any(_hot(activity) for activity in profiles)
+    if found.facts and cool:
         found.facts.append(
-            "kernels of a moment run at the clocks of a cool card; a rate held for hours is lower: "
-            "measured steps (--steps) outrank a profile"
+            "kernels of a moment run at the clocks of a cool card, so they are compared with "
+            "those of a benchmark and count for part of the evidence: measured steps (--steps) "
+            "outrank a profile"
         )
     for name, shape_of, predict in (
         ("gemm", _multiply, _multiply_s),
@@ -76,8 +95,8 @@ def fit_profiles(
         fewest = FEWEST if name == "gemm" else 1
         if len(times) >= fewest:
             medians = {shape: float(np.median(v)) for shape, v in sorted(times.items())}
-            file = profiles[0].file
-            cluster = _fit(cluster, stack, name, medians, predict, file=file, found=found)
+            shapes = _Shapes(profiles[0].file, stack, name, medians, predict, cool=cool)
+            cluster = _fit(cluster, shapes, found)
         elif name == "gemm":
             found.facts.append(
                 f"{profiles[0].file}: {len(times)} shapes of multiplies where {fewest} are needed; "
@@ -86,48 +105,136 @@ def fit_profiles(
     return found, cluster
 
 
-def _fit(
-    cluster: ClusterSpec,
-    stack: str,
-    name: str,
-    medians: Mapping[Shape, float],
-    predict: Callable[[ClusterSpec, str, Shape], float],
-    *,
-    file: str,
-    found: Found,
-) -> ClusterSpec:
-    profile = stack.split("+", maxsplit=1)[0]
-    known = cluster.figures_of(stack) or StackFigures.model_validate({})
-    now = float(getattr(stack_with(stack, known.numbers), name))
-    measured = np.array(list(medians.values()))
+def _hot(activity: Activity) -> bool:
+    return activity.window_s >= HOT_S and activity.busy_s >= HOT_BUSY * activity.window_s
+
+
+@dataclass(frozen=True)
+class _Shapes:
+    """Kernels of one kind: how long each shape took in the median, and what predicts it."""
+
+    file: str
+    stack: str
+    name: str
+    """The number of the stack that they tell: `gemm` or `attention`."""
+    medians: Mapping[Shape, float]
+    predict: Callable[[ClusterSpec, str, Shape], float]
+    cool: bool
+
+    @property
+    def measured(self) -> FloatArray:
+        """Return the seconds of each shape."""
+        return np.array(list(self.medians.values()))
+
+    @property
+    def what(self) -> str:
+        """Return how the kernels are called."""
+        return "multiplies" if self.name == "gemm" else "attention"
+
+    def predicted(self, cluster: ClusterSpec) -> FloatArray:
+        """Return the seconds that a cluster's numbers say, as cool as the profile was."""
+        at = _cool(cluster) if self.cool else cluster
+        return np.array([self.predict(at, self.stack, shape) for shape in self.medians])
+
+
+def _cool(cluster: ClusterSpec) -> ClusterSpec:
+    """Return the cluster with its GPUs as fast as in a benchmark."""
+    gpu = cluster.accelerator
+    gemm = gpu.gemm.model_copy(update={"derate": 1.0})
+    return cluster.model_copy(update={"accelerator": gpu.model_copy(update={"gemm": gemm})})
+
+
+def _fit(cluster: ClusterSpec, shapes: _Shapes, found: Found) -> ClusterSpec:
+    profile, name = shapes.stack.split("+", maxsplit=1)[0], shapes.name
+    known = cluster.figures_of(shapes.stack) or StackFigures.model_validate({})
+    now = float(getattr(stack_with(shapes.stack, known.numbers), name))
 
     def changed(value: float) -> ClusterSpec:
         figures = known.model_copy(update={name: value})
         return cluster.model_copy(update={"stacks": {**cluster.stacks, profile: figures}})
 
     def predicted(values: FloatArray) -> FloatArray:
-        at = changed(float(values[0]))
-        return np.array([predict(at, stack, shape) for shape in medians])
+        return shapes.predicted(changed(float(values[0])))
 
-    solution = solve(predicted, measured, [Number(name, now, 3 * WIDTHS[name])])
-    quality = Quality.of(solution, measured)
-    group = f"{'multiplies' if name == 'gemm' else 'attention'} of {profile} in a profile"
-    if not worth(found, group, quality, file):
+    shapes = _possible(cluster, shapes, found)
+    if not shapes.medians:
         return cluster
-    places = [(("stacks", profile, name), "", now)]
-    figures = figures_of(group, solution, quality, places)
+    measured, group = shapes.measured, f"{shapes.what} of {profile} in a profile"
+    if np.array_equal(predicted(np.array([0.9 * now])), predicted(np.array([now]))):
+        off = float(np.median(shapes.predicted(cluster) / measured)) - 1
+        found.facts.append(
+            f"{group}: told {off:+.0%} off; a flag of {shapes.stack} sets its rate, which no "
+            "figure of a cluster changes"
+        )
+        return cluster
+    high = max(now, most_factor(cluster, name, derated=not shapes.cool))
+    alone = solve(predicted, measured, [Number(name, now, 3 * WIDTHS[name], high=high)])
+    share = _evidence(name, shapes)
+    solution = _weighed(alone, name, now, share)
+    error = np.log(predicted(solution.values) / measured)
+    solution = replace(solution, error=error, unseen=error)
+    quality = Quality.of(solution, measured)
+    if not worth(found, group, quality, shapes.file, least_gain=LEAST_GAIN, weighed=True):
+        return cluster
+    figures = figures_of(group, solution, quality, [(("stacks", profile, name), "", now)])
     found.figures += figures
     if not figures:
         return cluster
-    before, after = predicted(np.array([now])), predicted(np.array([figures[0].after]))
-    for i in np.argsort(-measured, kind="stable")[:SHOWN].tolist():
-        sizes = " x ".join(map(str, list(medians)[i].sizes))
-        what = f"{'multiply' if name == 'gemm' else 'attention'} {sizes}"
-        seconds = float(measured[i])
-        found.predictions.append(
-            Prediction(what, "kernel", float(before[i]), float(after[i]), seconds)
-        )
+    found.facts.append(_said(shapes, group, float(alone.values[0]), figures[0].after, share))
+    found.predictions += _shown(shapes, changed(now), changed(figures[0].after))
     return changed(figures[0].after)
+
+
+def _possible(cluster: ClusterSpec, shapes: _Shapes, found: Found) -> _Shapes:
+    """Return the shapes that the GPU can have computed in that time; say so of the others."""
+    if shapes.name != "gemm" or not shapes.medians:
+        return shapes
+    flops = np.array([2.0 * float(np.prod(shape.sizes)) for shape in shapes.medians])
+    precision = next(iter(shapes.medians)).precision
+    what = "shapes of multiplies"
+    above, told = told_impossible(what, cluster.accelerator, precision, flops, shapes.measured)
+    if told:
+        found.warnings.append(f"{shapes.file}: {told}")
+    left = {s: t for (s, t), no in zip(shapes.medians.items(), above, strict=True) if not no}
+    return replace(shapes, medians=left)
+
+
+def _evidence(name: str, shapes: _Shapes) -> float:
+    """Return how much of what a profile says is taken: its weight beside what was known."""
+    shared = COOL_ERROR if shapes.cool else HOT_ERROR
+    error = shared**2 + SHAPE_ERROR**2 / len(shapes.medians)
+    return float(WIDTHS[name] ** 2 / (WIDTHS[name] ** 2 + error))
+
+
+def _weighed(alone: Solution, name: str, now: float, share: float) -> Solution:
+    """Return the solution moved from what ships by its share of the evidence only."""
+    value = now * np.exp(share * np.log(alone.values / now))
+    spread = np.full(1, WIDTHS[name] * np.sqrt(1.0 - share))
+    return replace(alone, values=value, spread=np.maximum(spread, share * alone.spread))
+
+
+def _said(shapes: _Shapes, group: str, alone: float, after: float, share: float) -> str:
+    count = len(shapes.medians)
+    few = (
+        f": {count} shape{'s' if count > 1 else ''}, not enough to tell" if count < TELLING else ""
+    )
+    return (
+        f"{group}{few}; alone they would say {shapes.name} {alone:.3g}; beside what was known "
+        f"they count for {share:.0%}: {after:.3g}"
+    )
+
+
+def _shown(shapes: _Shapes, before: ClusterSpec, after: ClusterSpec) -> list[Prediction]:
+    """Return the predictions of the kernels that take longest."""
+    told = (shapes.predicted(before), shapes.predicted(after))
+    kind = "multiply" if shapes.name == "gemm" else "attention"
+    out = []
+    for i in np.argsort(-shapes.measured, kind="stable")[:SHOWN].tolist():
+        sizes = " x ".join(map(str, list(shapes.medians)[i].sizes))
+        seconds = float(shapes.measured[i])
+        pair = (float(told[0][i]), float(told[1][i]))
+        out.append(Prediction(f"{kind} {sizes}", "kernel", *pair, seconds))
+    return out
 
 
 def _multiply(kernel: Kernel) -> Shape | None:

@@ -13,8 +13,8 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from planner.calibrate.again import Again, Kept
 from planner.calibrate.solve import SCALE, FloatArray, Number, Solution, solve
-from planner.estimate.inputs import Inputs
 from planner.estimate.running import judge
 from planner.estimate.step import step_s
 from planner.layouts.rules import Context
@@ -54,13 +54,6 @@ class Step(NamedTuple):
     measured_s: float
 
 
-class _Direct(Inputs):
-    """Inputs without the search for distinct rows, which costs more than it saves on few rows."""
-
-    def _reduce(self, on: tuple[str, ...]) -> None:
-        return None
-
-
 def numbers_of(stack: Stack) -> list[Number]:
     """Return the numbers of a stack that runs can move."""
     found = [(name, float(getattr(stack, name)), width) for name, width in WIDTHS.items()]
@@ -82,6 +75,7 @@ class Steps:
             (steps[at[0]].context, Layouts.of([steps[i].layout for i in at]), np.array(at))
             for at in groups.values()
         ]
+        self._kept = [Kept(WIDTHS) for _ in self._groups]
 
     def contexts(self, numbers: Mapping[str, float]) -> Iterator[tuple[Context, Layouts, IntArray]]:
         """Yield each group's context with numbers of the stack set so, its layouts and its rows."""
@@ -95,8 +89,8 @@ class Steps:
     def closed_form_s(self, numbers: Mapping[str, float]) -> FloatArray:
         """Return the predicted seconds of every step, by the closed form."""
         out = np.zeros(len(self.measured_s))
-        for context, layouts, rows in self.contexts(numbers):
-            out[rows] = step_s(_Direct(*context, layouts))
+        for (context, layouts, rows), kept in zip(self.contexts(numbers), self._kept, strict=True):
+            out[rows] = step_s(Again(*context, layouts, kept))
         return out
 
     def judged_s(self, numbers: Mapping[str, float]) -> FloatArray:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections import Counter, defaultdict
 from collections.abc import Sequence
 from dataclasses import replace
@@ -10,6 +11,7 @@ import numpy as np
 
 from planner.calibrate.figure import Figure, Found, Prediction, Quality, figures_of
 from planner.calibrate.links import worth
+from planner.calibrate.peaks import impossible_step, most_factor
 from planner.calibrate.solve import Solution
 from planner.calibrate.stacks import Step, Steps, fit_stack, numbers_of
 from planner.specs.cluster import ClusterSpec
@@ -17,12 +19,16 @@ from planner.specs.figures import StackFigures
 from planner.specs.stack import stack_with
 from planner.validate.predict import measured_step_s
 from planner.validate.runs import Run
+from planner.validate.seen import fingerprint
 
 FEWEST = 3
 """Steps below which a stack's numbers are not fitted."""
 ENOUGH = 8
 """Steps from which the spread of their errors is believed, each left out in turn."""
 MOST_RUNS = 5000
+SIZES = ("tp", "pp", "cp", "dp")
+RATES = ("gemm", "attention")
+"""Numbers that a peak bounds."""
 UNITS = {"host_s": "s", "host_moe_s": "s", "microbatch_s": "s", "step_s": "s"}
 
 
@@ -55,6 +61,9 @@ def _usable(runs: Sequence[Run], file: str, found: Found) -> list[tuple[Run, Ste
                 seconds = measured_step_s(run.row, run.context)
             except (ValueError, OverflowError, ZeroDivisionError):
                 seconds = None
+            if seconds is not None and (told := _impossible(run, seconds)):
+                found.warnings.append(f"{file}, line {line}: {told}; left out")
+                continue
             if seconds is not None and 1e-6 < seconds < 1e7:
                 out.append((run, Step(run.context, run.layout, seconds)))
                 continue
@@ -67,6 +76,14 @@ def _usable(runs: Sequence[Run], file: str, found: Found) -> list[tuple[Run, Ste
     return out
 
 
+def _impossible(run: Run, seconds: float) -> str:
+    """Return why no machine takes so short for the run's step, or nothing."""
+    if run.context is None or run.layout is None or not seconds > 0:
+        return ""
+    gpus = math.prod(int(run.layout[name]) for name in SIZES)
+    return impossible_step(run.context, gpus, seconds)
+
+
 def _fit(
     cluster: ClusterSpec,
     profile: str,
@@ -77,7 +94,10 @@ def _fit(
     known = cluster.stacks.get(profile)
     now = stack_with(profile, known.numbers if known else {})
     steps = [_on(step, cluster) for _, step in pairs]
-    numbers = numbers_of(now)
+    numbers = [
+        replace(n, high=max(n.shipped, most_factor(cluster, n.name))) if n.name in RATES else n
+        for n in numbers_of(now)
+    ]
     table = Steps(profile, steps)
     solution = fit_stack(table, numbers)
     before = table.judged_s({n.name: n.shipped for n in numbers})
@@ -113,7 +133,8 @@ def _fit(
         Prediction(run.id, "step", float(b), float(a), step.measured_s)
         for (run, step), b, a in zip(pairs, before, after, strict=True)
     ]
-    stacks = {**cluster.stacks, profile: _figures(known, figures, solution, len(steps))}
+    runs = [run for run, _ in pairs]
+    stacks = {**cluster.stacks, profile: _figures(known, figures, solution, runs)}
     return cluster.model_copy(update={"stacks": stacks})
 
 
@@ -125,13 +146,19 @@ def _on(step: Step, cluster: ClusterSpec) -> Step:
 
 
 def _figures(
-    known: StackFigures | None, figures: Sequence[Figure], solution: Solution, runs: int
+    known: StackFigures | None,
+    figures: Sequence[Figure],
+    solution: Solution,
+    runs: Sequence[Run],
 ) -> StackFigures:
     """Return a stack's figures with those that were found, and the interval of the runs."""
     values = {**(known.numbers if known else {}), **{f.path[-1]: f.after for f in figures}}
     low = high = None
-    if runs >= ENOUGH:
+    if len(runs) >= ENOUGH:
         ratio = np.exp(-np.clip(solution.unseen, -3, 3))
         low = float(f"{min(1.0, np.quantile(ratio, 0.1)):.3g}")
         high = float(f"{max(1.0, np.quantile(ratio, 0.9)):.3g}")
-    return StackFigures.model_validate({**values, "runs": runs, "low": low, "high": high})
+    fitted = sorted({fingerprint(run.row) for run in runs})
+    return StackFigures.model_validate(
+        {**values, "runs": len(runs), "low": low, "high": high, "fitted": fitted}
+    )

@@ -10,7 +10,7 @@ from planner.errors import SpecError, did_you_mean
 
 if TYPE_CHECKING:
     from planner.objectives import Aim, Objective
-    from planner.specs.cluster import Accelerator
+    from planner.specs.accelerator import Accelerator
 
 
 @dataclass(frozen=True)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Callable
 
 from planner.errors import SpecError
 
@@ -35,6 +36,32 @@ def duration_s(text: str, *, option: str, example: str) -> float:
             hint=f"write {option} {example}; units: ms, s, m, h, d, w",
         )
     return size
+
+
+def tokens(text: str) -> int:
+    """Return '8192', '8k' or '8K' as 8192: lengths of sequences are told in binary thousands."""
+    found = re.fullmatch(r"(\d{1,12})\s*([kKmM]?)", str(text).strip())
+    if not found or not int(found[1]):
+        raise SpecError(
+            f"--seq: {str(text)[:80]!r} is not allowed, must be a number of tokens above zero",
+            hint="write --seq 8192 or --seq 8k",
+        )
+    return int(found[1]) * {"": 1, "k": 1024, "m": 1024**2}[found[2].lower()]
+
+
+def share(option: str) -> Callable[[str], float]:
+    """Return a reader of '0.9' or '90%' as 0.9; the range is the workload's question."""
+
+    def read(text: str) -> float:
+        found = re.fullmatch(rf"(-?{NUMBER})\s*(%?)", str(text).strip())
+        if not found:
+            raise SpecError(
+                f"{option}: {str(text)[:80]!r} is not allowed, must be a share of a GPU's memory",
+                hint=f"write {option} 0.9 or {option} 90%",
+            )
+        return float(found[1]) / (100.0 if found[2] else 1.0)
+
+    return read
 
 
 def counts(text: str, *, option: str, doubling: bool = False) -> tuple[int, ...]:

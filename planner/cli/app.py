@@ -10,14 +10,14 @@ import os
 import sys
 from collections.abc import Sequence
 from importlib import import_module
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
 from planner import __version__
 from planner.cli import completing
-from planner.cli.talk import say
-from planner.errors import PlannerError
+from planner.cli.talk import answer_json, say
+from planner.errors import InfeasibleError, PlannerError
 
 INTERRUPTED = 130
 READER_GONE = 141
@@ -166,6 +166,8 @@ def main(argv: Sequence[str] | None = None) -> int:
             import traceback
 
             traceback.print_exc()
+        if isinstance(error, InfeasibleError) and "--json" in words and not error.answered:
+            answer_json(_no_answer(words[0], error))
         return _ended_by(error)
     except KeyboardInterrupt:
         code = INTERRUPTED
@@ -175,6 +177,29 @@ def main(argv: Sequence[str] | None = None) -> int:
         _drop_output()
         code = READER_GONE
     return code if isinstance(code, int) else 0
+
+
+EMPTY: dict[str, dict[str, Any]] = {
+    "plan": {"plans": [], "placement": None},
+    "explain": {"legal": False, "feasible": False, "terms": []},
+    "place": {"status": "infeasible", "ranks": []},
+    "import": {"best": None, "better": []},
+    "calibrate": {"written": None, "figures": [], "predictions": []},
+    "emit": {"written": []},
+    "simulate": {"stages": []},
+}
+"""Command -> what its document holds where there is no answer, beside why."""
+SCHEMAS = {"simulate": "simulation"}
+
+
+def _no_answer(command: str, error: InfeasibleError) -> dict[str, Any]:
+    """Return the document of a command that has no feasible answer: its schema, empty, and why."""
+    return {
+        "schema": f"meshwright.{SCHEMAS.get(command, command)}/1",
+        **EMPTY.get(command, {}),
+        "reasons": [error.message],
+        "hint": error.hint,
+    }
 
 
 def _ended_by(error: Exception) -> int:

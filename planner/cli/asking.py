@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -64,6 +64,8 @@ class Asked:
     batches: str | None = None
     """`--global-batch` where it may be several; `global_batch` is None then."""
     sensitivity: bool = False
+    search: str | None = None
+    mixed: bool = False
 
 
 def request_of(asked: Asked, tell: Callable[[str], None] = say) -> PlanRequest:
@@ -72,8 +74,8 @@ def request_of(asked: Asked, tell: Callable[[str], None] = say) -> PlanRequest:
     Raises SpecError for anything that cannot be read or contradicts itself.
     """
     fix = options.fields_of(asked.fix, option="--fix")
-    unhealthy = options.words_of(asked.unhealthy, option="--unhealthy")
-    slow = options.words_of(asked.slow, option="--slow")
+    unhealthy = options.hosts_of(asked.unhealthy, option="--unhealthy")
+    slow = options.hosts_of(asked.slow, option="--slow")
     from planner.specs.catalog import load_cluster, load_model
 
     model = load_model(asked.model) if isinstance(asked.model, str) else asked.model
@@ -91,11 +93,13 @@ def request_of(asked: Asked, tell: Callable[[str], None] = say) -> PlanRequest:
         from planner.place import free_nodes
 
         free_nodes(cluster, slow, option="--slow")
-    if asked.gpus is not None and not 0 < asked.gpus <= cluster.gpus:
+    there = max(part.gpus for part in (cluster, *cluster.mix))
+    if asked.gpus is not None and not 0 < asked.gpus <= there:
         raise SpecError(
-            f"--gpus: {asked.gpus} is not between 1 and the {cluster.gpus} GPUs of {cluster.name}",
+            f"--gpus: {asked.gpus} is not between 1 and the {there} GPUs of {cluster.name}",
             hint="a cluster grows with ':N' behind its name",
         )
+    wanted = asked.wanted or Wanted()
     nodes = _nodes(asked, cluster)
     cluster = _with_nodes(asked, cluster, max(nodes, default=0))
     batches: tuple[int, ...] = ()
@@ -105,8 +109,9 @@ def request_of(asked: Asked, tell: Callable[[str], None] = say) -> PlanRequest:
     most = max(nodes, default=cluster.nodes) * cluster.node.gpus
     workload = workload_of(asked, model, asked.gpus or most, tell)
     from planner.workflow import PlanRequest
+    from planner.workflow.variants import axes_named, refuse_twice
 
-    return PlanRequest(
+    request = PlanRequest(
         model=model,
         cluster=cluster,
         workload=workload,
@@ -117,12 +122,52 @@ def request_of(asked: Asked, tell: Callable[[str], None] = say) -> PlanRequest:
         busy=real.busy,
         slow=tuple(slow),
         pipelines=options.rule_of(asked.pipelines),
-        notes=real.notes,
-        aim=aim_of(asked.wanted or Wanted(), cluster.accelerator),
+        notes=(*real.notes, *_batch_note(asked, workload)),
+        aim=aim_of(wanted, cluster.accelerator),
         nodes=nodes,
         batches=batches if len(batches) > 1 else (),
         sensitivity=asked.sensitivity,
+        search=axes_named(options.words_of(asked.search, option="--search")),
+        mixed=_mixed(asked, cluster),
+        type_aims=tuple(aim_of(wanted, part.accelerator) for part in cluster.mix),
     )
+    refuse_twice(request)
+    return request
+
+
+def options_typed(chosen: Mapping[str, Any]) -> list[str]:
+    """Return what --search chose as it is typed where nothing is searched."""
+    words = [f"--{name} {chosen[name]}" for name in ("precision", "stack") if name in chosen]
+    if modules := chosen.get("recompute_modules"):
+        words.append(f"--recompute-modules {','.join(modules)}")
+    layers = chosen.get("recompute_method", "uniform"), chosen.get("recompute_layers", 1)
+    if layers != ("uniform", 1):
+        words.append(f"--recompute-layers {layers[0]}:{layers[1]}")
+    return words
+
+
+def _batch_note(asked: Asked, workload: Workload) -> tuple[str, ...]:
+    """Return which batch was assumed, where the answer to a question about GPUs hangs on it."""
+    wanted = asked.wanted or Wanted()
+    about = wanted.objective.lower() == "gpus" or asked.nodes is not None
+    if not about or asked.batches is not None or asked.global_batch is not None:
+        return ()
+    batch, tokens = workload.global_batch, count(workload.tokens)
+    return (
+        f"no --global-batch was given: {batch:,} sequences ({tokens} tokens) a step are assumed, "
+        f"and the answer depends on them; --global-batch {max(1, batch // 2)}..{2 * batch} would "
+        "choose among several",
+    )
+
+
+def _mixed(asked: Asked, cluster: ClusterSpec) -> bool:
+    """Return whether one job is to span node types; SpecError where there is one type."""
+    if asked.mixed and not cluster.mix:
+        raise SpecError(
+            f"--mixed: {cluster.name} has nodes of one type",
+            hint="join several: dgx-h100:4+dgx-a100:8",
+        )
+    return asked.mixed
 
 
 def _nodes(asked: Asked, cluster: ClusterSpec) -> tuple[int, ...]:
@@ -212,15 +257,11 @@ def _refuse_expert_options(asked: Asked, model: ModelSpec) -> None:
 
 def _refuse_modules(workload: Workload, model: ModelSpec) -> None:
     """Raise SpecError where a module is to be recomputed that the model does not have."""
-    experts = model.experts
-    has = {
-        "mlp": not all(model.moe_layers),
-        "moe": experts is not None,
-        "moe_act": experts is not None,
-        "shared_experts": bool(experts and experts.shared_ffn),
-        "mla_up_proj": model.mla is not None,
-    }
-    strange = [m for m in workload.recompute_modules or () if not has.get(m, True)]
+    if workload.recompute_modules is None:
+        return
+    from planner.workflow.variants import modules_of
+
+    strange = [m for m in workload.recompute_modules if m not in modules_of(model)]
     if strange:
         raise SpecError(
             f"--recompute-modules: {model.name} has no {', '.join(strange)}",

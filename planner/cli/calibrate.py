@@ -17,8 +17,8 @@ if TYPE_CHECKING:
     from rich.console import RenderableType
     from rich.table import Table
 
-    from planner.calibrate.calibrating import Calibration
-    from planner.calibrate.figure import Figure, Prediction
+    from planner.calibrate.calibrating import Calibration, Given
+    from planner.calibrate.figure import Figure, Prediction, Residual
 
 EXAMPLES = """\
 \b
@@ -101,14 +101,7 @@ def calibrate(
         nodes=nodes,
         stack=stack,
     )
-    if not given.files:
-        raise SpecError(
-            "nothing to calibrate with",
-            hint="give --nccl-tests, --gemm, --profile or --steps; see meshwright calibrate --help",
-        )
-    if out and (out.is_dir() or not out.parent.is_dir()):
-        what = "is a folder" if out.is_dir() else f"{out.parent}: no such folder"
-        raise SpecError(f"-o: {out}: {what}", hint="give a file in a folder that exists")
+    _refuse_early(given, out)
     from planner.calibrate.overlay import base_of
     from planner.specs.catalog import load_cluster
 
@@ -123,6 +116,18 @@ def calibrate(
     show(*_report(found, written))
     if out and not written:
         say(f"{out} not written: what ships predicts these measurements as well")
+
+
+def _refuse_early(given: Given, out: Path | None) -> None:
+    """Raise SpecError where there is nothing to read, or nowhere to write."""
+    if not given.files:
+        raise SpecError(
+            "nothing to calibrate with",
+            hint="give --nccl-tests, --gemm, --profile or --steps; see meshwright calibrate --help",
+        )
+    if out and (out.is_dir() or not out.parent.is_dir()):
+        what = "is a folder" if out.is_dir() else f"{out.parent}: no such folder"
+        raise SpecError(f"-o: {out}: {what}", hint="give a file in a folder that exists")
 
 
 def _written(found: Calibration, base: str, nodes: int | None, out: Path) -> Path:
@@ -149,11 +154,15 @@ def _report(found: Calibration, written: Path | None) -> Iterable[RenderableType
         yield _fits(found.figures)
     else:
         yield Text(f"No figure of {found.before.name} changed.")
+    if found.found.residuals:
+        yield Text()
+        yield title("Errors by size")
+        yield _residuals(found.found.residuals)
     if found.found.predictions:
         yield Text()
         yield title("Predictions")
         yield from _predictions(found.found.predictions)
-    for heading, sentences in (("Notes", found.found.facts), ("Warnings", found.found.warnings)):
+    for heading, sentences in (("Notes", found.facts), ("Warnings", found.warnings)):
         if sentences:
             yield Text()
             yield title(heading)
@@ -175,7 +184,7 @@ def _figures(figures: Sequence[Figure]) -> RenderableType:
 def _fits(figures: Sequence[Figure]) -> RenderableType:
     table = _table("fit", "points", "outliers", "median", "now", "p90", "left out", "R2")
     for group, q in {f.group: f.quality for f in figures}.items():
-        unseen = "-" if q.median_unseen is None else f"{q.median_unseen:.1%}"
+        unseen = "too few" if q.median_unseen is None else f"{q.median_unseen:.1%}"
         table.add_row(
             group,
             f"{q.points:,}",
@@ -184,8 +193,16 @@ def _fits(figures: Sequence[Figure]) -> RenderableType:
             f"{q.median_after:.1%}",
             f"{q.p90_after:.1%}",
             unseen,
-            f"{q.r2:.3f}",
+            "-" if q.r2 is None else f"{q.r2:.3f}",
         )
+    return table
+
+
+def _residuals(residuals: Sequence[Residual]) -> RenderableType:
+    table = _table("fit", "size", "points", "median", "now")
+    for one in residuals:
+        cells = (f"{one.before:+.1%}", f"{one.after:+.1%}")
+        table.add_row(one.fit, one.size, f"{one.points:,}", *cells)
     return table
 
 

@@ -11,6 +11,7 @@ from pathlib import Path
 
 import typer
 
+from planner.cli.names import LAYOUT_FIELDS, TARGETS
 from planner.errors import SpecError
 
 VARIABLE = "_MESHWRIGHT_COMPLETE"
@@ -67,15 +68,11 @@ def optimizers(incomplete: str) -> list[str]:
 
 def targets(incomplete: str) -> list[str]:
     """Return the targets for the last word of a comma-separated list."""
-    from planner.cli.options import TARGETS
-
     return _listed(TARGETS.split(", "), incomplete)
 
 
 def layout_fields(incomplete: str) -> list[str]:
     """Return `field=` for the last part of a layout."""
-    from planner.cli.options import LAYOUT_FIELDS
-
     return _listed([f"{name}=" for name in LAYOUT_FIELDS], incomplete)
 
 

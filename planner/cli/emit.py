@@ -9,6 +9,7 @@ import typer
 
 from planner.cli import completing
 from planner.cli import options as o
+from planner.cli.names import TARGETS
 from planner.cli.talk import answer_json
 from planner.errors import SpecError
 from planner.report.text import printable
@@ -37,7 +38,7 @@ def emit(
         str | None,
         typer.Option(
             metavar="NAME,...",
-            help=f"What to write for: {o.TARGETS}.",
+            help=f"What to write for: {TARGETS}.",
             autocompletion=completing.targets,
         ),
     ] = None,

@@ -28,6 +28,13 @@ def explain(
     optimizer: o.Optimizer = "adamw",
     stack: o.Stack = "any",
     gpus: o.Gpus = None,
+    pipelines: o.Pipelines = "under-leaf",
+    nodes_file: o.NodesFile = None,
+    slurm_topology: o.SlurmTopology = None,
+    node_state: o.NodeState = None,
+    unhealthy: o.Unhealthy = None,
+    slow: o.Slow = None,
+    mixed: o.Mixed = False,
     expert_imbalance: o.ExpertImbalance = None,
     capacity_factor: o.CapacityFactor = None,
     max_memory: o.MaxMemory = None,
@@ -41,7 +48,8 @@ def explain(
 
     If the layout is illegal, out of memory or beaten: why, by how much, and what would mend it:
     the cheapest changes that make it fit, or the nearest legal layouts. Exit code 0 either way,
-    because the question is answered.
+    because the question is answered. Where uplinks are narrow, its times are those on the links of
+    the map that `place` would give it.
     """
     fields = o.fields_of(layout, option="--layout")
     request = request_of(
@@ -61,6 +69,13 @@ def explain(
             recompute_modules=recompute_modules,
             recompute_layers=recompute_layers,
             gpus=gpus,
+            pipelines=pipelines,
+            nodes_file=nodes_file,
+            slurm_topology=slurm_topology,
+            node_state=node_state,
+            unhealthy=unhealthy,
+            slow=slow,
+            mixed=mixed,
         )
     )
     from planner import workflow

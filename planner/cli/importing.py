@@ -222,6 +222,7 @@ def _document(
         "workload": request.workload.model_dump(mode="json") if request else _stated(job),
         "assumed": list(job.assumed),
         "ignored": list(job.ignored),
+        "without_effect": list(job.without_effect),
         "step_time_s": answer.estimate.step_time_s if answer and answer.estimate else None,
         "slower": max(0.0, against.slower) if against and against.place else None,
         "best": _best(against) if against else None,

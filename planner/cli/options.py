@@ -7,29 +7,18 @@ question, because only that knows the model and the cluster.
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Annotated, Literal
 
 import typer
 
-from planner.cli import completing
+from planner.cli import amounts, completing
+from planner.cli.names import LAYOUT_FIELDS
 from planner.errors import SpecError, did_you_mean
 
 Rule = Literal["under-leaf", "fastest"]
 """As `planner.place.Rule`, which is not imported: it loads numpy."""
-
-LAYOUT_FIELDS = (
-    *("tp", "sp", "pp", "vpp", "cp", "ep", "etp", "dp", "dp_replicate", "zero"),
-    *("micro_batch", "recompute", "schedule", "offload", "dp_sync"),
-)
-"""As `planner.layouts.ranges.FIXABLE`, which is not imported: it loads numpy."""
-
-TARGETS = (
-    "torchrun, deepspeed, megatron, megatron-bridge, accelerate, torchtitan, nanotron, "
-    "dataparallel, slurm, k8s"
-)
-"""As `planner.emit.EMITTER_NAMES`, for help texts."""
 
 LIST_FILE_BYTES = 16 * 1024**2
 """Largest list file that is read; a million host names fit."""
@@ -47,7 +36,7 @@ Cluster = Annotated[
     str,
     typer.Argument(
         metavar="CLUSTER",
-        help="Shipped name or YAML file; ':N' sets the nodes.",
+        help="Shipped name or YAML file; ':N' sets the nodes; A:4+B:8 are two node types.",
         show_default=False,
         autocompletion=completing.clusters,
     ),
@@ -56,8 +45,9 @@ Seq = Annotated[
     int | None,
     typer.Option(
         "--seq",
+        parser=amounts.tokens,
         metavar="TOKENS",
-        help="Sequence length. Default: 8192, or the model's maximum if that is less.",
+        help="Sequence length, 8192 or 8k. Default: 8192, or the model's maximum if that is less.",
     ),
 ]
 GlobalBatch = Annotated[
@@ -134,14 +124,16 @@ MaxMemory = Annotated[
     float | None,
     typer.Option(
         "--max-memory",
+        parser=amounts.share("--max-memory"),
         metavar="SHARE",
-        help="Share of a GPU's usable memory that a plan may take. Default: 0.97.",
+        help="Share of a GPU's usable memory that a plan may take, 0.9 or 90%. Default: 0.97.",
     ),
 ]
 RiskMemory = Annotated[
     float | None,
     typer.Option(
         "--risk-memory",
+        parser=amounts.share("--risk-memory"),
         metavar="SHARE",
         help="Mark plans above this share: published runs there were far slower. Default: 0.85.",
     ),
@@ -159,7 +151,7 @@ Unhealthy = Annotated[
     typer.Option(
         "--unhealthy",
         metavar="HOSTS",
-        help="Hosts or host:gpu to avoid, comma-separated, or @file.",
+        help="Hosts, node[1-4] or host:gpu to avoid, comma-separated, or @file.",
     ),
 ]
 Slow = Annotated[
@@ -168,6 +160,14 @@ Slow = Annotated[
         "--slow",
         metavar="HOSTS",
         help="Hosts that work but are slow, to avoid like unhealthy ones; as --unhealthy.",
+    ),
+]
+Mixed = Annotated[
+    bool,
+    typer.Option(
+        "--mixed",
+        help="Of several node types (A:4+B:8), one job over all at the pace of the slowest; "
+        "without it the best type alone.",
     ),
 ]
 Gpus = Annotated[
@@ -259,6 +259,15 @@ Batches = Annotated[
 Sensitivity = Annotated[
     bool,
     typer.Option("--sensitivity", help="Plan again with each hardware figure halved and doubled."),
+]
+Search = Annotated[
+    str | None,
+    typer.Option(
+        "--search",
+        metavar="AXIS,...",
+        help="Choose more than layouts: offload, schedule, precision, overlap, recompute-modules, "
+        "recompute-layers, or all.",
+    ),
 ]
 Json = Annotated[bool, typer.Option("--json", help="One JSON document on stdout.")]
 Force = Annotated[bool, typer.Option("--force", help="Replace an earlier bundle in DIR.")]
@@ -357,6 +366,32 @@ def words_of(text: str | None, *, option: str) -> tuple[str, ...]:
     if not words:
         raise SpecError(f"{option}: names nothing", hint=f"write {option} name1,name2 or @file")
     return words
+
+
+def hosts_of(text: str | None, *, option: str) -> tuple[str, ...]:
+    """Return the words of a list of hosts, `node[001-003,7]` and `node[1-3]:0` written out.
+
+    Raises SpecError as `words_of`, and for brackets that are no host expression.
+    """
+    found = words_of(text, option=option)
+    if not any("[" in word or "]" in word for word in found):
+        return found
+    from planner.specs.hostlist import expand, words
+
+    try:
+        whole = list(words(",".join(found)))
+        parts = [word.rpartition(":") if ":" in word else (word, "", "") for word in whole]
+        return tuple(
+            f"{host}{colon}{gpu}"
+            for names, colon, gpu in parts
+            for host in _expanded(names, expand)
+        )
+    except ValueError as error:
+        raise SpecError(f"{option}: {error}") from error
+
+
+def _expanded(names: str, expand: Callable[[str], list[str]]) -> list[str]:
+    return expand(names) if "[" in names else [names]
 
 
 def listed(path: Path, *, option: str) -> tuple[str, ...]:

@@ -10,7 +10,8 @@ import typer
 from planner.cli import completing
 from planner.cli import options as o
 from planner.cli.aiming import Wanted
-from planner.cli.asking import Asked, request_of
+from planner.cli.asking import Asked, options_typed, request_of
+from planner.cli.names import TARGETS
 from planner.cli.talk import progress, say, show
 
 if TYPE_CHECKING:
@@ -55,8 +56,10 @@ def plan(
     budget: o.Budget = None,
     max_step_time: o.MaxStepTime = None,
     sensitivity: o.Sensitivity = False,
+    search: o.Search = None,
     top: Annotated[int, typer.Option(metavar="K", min=1, max=1000, help="Layouts to show.")] = 10,
     gpus: o.Gpus = None,
+    mixed: o.Mixed = False,
     unhealthy: o.Unhealthy = None,
     slow: o.Slow = None,
     pipelines: o.Pipelines = "under-leaf",
@@ -78,7 +81,7 @@ def plan(
         str | None,
         typer.Option(
             metavar="NAME,...",
-            help=f"Launch files to write: {o.TARGETS}.",
+            help=f"Launch files to write: {TARGETS}.",
             autocompletion=completing.targets,
         ),
     ] = None,
@@ -117,6 +120,7 @@ def plan(
             unhealthy=unhealthy,
             slow=slow,
             gpus=gpus,
+            mixed=mixed,
             nodes_file=nodes_file,
             slurm_topology=slurm_topology,
             node_state=node_state,
@@ -124,6 +128,7 @@ def plan(
             wanted=Wanted(objective, price, power, tokens, deadline, budget, max_step_time),
             nodes=nodes,
             sensitivity=sensitivity,
+            search=search,
         )
     )
     found = _found(request, output, targets, force=force)
@@ -133,7 +138,8 @@ def plan(
     _report(found)
     if output is None:
         say("launch files: the same command with  -o launch --target torchrun,megatron,deepspeed")
-        say(f"rank by rank: meshwright place ... --layout {found.best.layout.short()}")
+        words = [*options_typed(found.best.options), "--layout", found.best.layout.short()]
+        say(f"rank by rank: meshwright place ... {' '.join(words)}")
 
 
 def _found(

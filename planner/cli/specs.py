@@ -50,7 +50,7 @@ Example:
 KINDS = ("model", "cluster", "accelerator", "workload", "study")
 Kind = Literal["model", "cluster", "accelerator", "workload", "study"]
 TELLING_FIELDS: Mapping[Kind, frozenset[str]] = {
-    "cluster": frozenset({"extends", "accelerator", "node", "fabric", "scale_up"}),
+    "cluster": frozenset({"extends", "mix", "accelerator", "node", "fabric", "scale_up"}),
     "accelerator": frozenset({"peak_tflops", "memory_gib", "hbm_gb_per_s"}),
     "workload": frozenset({"seq_tokens", "global_batch"}),
     "study": frozenset({"axes", "fixed"}),
@@ -135,7 +135,7 @@ def show_spec(
 ) -> None:
     """Show what a name or a file resolves to; for a model, its parameters by part too."""
     found, record = resolve(name, _kind(kind))
-    spec = record.model_dump(mode="json", exclude_none=True)
+    spec = record.model_dump(mode="json", exclude_none=True, exclude={"mix"})
     derived = _derived(record)
     if as_json:
         answer_json({"schema": "meshwright.spec/1", "kind": found, "spec": spec, **derived})
@@ -295,7 +295,8 @@ def _checked(file: Path, kind: Kind | None) -> dict[str, Any]:
 
 def _schema(kind: Kind) -> dict[str, Any]:
     """Return the schema of what a file may hold, which is a little more than the record does."""
-    from planner.specs.cluster import Accelerator, ClusterSpec
+    from planner.specs.accelerator import Accelerator
+    from planner.specs.cluster import ClusterSpec
     from planner.specs.model import ModelSpec
     from planner.specs.workload import Workload
     from planner.sweep.study import study_schema
@@ -308,7 +309,7 @@ def _schema(kind: Kind) -> dict[str, Any]:
         "accelerator": Accelerator,
         "workload": Workload,
     }
-    document = records[kind].model_json_schema()
+    document = _at_top(records[kind].model_json_schema())
     by_file = {"name", "nodes"}  # taken from the file's name and from ':N' where they are left out
     document["required"] = [f for f in document["required"] if f not in by_file]
     if kind == "cluster":
@@ -324,8 +325,18 @@ def _schema(kind: Kind) -> dict[str, Any]:
                 },
             ]
         }
+        document["properties"]["mix"] |= {"items": {"type": "string"}}
         _may_extend(document)
     return document
+
+
+def _at_top(document: dict[str, Any]) -> dict[str, Any]:
+    """Return a schema with the fields at its top, also of a record that may hold its own kind."""
+    if "$ref" not in document:
+        return document
+    name = document["$ref"].rpartition("/")[2]
+    inner: dict[str, Any] = document["$defs"].pop(name)
+    return {**inner, "$defs": document["$defs"]}
 
 
 def _may_extend(document: dict[str, Any]) -> None:
@@ -336,7 +347,11 @@ def _may_extend(document: dict[str, Any]) -> None:
         "type": "string",
         "description": "A shipped cluster, or a file beside this one; only what differs is here.",
     }
-    document["anyOf"] = [{"required": ["extends"]}, {"required": whole}]
+    document["anyOf"] = [
+        {"required": ["extends"]},
+        {"required": ["mix"]},
+        {"required": whole},
+    ]
     for name in ("Accelerator", "AttentionFit", "Fabric", "GemmFit", "Node", "ScaleUp"):
         document["$defs"][name].pop("required", None)
 

@@ -98,6 +98,7 @@ def sweep(
         raise InfeasibleError(
             f"none of the {summary.points:,} points has an answer",
             hint=f"the reasons are in {output}, column 'reason'",
+            answered=as_json,
         )
 
 
@@ -153,7 +154,7 @@ def _progress() -> Iterator[Callable[[int, int], Tell]]:
 def _lines(points: int, done: int) -> Tell:
     """Return whom to tell where there is no terminal: a line at most every few seconds."""
     if done:
-        say(f"{done:,} of {points:,} points are done already")
+        say(f"{points - done:,} of {points:,} points to do; the others are done, or were refused")
     pace = _Pace(points, done)
     said = time.monotonic()
 

@@ -26,7 +26,7 @@ Examples:
 REASONS_SHOWN = 8
 PAGE = Path("docs/accuracy.md")
 KEYS = (
-    *("id", "source", "status", "reason", "assumed", "stack", "step_time_s_predicted"),
+    *("id", "source", "status", "reason", "assumed", "fitted_to", "stack", "step_time_s_predicted"),
     *("step_time_s_measured", "error", "peak_gib_predicted", "peak_gib_measured", "oom_predicted"),
 )
 
@@ -98,7 +98,7 @@ def _report(records: list[dict[str, Any]], scores: Mapping[str, Any]) -> list[Re
 
     skipped = Counter(r["reason"] for r in records if r["status"] == "skipped")
     filled = Counter(field for r in records if r["status"] == "ok" for field in r["assumed"])
-    usual, family, memory = scores["without_stalled"], scores["families"], scores["memory"]
+    usual = scores["without_stalled"]
     parts: list[RenderableType] = [
         Text(
             f"{scores['rows']:,} runs, {scores['n']:,} with a step time predicted: {_words(scores)}"
@@ -110,7 +110,27 @@ def _report(records: list[dict[str, Any]], scores: Mapping[str, Any]) -> list[Re
                 f"without nanotron's stalled runs (MFU < 15 %), {usual['n']:,}: {_words(usual)}"
             )
         )
+    if (mean := scores["mean_of_source_medians"]) is not None:
+        parts.append(indented(f"mean over sources of their medians: {mean:.1%}"))
+    parts += [indented(sentence) for sentence in _seen(scores)]
     parts += [Text(), title("Step time by source"), _table(scores["by_source"])]
+    parts += [*_families(scores["families"]), *_memory(scores["memory"])]
+    if filled:
+        said = ", ".join(f"{field} in {n:,}" for field, n in filled.most_common())
+        parts += [Text(), title("Assumed"), indented(said)]
+    if skipped:
+        parts += [Text(), title(f"Skipped {scores['skipped']:,}")]
+        parts += [indented(f"{n:,} x {why}") for why, n in skipped.most_common(REASONS_SHOWN)]
+    return parts
+
+
+def _families(family: Mapping[str, Any]) -> list[RenderableType]:
+    """Return what choosing by the predictions would have cost."""
+    from rich.text import Text
+
+    from planner.report.parts import indented, title
+
+    parts: list[RenderableType] = []
     if family["n"]:
         parts += [Text(), title("Families that differ in their layout only")]
         parts.append(
@@ -121,6 +141,16 @@ def _report(records: list[dict[str, Any]], scores: Mapping[str, Any]) -> list[Re
                 f"Kendall's tau {family['mean_kendall_tau']:.2f}"
             )
         )
+    return parts
+
+
+def _memory(memory: Mapping[str, Any]) -> list[RenderableType]:
+    """Return errors of peaks, and which runs out of memory were told."""
+    from rich.text import Text
+
+    from planner.report.parts import indented, title
+
+    parts: list[RenderableType] = []
     if memory["n"]:
         parts += [Text(), title("Peak memory"), indented(f"{memory['n']:,} runs: {_words(memory)}")]
         parts.append(_table(memory["by_source"]))
@@ -131,13 +161,21 @@ def _report(records: list[dict[str, Any]], scores: Mapping[str, Any]) -> list[Re
             f"{memory['ran']:,} that ran"
         )
     )
-    if filled:
-        said = ", ".join(f"{field} in {n:,}" for field, n in filled.most_common())
-        parts += [Text(), title("Assumed"), indented(said)]
-    if skipped:
-        parts += [Text(), title(f"Skipped {scores['skipped']:,}")]
-        parts += [indented(f"{n:,} x {why}") for why, n in skipped.most_common(REASONS_SHOWN)]
     return parts
+
+
+def _seen(scores: Mapping[str, Any]) -> list[str]:
+    """Say how many of the rows the numbers were fitted to: an error in-sample is no forecast."""
+    mine, others = scores["fitted_to"], scores["not_fitted_to"]
+    if not scores["n"]:
+        return []
+    if not mine["n"]:
+        return ["none of them is among the runs that the planner's numbers were fitted to"]
+    whole = f"{mine['n']:,} of them are runs that the planner's numbers were fitted to"
+    if not others["n"]:
+        told = f"all {mine['n']:,} with a step time are runs that the planner's numbers were "
+        return [f"{told}fitted to: these errors are in-sample (unseen ones: docs/accuracy.md)"]
+    return [f"{whole} (in-sample): {_words(mine)}", f"the other {others['n']:,}: {_words(others)}"]
 
 
 def _words(scores: Mapping[str, Any]) -> str:

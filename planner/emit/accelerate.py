@@ -17,7 +17,7 @@ from planner.emit.deepspeed_config import config as deepspeed_config
 from planner.emit.fabric import fabric_text
 from planner.emit.nodes import node_text
 from planner.emit.shared import example, shared_artifacts
-from planner.emit.states import threads
+from planner.emit.threads import threads
 from planner.emit.yaml_text import yaml_text
 from planner.plan import Layout, Plan
 from planner.specs.workload import Optimizer, Precision

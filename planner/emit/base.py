@@ -201,7 +201,7 @@ def listed_files(marker: Path) -> frozenset[str]:
         data = json.loads(marker.read_text(encoding="utf-8"))
         if data["schema"] == BUNDLE_SCHEMA:
             return frozenset((MARKER, *map(str, data["files"])))
-    except (OSError, ValueError, TypeError, KeyError):
+    except (OSError, ValueError, TypeError, KeyError, RecursionError):
         pass
     return frozenset()
 

@@ -16,7 +16,7 @@ from planner.emit.capabilities import ALL, only, refusals, usual
 from planner.emit.deepspeed_config import config
 from planner.emit.fabric import fabric_text
 from planner.emit.shared import example, shared_artifacts
-from planner.emit.states import threads
+from planner.emit.threads import threads
 from planner.layouts.table import NAMES
 from planner.plan import Plan
 from planner.specs.workload import Optimizer

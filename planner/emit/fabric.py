@@ -12,7 +12,8 @@ from typing import NamedTuple
 
 from planner.emit.base import placed
 from planner.plan import Plan
-from planner.specs.cluster import ClusterSpec, FabricKind
+from planner.specs.cluster import ClusterSpec
+from planner.specs.links import FabricKind
 
 
 class Setting(NamedTuple):

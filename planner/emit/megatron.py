@@ -13,7 +13,7 @@ from planner.emit.megatron_flags import flags
 from planner.emit.megatron_rules import CAN, problems, queue_text
 from planner.emit.nodes import node_text
 from planner.emit.shared import example, shared_artifacts
-from planner.emit.states import threads
+from planner.emit.threads import threads
 from planner.plan import Plan
 
 

@@ -17,7 +17,7 @@ from planner.emit.megatron_rules import CAN as MEGATRON
 from planner.emit.megatron_rules import problems, queue_text
 from planner.emit.nodes import node_text
 from planner.emit.shared import example, shared_artifacts
-from planner.emit.states import threads
+from planner.emit.threads import threads
 from planner.plan import Plan
 from planner.specs.workload import Optimizer
 

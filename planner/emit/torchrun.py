@@ -13,7 +13,7 @@ from planner.emit.base import Artifact, hosts_are_placeholders, one_line, placed
 from planner.emit.capabilities import ALL, refusals, usual
 from planner.emit.fabric import fabric_text
 from planner.emit.shared import example, shared_artifacts
-from planner.emit.states import threads
+from planner.emit.threads import threads
 from planner.plan import Layout, Plan
 
 PARTS = ("tiny_model.py", "tiny_experts.py", "tiny_split.py")

@@ -14,7 +14,8 @@ from planner.emit.capabilities import only, refusals, usual
 from planner.emit.fabric import fabric_text
 from planner.emit.nodes import node_text
 from planner.emit.shared import example, shared_artifacts
-from planner.emit.states import formats_of, threads
+from planner.emit.states import formats_of
+from planner.emit.threads import threads
 from planner.pipeline.registry import schedule_named
 from planner.plan import Layout, Plan
 from planner.specs.model import ModelSpec, Norm, QkNorm

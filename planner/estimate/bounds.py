@@ -25,7 +25,7 @@ from __future__ import annotations
 import numpy as np
 
 from planner.estimate.communication import pp_microbatch_s, tied_embedding_s
-from planner.estimate.compute import embedding_s, head_s
+from planner.estimate.compute import head_s
 from planner.estimate.inputs import FloatArray, Inputs, term
 from planner.estimate.optimizer import optimizer_s
 from planner.estimate.params import stage_dense_parameters, stage_expert_parameters
@@ -34,6 +34,7 @@ from planner.estimate.step import (
     dense_layer_total_s,
     directions_s,
     exposed_s,
+    first_s,
     hidden_s,
     hideable_s,
     moe_layer_total_s,
@@ -43,6 +44,7 @@ from planner.estimate.step import (
 from planner.layouts.split import cuts_freely
 from planner.layouts.table import HIDES, SPLITS, IntArray
 from planner.pipeline.behind import layers_ahead
+from planner.pipeline.in_turn import cuts_in_turn
 from planner.sources import MEGATRON_CORE
 
 GPIPE = 1
@@ -109,7 +111,7 @@ class _Chain:
         exposed = x.stack.p2p_exposed
         each = pp_microbatch_s(x) / (2 * lay.vpp * exposed) if exposed else 0.0 * self.dense
         self.send = min(exposed, 1.0) * each
-        self.first = embedding_s(x)
+        self.first = first_s(x)
         self.last = head_s(x) + model.mtp_layers * (self.moe if model.experts else self.dense)
         self.framework = x.stack.microbatch_s
         layers = (model.layers - with_experts) * self.dense + with_experts * self.moe
@@ -156,7 +158,11 @@ def _least_pipeline_s(x: Inputs, *, whole: bool = False) -> FloatArray:
 
 def _usual_slowest_s(x: Inputs, c: _Chain) -> FloatArray:
     """Return the slowest stage of the usual cut where no other is considered, else nothing."""
-    alone = (c.v > 1) & (not c.dealt) if cuts_freely(x.workload.stack) else c.v > 0
+    alone = c.v > 0
+    if cuts_freely(x.workload.stack):
+        kinds = x.model.moe_layers
+        cut = [v for v in np.unique(c.v).tolist() if c.dealt or cuts_in_turn(kinds, v)]
+        alone = (c.v > 1) & ~np.isin(c.v, cut)
     if not alone.any():
         return np.zeros(len(c.v))
     sends = 2 * c.v[:, None] - x.stages.first - x.stages.last - 2 * (x.layouts.folds == 1)[:, None]

@@ -13,7 +13,8 @@ import numpy as np
 from planner.estimate.inputs import FloatArray, Inputs
 from planner.estimate.kernels import Array
 from planner.layouts.table import IntArray
-from planner.specs.cluster import ClusterSpec, Collective, CollectiveFit
+from planner.specs.cluster import ClusterSpec
+from planner.specs.links import Collective, CollectiveFit
 
 UNMEASURED_SHARE = 0.75
 """Bus bandwidth over link rate where a scale-up domain has no measured collective."""

@@ -36,9 +36,9 @@ from planner.sources import (
     RING_ATTENTION_2023,
     ZERO_2020,
 )
-from planner.specs.cluster import Collective
+from planner.specs.links import Collective
 
-TP_BACKWARD = 1.04
+TP_BACKWARD = 0.947
 DATA = ("tp", "cp", "pp", "dp", "dp_replicate")
 EXPERT_DATA = (*DATA, "ep", "etp")
 
@@ -167,8 +167,10 @@ def _bucketed_s(
     x: Inputs, op: Collective, buffer_bytes: FloatArray, stride: IntArray, n: IntArray
 ) -> FloatArray:
     """Return the same for a whole stage's buffer, which goes in buckets: each pays its latency."""
-    calls = np.maximum(buffer_bytes / x.stack.bucket_bytes, 1.0)
-    return calls * _data_s(x, op, buffer_bytes / calls, stride, n)
+    bucket = np.maximum(x.stack.bucket_bytes, x.stack.bucket_rank_bytes * n)
+    calls: FloatArray = np.maximum(buffer_bytes / bucket, 1.0)
+    once = _data_s(x, op, buffer_bytes / calls, stride, n)
+    return once * calls
 
 
 def shard_ways(x: Inputs) -> IntArray:
@@ -254,6 +256,25 @@ def dense_scatter_s(x: Inputs) -> FloatArray:
 def moe_scatter_s(x: Inputs) -> FloatArray:
     """Reducing a layer with experts into shards, before any overlap."""
     return _scatter_s(x, moe_layer_parameters(x), expert_parameters(x))
+
+
+@term(
+    unit="s",
+    formula="all-gather + reduce-scatter of V*h/tp over the shards, every micro-batch (zero 3)",
+    source=FSDP_2023,
+    on=("tp", "cp", "pp", "dp", "dp_replicate", "zero"),
+)
+def embedding_sharding_s(x: Inputs) -> FloatArray:
+    """Gathering the token table and reducing its gradient under ZeRO-3, on the first stage.
+
+    It is gathered before anything else runs and reduced after everything else: nothing hides it.
+    The head's own table travels while the layers next to it compute.
+    """
+    held, ways = embedding_parameters(x), shard_ways(x)
+    gather = _data_s(x, "all_gather", parameter_bytes(x) * held, x.layouts.tp, ways)
+    width = float(x.stack.gradient_reduce_bytes)
+    scatter = _data_s(x, "reduce_scatter", width * held, x.layouts.tp, ways)
+    return np.where(x.layouts.zero == 3, gather + scatter, 0.0)
 
 
 @term(

@@ -27,7 +27,7 @@ from planner.estimate.params import (
 )
 from planner.estimate.recompute import kept_layer_bytes, whole_layer_bytes
 from planner.estimate.schemes import scheme
-from planner.estimate.states import gradients_bytes, held, weights_away, weights_bytes
+from planner.estimate.states import gradients_bytes, held, on_gpu, weights_away, weights_bytes
 from planner.sources import TORCH
 
 POINTS = (
@@ -102,18 +102,13 @@ def _backward_blocks(g: _Groups) -> tuple[FloatArray, FloatArray]:
 
 def _weights(x: Inputs) -> tuple[FloatArray, ...]:
     resident = weights_bytes(x)
-    return (resident,) * 5 + (held(x, scheme(x).weight, sharded_from=2) * _here(x),)
-
-
-def _here(x: Inputs) -> FloatArray:
-    """Return 1 where the shards stay on the GPU, 0 where CPUOffloadPolicy takes them off."""
-    return (~weights_away(x)).astype(np.float64)[:, None]
+    return (resident,) * 5 + (held(x, scheme(x).weight, sharded_from=2) * on_gpu(weights_away(x)),)
 
 
 def _gradients(x: Inputs) -> tuple[FloatArray, ...]:
     """Return the gradients held at each point: from the second micro-step on, all of them."""
     g = x.once(_groups)
-    share, everything, here = x.once(_shares), gradients_bytes(x), _here(x)
+    share, everything, here = x.once(_shares), gradients_bytes(x), on_gpu(weights_away(x))
     reduced = [
         here * (share.head + (1 - (i + 1) / g.layers) * share.all_blocks)
         for i in _backward_blocks(g)
@@ -229,7 +224,7 @@ def _buffers(x: Inputs) -> tuple[FloatArray, ...]:
     # temporaries of torch's foreach AdamW, and of SGD with weight decay: one value a parameter of
     # the shard; 8-bit AdamW and Muon go tensor by tensor and need less
     temporary = 0.0 if x.stack.fused_step else scheme(x).weight
-    step = held(x, temporary, sharded_from=2) * _here(x) + _inputs(x)
+    step = held(x, temporary, sharded_from=2) * on_gpu(weights_away(x)) + _inputs(x)
     before = (at_head, head, *blocks, at_tail + tail)
     casts, buckets = _casts(x, g), _ddp_buckets(x)
     return (

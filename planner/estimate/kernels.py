@@ -8,24 +8,28 @@ import numpy as np
 from numpy.typing import NDArray
 
 from planner.estimate.inputs import FloatArray, Inputs
-from planner.specs.cluster import GemmFit
+from planner.specs.accelerator import GemmFit
 
 HBM_SUSTAINED = 0.8
 """Share of the datasheet memory bandwidth that streaming kernels reach (hardware tables)."""
-MISALIGNED_BY_8 = 1.51
+MISALIGNED_BY_8 = 1.57
 """A width divisible by 8 and not by 64 costs a third (fit; BLOOM's head width shows it)."""
-MISALIGNED = 12.9
+MISALIGNED = 12.0
 """A width not even divisible by 8 leaves the tensor cores."""
-ATTENTION_HALF_TOKENS = 863.0
+BEST_SHARE = 0.87
+"""Share of the peak that no multiply goes beyond: the best of many shapes on an A100, 271 of 312
+TFLOP/s (ml-engineering@744d01e, random data; H100 0.80, B200 0.78). What a stack's rate was fitted
+to on narrow models must not outrun it on wide ones."""
+ATTENTION_HALF_TOKENS = 979.0
 """Sequence at which fused attention runs at half of its rate (kernel tables, 450 to 1,100)."""
-ATTENTION_BACKWARD_RATE = 0.724
+ATTENTION_BACKWARD_RATE = 0.716
 """Backward over forward rate of fused attention; backward has 2.5 x the FLOPs."""
-NARROW_HEADS = 0.46
+NARROW_HEADS = 0.658
 """Power of (query + value width) / 256 that the cuDNN class loses on heads narrower than 128."""
 WEIGHT_GRADIENT_RATE = 0.99
 UNFUSED_HALF_WIDTH = 64.0
 """Head width at which a batched multiply of unfused attention runs at half of its rate."""
-UNFUSED_TRAFFIC = 0.693
+UNFUSED_TRAFFIC = 0.712
 """Bytes that unfused softmax and dropout move over 11 + 15 per score (fit)."""
 
 Array = NDArray[np.floating[Any]] | NDArray[np.integer[Any]] | float
@@ -60,6 +64,16 @@ def gemm_rate(x: Inputs, *, low_precision: bool = True) -> tuple[GemmFit, float,
     return fit, gpu.peak_flops_per_s(precision) * fit.emax * fit.derate * x.stack.gemm, 2
 
 
+def _best_rate(x: Inputs, width: int) -> float:
+    """Return the FLOP/s that the best kernel reaches, on elements of `width` bytes."""
+    gpu = x.cluster.accelerator
+    if width == 1:
+        share = x.stack.fp4_rate if "fp4" in gpu.peak_tflops else 1.0
+        return BEST_SHARE * gpu.peak_flops_per_s("fp8") * share
+    precision = "fp16" if x.workload.precision == "fp16" else "bf16"
+    return BEST_SHARE * gpu.peak_flops_per_s(precision)
+
+
 def gemm_s(x: Inputs, m: Array, n: Array, k: Array, *, low_precision: bool = True) -> FloatArray:
     """Return the seconds of one (m, k) x (k, n) multiply: t0 + max(FLOPs, bytes) * alignment.
 
@@ -69,7 +83,7 @@ def gemm_s(x: Inputs, m: Array, n: Array, k: Array, *, low_precision: bool = Tru
     fit, rate, width = gemm_rate(x, low_precision=low_precision)
     m, n, k = (np.maximum(np.asarray(v, dtype=np.float64), 1.0) for v in (m, n, k))
     shape = (1 + fit.m0 / m) * (1 + fit.n0 / n) * (1 + fit.k0 / k)
-    flops_s = 2.0 * m * n * k / rate * shape
+    flops_s = 2.0 * m * n * k / rate * np.maximum(shape, rate / _best_rate(x, width))
     traffic_s = hbm_s(x, width * (m * k + k * n) + 2 * m * n)
     aligned = np.sqrt(_alignment(n) * _alignment(k))
     return fit.t0_us * 1e-6 + np.maximum(flops_s, traffic_s) * aligned

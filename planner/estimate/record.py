@@ -115,13 +115,16 @@ def _memory(x: Inputs) -> dict[str, Any]:
     }
 
 
-def term_values(context: Context, layouts: Layouts, row: int) -> list[dict[str, Any]]:
+def term_values(
+    context: Context, layouts: Layouts, row: int, judged: Judged | None = None
+) -> list[dict[str, Any]]:
     """Return every term of one layout: name, value, unit, formula, source and what it is.
 
     A term that differs by stage gives the heaviest stage's value; layer parts are summed.
     """
     one = layouts.take([row])
-    x = Inputs(*context, one, kinds=own_kinds(context, judge(context, one)[0]))
+    judged = judged or judge(context, one)[0]
+    x = Inputs(*context, one, kinds=own_kinds(context, judged), flows=judged.flows)
     out = []
     for t in TERMS:
         value = np.atleast_1d(t(x)[0])

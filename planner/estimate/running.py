@@ -32,21 +32,30 @@ from planner.layouts.table import SCHEDULE, SPLITS, IntArray, Layouts
 from planner.pipeline.actions import Shape
 from planner.pipeline.behind import Ahead, deal_behind, layers_ahead
 from planner.pipeline.graph import Graph, graph_of
+from planner.pipeline.in_turn import Room, Turns, cuts_in_turn, deal_in_turn
 from planner.pipeline.partition import StageCosts, cut, deal
 from planner.pipeline.registry import schedule_named
 from planner.pipeline.simulate import run
-from planner.pipeline.steady import NEVER_STEADY, Outcome, extended, rounds_of, shorter, whole
+from planner.pipeline.steady import (
+    NEVER_STEADY,
+    Outcome,
+    extended,
+    laps_of,
+    rounds_of,
+    shorter,
+    whole,
+)
 from planner.pipeline.timing import Links, StageTimes
 from planner.specs.stack import stack_named
 
-MOST_ACTIONS = 100_000
+MOST_ACTIONS = 130_000
 """Actions of a pipeline that are still run for a plan: a tenth of a second."""
 MOST_WHOLE = 400_000
 """The same where no steady phase shows in fewer, and all have to be run."""
 WHOLE = 20_000
 """Up to so many actions a pipeline is run whole; more are run until they repeat."""
-LAPS = (6, 12)
-"""Micro-batches a rank in which a steady phase is looked for."""
+LAPS_OF = np.array([laps_of(name)[0] for name in SCHEDULE])
+"""Micro-batches a rank in which each schedule is first looked at for a steady phase."""
 GAIN = 1e-9
 """A cut has to be faster by so much (relative) to take the place of the usual one."""
 
@@ -91,7 +100,8 @@ def actions_of(layouts: Layouts) -> IntArray:
     m = layouts.num_microbatches
     repeats = m * _actions_of_one(layouts) > WHOLE
     once = np.isin(layouts.schedule, [SCHEDULE.index(name) for name in NEVER_STEADY])
-    taken = np.where(repeats & ~once, np.minimum(m, (LAPS[0] + 1) * layouts.pp), m)
+    laps = LAPS_OF[layouts.schedule] + 1
+    taken = np.where(repeats & ~once, np.minimum(m, laps * layouts.pp), m)
     return taken * _actions_of_one(layouts)
 
 
@@ -152,6 +162,21 @@ def judge(context: Context, layouts: Layouts, *, recut: bool = True) -> list[Jud
     heavy = [row for row in rows if found[row].peak_bytes is None and peaks[row] > budget]
     _lighter(context, layouts, priced, heavy, found)
     return found
+
+
+def lightened(context: Context, layouts: Layouts) -> list[Judged | None]:
+    """Return layouts too heavy with the usual cut as the fastest cut that fits has them run.
+
+    None where no cut fits, or the stack cuts as it likes.
+    """
+    if not cuts_freely(context.workload.stack):
+        return [None] * len(layouts)
+    usual = (usual_table(context, layouts, row) for row in range(len(layouts)))
+    ways = layouts.folds.tolist()
+    found = [Judged(table, np.inf, way) for table, way in zip(usual, ways, strict=True)]
+    rows = np.flatnonzero(runs(layouts)).tolist()
+    _lighter(context, layouts, prices(Inputs(*context, layouts)), rows, found)
+    return [one if one.peak_bytes is not None else None for one in found]
 
 
 def _lighter(
@@ -279,7 +304,7 @@ def outcome(name: str, shape: Shape, times: StageTimes, links: Links) -> Outcome
     None where the schedule cannot run so, or is too long and does not repeat soon.
     """
     actions = (3 if schedule_named(name).splits_backward else 2) * shape.stages * shape.microbatches
-    for laps in LAPS if actions > WHOLE and name not in NEVER_STEADY else ():
+    for laps in laps_of(name) if actions > WHOLE and name not in NEVER_STEADY else ():
         less = shorter(name, shape, laps)
         graph = None if less is None else graph_named(name, less)
         if graph is not None:
@@ -295,8 +320,8 @@ def _balanced(
 ) -> list[list[int]] | None:
     """Return the cut whose slowest stage is fastest, in the `room` that memory leaves.
 
-    None where no cut fits, or where none is known to be exact (several chunks a rank of layers
-    that differ beyond the first few; two copies of the model).
+    None where no cut fits, or where none is known to be exact (layers of two kinds in no turn, or
+    in more chunks than are looked at; two copies of the model).
     """
     shape, folds = shape_of(x.layouts, row), int(x.layouts.folds[row])
     if folds == 2:
@@ -331,7 +356,7 @@ def dealt_out(
         **{"chunks": shape.chunks, "back": back},
     }
     if ahead is None:
-        raise InfeasibleError("layers of different kinds in turn")
+        return _in_turn(each, fixed, shape, priced, room, back=back)
     if ahead == 0:
         return deal(len(each), **rest, most=None if room is None else room.layers(last))
     return deal_behind(
@@ -340,6 +365,31 @@ def dealt_out(
         **rest,
         most=None if room is None else lambda held: room.layers(last, beside=held),
     )
+
+
+def _in_turn(
+    each: FloatArray,
+    fixed: FloatArray,
+    shape: Shape,
+    priced: Prices,
+    room: StageRoom | None,
+    *,
+    back: bool,
+) -> list[list[int]]:
+    """Return the exact cut of layers of two kinds in turn; InfeasibleError where none is known."""
+    kinds = tuple(bool(kind) for kind in priced.with_experts.tolist())
+    if not cuts_in_turn(kinds, shape.chunks):
+        raise InfeasibleError(f"layers of different kinds into {shape.chunks} chunks a rank")
+    turns = Turns(
+        kinds,
+        (float(each[kinds.index(False)]), float(each[kinds.index(True)])),
+        fixed,
+        shape.chunks,
+        back=back,
+        fewest=len(kinds) // (shape.ranks * shape.chunks),
+        room=None if room is None else Room(room.free_bytes, room.layer_bytes),
+    )
+    return deal_in_turn(turns)
 
 
 def _even_enough(x: Inputs, table: list[list[int]]) -> bool:

@@ -13,9 +13,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from planner.estimate.collectives import point_to_point_s
-from planner.estimate.compute import embedding_s, head_s
+from planner.estimate.compute import head_s
 from planner.estimate.inputs import FloatArray, Inputs
-from planner.estimate.step import directions_s, hideable_s
+from planner.estimate.step import directions_s, first_s, hideable_s
 from planner.pipeline.timing import Links
 
 HEAD_FORWARD = HEAD_WEIGHT = 1 / 3
@@ -121,7 +121,7 @@ def prices(x: Inputs) -> Prices:
     latency = point_to_point_s(x, np.zeros_like(sent))
     return Prices(
         layers=np.stack([_directions(x, moe=moe) for moe in (False, True)], axis=1),
-        embedding_s=embedding_s(x),
+        embedding_s=first_s(x),
         head_s=head_s(x),
         framework_s=x.stack.microbatch_s,
         latency_s=latency,

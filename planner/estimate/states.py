@@ -71,7 +71,7 @@ def held_by_kind(x: Inputs, each: Kinds, *, sharded_from: int) -> FloatArray:
     return total
 
 
-def _here(away: NDArray[np.bool_]) -> FloatArray:
+def on_gpu(away: NDArray[np.bool_]) -> FloatArray:
     """Return 1 for layouts that keep on the GPU what others move, shape (layouts, 1)."""
     return (~away).astype(np.float64)[:, None]
 
@@ -84,7 +84,7 @@ def _here(away: NDArray[np.bool_]) -> FloatArray:
 )
 def weights_bytes(x: Inputs) -> FloatArray:
     """Parameters resident on a GPU; P is what its stage, tp and ep ranks hold."""
-    here = _here(weights_away(x))
+    here = on_gpu(weights_away(x))
     if x.stack.states != "fsdp2":
         return held(x, scheme(x).weight, sharded_from=3) * here
     resident = np.where(x.layouts.zero == 2, 2.0, 0.0)[:, None]
@@ -107,8 +107,8 @@ def gradients_bytes(x: Inputs) -> FloatArray:
     """
     kept = held(x, scheme(x).gradient, sharded_from=2)
     if x.stack.states != "deepspeed":
-        return kept * _here(weights_away(x))
-    here = _here(optimizer_away(x))
+        return kept * on_gpu(weights_away(x))
+    here = on_gpu(optimizer_away(x))
     each = FP32 if x.stack.gradient_bytes is None else 0.0  # summed in 16 bit, where asked for
     sums = np.where(x.layouts.zero == 1, each, 0.0)[:, None] * here
     shards = x.layouts.zero[:, None] >= 2
@@ -126,7 +126,7 @@ def gradients_bytes(x: Inputs) -> FloatArray:
 def optimizer_bytes(x: Inputs) -> FloatArray:
     """The optimizer's moments and the fp32 master weights; none with offload."""
     kept = held_by_kind(x, scheme(x).optimizer, sharded_from=1)
-    return kept * _here(optimizer_away(x))
+    return kept * on_gpu(optimizer_away(x))
 
 
 @term(
@@ -137,7 +137,7 @@ def optimizer_bytes(x: Inputs) -> FloatArray:
 )
 def step_gradients_bytes(x: Inputs) -> FloatArray:
     """The fp32 copy of a rank's own gradients that Megatron makes at the step, and drops there."""
-    return held(x, scheme(x).passing, sharded_from=1) * _here(optimizer_away(x))
+    return held(x, scheme(x).passing, sharded_from=1) * on_gpu(optimizer_away(x))
 
 
 @term(

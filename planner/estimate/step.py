@@ -10,11 +10,13 @@ from typing import NamedTuple
 
 import numpy as np
 
+from planner.estimate.autocast import autocast_s
 from planner.estimate.communication import (
     EXPERT_DATA,
     cp_forward_s,
     dense_gather_s,
     dense_scatter_s,
+    embedding_sharding_s,
     ep_forward_s,
     gradient_sync_s,
     moe_gather_s,
@@ -48,8 +50,8 @@ LAYER = tuple(
 BUSY = (*EXPERT_SHARD, "pp", "dp", "recompute", "zero", "num_microbatches")
 """What a layer's passes depend on without ZeRO's traffic."""
 TRAFFIC = (*EXPERT_DATA, "vpp", "zero")
-ENDS = ("tp", "sp", "cp", "pp", "vpp", "dp", "micro_batch")
-HOST_FORWARD = 0.361
+ENDS = ("tp", "sp", "cp", "pp", "vpp", "dp", "dp_replicate", "zero", "micro_batch")
+HOST_FORWARD = 0.333
 """Share of a layer's host time that belongs to forward (fit)."""
 GRACE_HOST = 1.37
 """Host time on Grace over x86 (fit, GB200 and GB300 runs)."""
@@ -62,7 +64,7 @@ CAST_HOST = 1.10
 PIPELINE_TP_POWER = 0.73
 BOTH_HIDE = 1 - 0.118
 """Share of the all-to-all that a backward hides behind a forward (as the flag `ep-overlap`)."""
-DP_FLOOR = 0.13
+DP_FLOOR = 0.226
 """Share of the gradient traffic that no overlap hides (fit)."""
 PRESSED_FROM, PRESSED_AT = 0.92, 1.0
 """Shares of the memory from which, and at which in full, an allocator's retries slow a step.
@@ -82,6 +84,8 @@ def _host(x: Inputs, *, moe: bool) -> FloatArray:
         router = s.host_moe_s * (PARTLY_GRAPHED if s.graphs == "partial" else 1.0)
         base = router + s.host_expert_s * x.model.experts.count / lay.ep
         base = base * (CAST_HOST if uses_fp8(x) else 1.0)
+    if s.host_sharded_s:
+        base = base + np.where(lay.zero == 3, s.host_sharded_s, 0.0)
     base = base * np.where(softmax_falls_back(x), s.host_fallback, 1.0)
     if s.host_pipeline_tp_s:
         several = (lay.tp > 1) & (lay.pp > 1) & (lay.dp > 1) & (lay.gpus > x.cluster.node.gpus)
@@ -115,17 +119,19 @@ def _passes(x: Inputs, *, moe: bool) -> tuple[_Pass, _Pass]:
     again = fully_recomputed_share(x)
     tp, cp = tp_forward_s(x), cp_forward_s(x)
     ep = ep_forward_s(x) if moe else np.zeros(len(x.layouts))
-    host = _host(x, moe=moe)
+    host, cast = _host(x, moe=moe), autocast_s(x)
     return (
         _Pass(
-            moe_compute_forward_s(x) if moe else dense_compute_forward_s(x),
+            (moe_compute_forward_s if moe else dense_compute_forward_s)(x) + cast[:, 0],
             tp,
             cp,
             ep,
             HOST_FORWARD * host,
         ),
         _Pass(
-            moe_compute_backward_s(x) if moe else dense_compute_backward_s(x),
+            (moe_compute_backward_s if moe else dense_compute_backward_s)(x)
+            + cast[:, 1]
+            + again * cast[:, 0],
             tp_backward_s(x) + again * tp,
             (2 + again) * cp,
             (1 + again) * ep,
@@ -341,10 +347,15 @@ def _moe_seen_s(x: Inputs) -> FloatArray:
     return total - hidden_s(x) if x.runs(HIDES) else total
 
 
+def first_s(x: Inputs) -> FloatArray:
+    """Return what the first stage has for a micro-batch beside its layers."""
+    return embedding_s(x) + embedding_sharding_s(x)
+
+
 def stage_fixed_s(x: Inputs) -> FloatArray:
     """Return what each kind of stage takes without its layers; nothing where there is none."""
     s = x.stages
-    ends = s.first * embedding_s(x)[:, None] + s.last * head_s(x)[:, None]
+    ends = s.first * first_s(x)[:, None] + s.last * head_s(x)[:, None]
     each = pp_microbatch_s(x)[:, None] + x.stack.microbatch_s
     return np.where(s.count > 0, ends / x.layouts.copies[:, None] + each, 0.0)
 
@@ -464,7 +475,8 @@ def time_parts(x: Inputs, ran: Ran | None = None) -> dict[str, FloatArray]:
     ends = s.first[rows, at] * embedding_s(x) + s.last[rows, at] * head_s(x)
     parts["compute"] = parts["compute"] + each * ends
     parts["ep"] = parts["ep"] - (each * moe * hidden_s(x) if ran is None else ran.hidden_s)
-    parts["dp"] = parts["dp"] + exposed_sync_s(x)
+    tables = s.first[rows, at] * embedding_sharding_s(x)
+    parts["dp"] = parts["dp"] + exposed_sync_s(x) + each * tables
     sends = m * pp_microbatch_s(x) if ran is None else ran.sending_s
     parts["pp"] = sends + tied_embedding_s(x)
     parts["bubble"] = bubble_s(x) if ran is None else ran.idle_s

@@ -30,7 +30,7 @@ BESIDE = (
     *("use_cpu", "downcast_bf16", "tpu_", "enable_cpu_affinity", "dynamo_config", "gpu_ids"),
     *("fsdp_config.fsdp_state", "fsdp_config.fsdp_cpu_ram", "fsdp_config.fsdp_sync"),
     *("fsdp_config.fsdp_use_orig", "fsdp_config.fsdp_auto_wrap", "fsdp_config.fsdp_transformer"),
-    *("fsdp_config.fsdp_backward", "fsdp_config.fsdp_forward", "deepspeed_config."),
+    *("fsdp_config.fsdp_backward", "fsdp_config.fsdp_forward"),
     "fsdp_config.fsdp_version",
 )
 
@@ -40,13 +40,12 @@ def is_accelerate(data: Mapping[str, Any]) -> bool:
     return bool({"compute_environment", "distributed_type", "num_machines"} & set(data))
 
 
-def accelerate_job(
-    facts: Facts, gpus: int | None, trainer: Trainer, beside: Mapping[str, Any] | None
-) -> Job:
+def accelerate_job(facts: Facts, gpus: int | None, trainer: Trainer, beside: Facts | None) -> Job:
     """Return what Accelerate's configuration says; `beside` is the JSON that it points to.
 
     Raises SpecError for a value that is none, or a size that does not fit the processes.
     """
+    facts.leave(*BESIDE)
     kind = facts.text("distributed_type", default="NO").upper()
     processes = facts.integer("num_processes")
     world = gpus or processes
@@ -56,10 +55,12 @@ def accelerate_job(
     trainer = replace(trainer, precision=trainer.precision or named)
     if kind == "DEEPSPEED":
         inline = {INLINE[n]: facts.raw(f"deepspeed_config.{n}") for n in INLINE}
-        values = {**{k: v for k, v in inline.items() if v is not None}, **(beside or {})}
-        job = deepspeed_job(Facts(values, facts.origin), world, trainer)
+        own = {k: v for k, v in inline.items() if v is not None}
+        known = beside or Facts({}, facts.origin)
+        merged = Facts({**own, **known.values}, facts.origin, asked=known.asked, idle=known.idle)
+        job = deepspeed_job(merged, world, trainer)
         name = "Accelerate with DeepSpeed"
-        return replace(job, framework=name, ignored=_ignored(facts), assumed=(*told, *job.assumed))
+        return replace(job, framework=name, assumed=(*told, *job.assumed))
     layout = _sizes(facts, kind, world)
     micro, steps = trainer.micro_batch, trainer.steps or 1
     dp = layout.get("dp")
@@ -81,12 +82,7 @@ def accelerate_job(
         precision=named or trainer.precision or "bf16",
         optimizer=trainer.optimizer,
         assumed=told,
-        ignored=_ignored(facts),
     )
-
-
-def _ignored(facts: Facts) -> tuple[str, ...]:
-    return tuple(name for name in facts.ignored() if not name.startswith(BESIDE))
 
 
 def _version(facts: Facts) -> int:
@@ -99,7 +95,7 @@ def _sizes(facts: Facts, kind: str, world: int | None) -> dict[str, str]:
     replicas, shards, tp, cp = (
         facts.integer(f"{prefix}_{n}_size") for n in ("dp_replicate", "dp_shard", "tp", "cp")
     )
-    facts.asked.add(f"{prefix}_cp_comm_strategy")
+    facts.leave(f"{prefix}_cp_comm_strategy")
     tp, cp = tp or 1, cp or 1
     if world and world % (tp * cp):
         raise SpecError(

@@ -17,8 +17,16 @@ TELLING = frozenset(
     ]
 )
 BESIDE = (
-    *("steps_per_print", "wall_clock_breakdown", "gradient_clipping", "optimizer.params."),
-    *("zero_optimization.", "scheduler.", "tensorboard.", "wandb.", "fp16.", "bf16.", "amp."),
+    *("steps_per_print", "wall_clock_breakdown", "optimizer.params.", "fp16.", "bf16.", "amp."),
+    *("pipeline.activation_checkpoint_interval", "zero_allow_untested_optimizer"),
+    *(
+        f"zero_optimization.{name}"
+        for name in (
+            *("overlap_comm", "contiguous_gradients", "reduce_bucket_size", "reduce_scatter"),
+            *("allgather_", "stage3_", "sub_group_size", "round_robin_gradients"),
+            *("offload_optimizer.pin_memory", "offload_param.pin_memory", "ignore_unused"),
+        )
+    ),
 )
 
 
@@ -63,7 +71,7 @@ def deepspeed_job(facts: Facts, gpus: int | None, trainer: Trainer) -> Job:
     if not (fp16 or bf16 or trainer.precision):
         told.append("bf16: no 16-bit format is enabled")
     in_fp32 = facts.text("data_types.grad_accum_dtype").lower() in ("fp32", "float32", "float")
-    facts.asked.update(("pipeline.activation_checkpoint_interval", "zero_allow_untested_optimizer"))
+    facts.leave(*BESIDE)
     return Job(
         framework="DeepSpeed",
         stack="deepspeed+bf16-gradients" if stage and not in_fp32 else "deepspeed",
@@ -74,7 +82,6 @@ def deepspeed_job(facts: Facts, gpus: int | None, trainer: Trainer) -> Job:
         precision="fp16" if fp16 else trainer.precision or "bf16",
         optimizer=_optimizer(facts) or trainer.optimizer,
         assumed=tuple(told),
-        ignored=tuple(n for n in facts.ignored() if not n.startswith(BESIDE)),
     )
 
 

@@ -18,6 +18,20 @@ from planner.specs.parse import shown
 TRUE = frozenset(["true", "1", "yes", "on", "set"])
 FALSE = frozenset(["false", "0", "no", "off", "none", "null", ""])
 LARGEST = 10**9
+WITHOUT_EFFECT = re.compile(
+    r"(?:^|\.)(?:(?:min_|max_)?lr|learning_rate|warmup|weight_decay|start_weight|end_weight|adam_"
+    r"|clip_grad|max_grad_norm|gradient_clipping|beta|eps|epsilon|init_method_std|scheduler\."
+    r"|save|load$|load_|resume|ckpt|checkpoint\.|checkpoints?_|push_to_hub|hub_"
+    r"|log$|log_|logging|metrics|profil|wandb|tensorboard|report_to|run_name|timing|print_"
+    r"|eval|valid|test_|do_(?:train|eval|predict)|seed|data_seed|output$|output_dir"
+    r"|data$|data\.|data_(?:path|cache|impl|args|stages|files|dir)|dataset|dataloader|num_workers"
+    r"|blend|split$|mock_data|tokenizer|vocab_file|merge_file|remove_unused|trust_remote_code"
+    r"|train_iters|train_samples|train_steps|max_steps|steps$|num_train_epochs|num_epochs|exit_"
+    r"|attention_dropout|hidden_dropout|model_name_or_path|general\.|distributed_backend"
+    r"|job_name|job\.|comm\.|node_rank|machine_rank|master_|main_process|rdzv|error$|time$"
+    r"|partition$|account$|qos$|exclusive$|mem$|comment$|cpus_per_task)"
+)
+"""Data, learning rates, logging, checkpoints and launchers, as any framework spells them."""
 VARIABLE = re.compile(r"\$\{?([A-Za-z_][A-Za-z0-9_]*|[0-9@*])")
 
 
@@ -35,6 +49,8 @@ class Facts:
     words_follow: bool = False
     """A value may have swallowed words that are not its own, as on a command line."""
     asked: set[str] = field(default_factory=set)
+    idle: set[str] = field(default_factory=set)
+    """Names known to change neither layout nor memory nor speed, or to be as is assumed."""
 
     def raw(self, *names: str) -> Any:
         """Return the first of `names` that has a value; None where none has."""
@@ -119,9 +135,14 @@ class Facts:
         every = list(names)
         return next((n for n in every if self.values.get(n) is not None), every[0])
 
-    def ignored(self) -> tuple[str, ...]:
-        """Return the names that nobody asked for, sorted."""
-        return tuple(sorted(set(self.values) - self.asked))
+    def leave(self, *starts: str) -> None:
+        """Leave the names that start so aside: they make no difference here."""
+        self.idle.update(name for name in self.values if name.startswith(starts))
+
+    def left_aside(self) -> tuple[set[str], set[str]]:
+        """Return the names that nobody asked for: all of them, and those without effect."""
+        left = set(self.values) - self.asked
+        return left, {name for name in left if name in self.idle or WITHOUT_EFFECT.search(name)}
 
 
 def leaves(data: Mapping[str, Any], *, lists: bool = False) -> dict[str, Any]:

@@ -36,6 +36,9 @@ class Job:
     cluster: ClusterSpec | None = None
     assumed: tuple[str, ...] = ()
     ignored: tuple[str, ...] = ()
+    """Every setting that was read and not used."""
+    without_effect: tuple[str, ...] = ()
+    """Those of them that change neither layout nor memory nor speed."""
 
 
 STATED = ("tp", "pp", "cp", "dp")

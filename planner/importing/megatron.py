@@ -33,7 +33,7 @@ BESIDE = (
     *("init_model_with_meta_device", "moe_grouped_gemm", "overlap_cpu_optimizer_d2h_h2d"),
     *("moe_router_load_balancing_type", "moe_router_padding_for_quantization", "mock_data"),
     *("tokenizer_type", "moe_aux_loss_coeff", "no_bias_dropout_fusion", "use_mcore_models"),
-    *("transformer_impl", "sequence_parallel", "moe_router_pre_softmax", "use_flash_attn"),
+    *("moe_router_pre_softmax", "use_flash_attn"),
 )
 """Names that follow from what is read, or are as the estimate takes them to be."""
 
@@ -62,8 +62,9 @@ def megatron_job(facts: Facts, gpus: int | None, *, stack: str = "megatron") -> 
         told.append(f"no global batch size: {batch}, one micro-batch a replica, as Megatron does")
     precision, flags = _precision(facts, told)
     flags += [*_state_flags(facts), *_expert_flags(facts, told)]
-    facts.raw(*BESIDE)
-    facts.asked.update(BESIDE)
+    facts.leave(*BESIDE)
+    if facts.values.get("transformer_impl") != "local":
+        facts.leave("transformer_impl")
     method = facts.text("recompute_method", default="uniform")
     if method not in ("uniform", "block"):
         raise facts.wrong(("recompute_method",), method, "uniform or block")
@@ -83,7 +84,6 @@ def megatron_job(facts: Facts, gpus: int | None, *, stack: str = "megatron") -> 
         recompute_layers=(facts.integer("recompute_num_layers") or 1) if full else 1,
         model=model,
         assumed=tuple(told),
-        ignored=facts.ignored(),
     )
 
 

@@ -50,7 +50,7 @@ def nanotron_job(facts: Facts, gpus: int | None) -> Job:
     name = facts.text("optimizer.optimizer_factory.name", default="adamW").lower()
     model = _model(facts)
     kinds = ("parallelism.tp_linear_async_communication", "optimizer.accumulate_grad_in_fp32")
-    facts.asked.update((*kinds, "optimizer.weight_decay", "optimizer.clip_grad"))
+    facts.leave(*kinds, *BESIDE)
     return Job(
         framework="nanotron",
         stack="nanotron",
@@ -61,7 +61,6 @@ def nanotron_job(facts: Facts, gpus: int | None) -> Job:
         optimizer="sgd" if "sgd" in name else "adamw",
         model=model,
         assumed=tuple(told),
-        ignored=tuple(n for n in facts.ignored() if not n.startswith(BESIDE)),
     )
 
 
@@ -75,7 +74,7 @@ def _model(facts: Facts) -> ModelSpec | None:
         )
     }
     tied = facts.flag("model.model_config.tie_word_embeddings")
-    facts.asked.add("model.model_config.is_llama_config")
+    facts.leave("model.model_config.is_llama_config")
     layers, hidden, heads = (read[n] for n in list(read)[:3])
     if not (layers and hidden and heads):
         return None

@@ -45,6 +45,8 @@ PER_NODE = (
     *("nproc_per_node", "gpus_per_node", "num_gpus", "ntasks_per_node", "num_accelerators"),
     *("trainer.devices", "num_gpus_per_node"),
 )
+COUNTED = (*map(spelt, (*NODES, *PER_NODE)), "deepspeed", "deepspeed_config", "config_file")
+"""What a start line says of the machines, and the other files that it names."""
 
 
 @dataclass(frozen=True)
@@ -214,7 +216,7 @@ def _of_words(text: str, origin: str, given: Mapping[str, str]) -> tuple[Part, i
     """Return the settings of a script or an argument file, and the GPUs that it starts."""
     options, variables = settings_of(text, given)
     world = _world(options, variables)
-    facts = Facts(options, origin, words_follow=True)
+    facts = Facts(options, origin, words_follow=True, asked=set(COUNTED))
     if is_torchtitan(set(options)):
         return Part("torchtitan", facts), world
     last = {name.rpartition(".")[2] or name: value for name, value in options.items()}
@@ -224,7 +226,7 @@ def _of_words(text: str, origin: str, given: Mapping[str, str]) -> tuple[Part, i
         if recipe := variables.get("mixed_precision"):  # an override without a section
             last["mixed_precision"] = recipe
         facts = Facts(last, origin, words_follow=True)
-        facts.asked.update(spelt(n) for n in (*NODES, *PER_NODE, "node_rank", "master_addr"))
+        facts.asked.update(COUNTED)
         return Part("megatron", facts, stack), world
     if TRAINER in options:
         return Part("trainer", facts), world
@@ -262,6 +264,7 @@ def _by_kind(settings: Sequence[Part]) -> dict[Kind, Part]:
             part.facts.origin,
             words_follow=part.facts.words_follow,
             asked=before.facts.asked | part.facts.asked,
+            idle=before.facts.idle | part.facts.idle,
         )
         found[part.kind] = replace(part, facts=facts)
     return found
@@ -278,7 +281,7 @@ def _job(parts: Parts, gpus: int | None) -> Job:
     elif part := found.get("megatron"):
         job = megatron_job(part.facts, gpus, stack=part.stack)
     elif part := found.get("accelerate"):
-        beside = found["deepspeed"].facts.values if "deepspeed" in found else None
+        beside = found["deepspeed"].facts if "deepspeed" in found else None
         job = accelerate_job(part.facts, gpus, trainer, beside)
     elif part := found.get("deepspeed"):
         job = deepspeed_job(part.facts, gpus, trainer)
@@ -299,7 +302,19 @@ def _job(parts: Parts, gpus: int | None) -> Job:
             hint="an argument such as --tensor-model-parallel-size 8 or --parallelism.* is looked "
             "for",
         )
-    return replace(job, model=parts.model or job.model)
+    left, idle = _left_aside([part.facts for part in found.values()])
+    return replace(job, model=parts.model or job.model, ignored=left, without_effect=idle)
+
+
+def _left_aside(every: Sequence[Facts]) -> tuple[tuple[str, ...], tuple[str, ...]]:
+    """Return the settings of all files that nobody asked for, and those without effect."""
+    left: set[str] = set()
+    idle: set[str] = set()
+    for facts in every:
+        some, harmless = facts.left_aside()
+        left |= some
+        idle |= harmless
+    return tuple(sorted(left)), tuple(sorted(idle))
 
 
 def _whole(job: Job, world: int | None) -> Job:

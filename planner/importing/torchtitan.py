@@ -49,8 +49,8 @@ def torchtitan_job(facts: Facts, gpus: int | None) -> Job:
     batch = _global_batch(facts, local, layout, told)
     precision, flags = _precision(facts)
     name = _model_name(facts)
-    facts.asked.update(("training.steps", "metrics.log_freq", "training.disable_cuda_graphs"))
-    facts.asked.update(("parallelism.fsdp_reshard_after_forward", "compile.components"))
+    facts.leave("training.disable_cuda_graphs", "compile.components", "config", "module")
+    facts.leave("parallelism.fsdp_reshard_after_forward")
     return Job(
         framework="torchtitan",
         stack="+".join(["torchtitan", *flags]),
@@ -62,7 +62,6 @@ def torchtitan_job(facts: Facts, gpus: int | None) -> Job:
         optimizer=_optimizer(facts),
         model_name=name,
         assumed=tuple(told),
-        ignored=facts.ignored(),
     )
 
 
@@ -164,7 +163,6 @@ def _recompute(facts: Facts) -> dict[str, str]:
     """Return the recompute of the subcommand at the end, or of the TOML section."""
     mode = facts.text("activation_checkpoint.mode", "activation_checkpoint").lower()
     mode = mode.replace("-", "_")
-    facts.asked.update(n for n in facts.values if n.startswith("activation_checkpoint."))
     if mode in ("", "set"):
         return {}
     if mode not in MODES:
@@ -184,7 +182,7 @@ def _precision(facts: Facts) -> tuple[str, list[str]]:
         flags.append("async-tp")
     if facts.text("training.dtype").lower() in ("bfloat16", "bf16"):
         flags.append("pure-bf16")
-    facts.asked.add("training.mixed_precision_param")
+    facts.leave("training.mixed_precision_param")
     made = " ".join((*facts.words("model.converters"), facts.text("config"))).lower()
     fp8 = facts.flag("float8.enable_float8_linear", "quantize.linear.float8.enable_float8_linear")
     if fp8 or "float8" in made or "mxfp8" in made:

@@ -98,9 +98,14 @@ def legal_layouts(context: Context, gpus: int, fix: Fix, tally: Tally) -> Iterat
             yield rows
 
 
-def grid_of(context: Context, gpus: int, fix: Fix, tally: Tally) -> Grid | None:
-    """Return all turns of exactly `gpus` GPUs that break no rule so far; None if there is none."""
-    rules = rules_of(context.workload.stack)
+def grid_of(
+    context: Context, gpus: int, fix: Fix, tally: Tally, rules: Sequence[Rule] | None = None
+) -> Grid | None:
+    """Return all turns of exactly `gpus` GPUs that break no rule so far; None if there is none.
+
+    `rules` are those of the workload's stack, unless they are given.
+    """
+    rules = rules_of(context.workload.stack) if rules is None else rules
     shapes = _shapes(context, gpus, fix)
     if not len(shapes["tp"]):
         return None
@@ -198,7 +203,8 @@ def _turn_options(pp: int, context: Context, fix: Fix) -> list[tuple[int, int]]:
     top = 1 if pp == 1 else max(1, (context.model.layers + 2) // pp)
     options = []
     for vpp in fix.pick("vpp", range(1, top + 1)):
-        natural = [0] if pp == 1 else _schedules(vpp, searched_schedules(context))
+        searched = searched_schedules(context, every="schedule" in fix.opened)
+        natural = [0] if pp == 1 else _schedules(vpp, searched)
         options += [(vpp, schedule) for schedule in fix.pick("schedule", natural)]
     return options
 
@@ -242,13 +248,14 @@ def _turns(
 def _state_options(tp: int, dp: int, plain: bool, fix: Fix) -> list[tuple[int, ...]]:
     """Return the options (columns as in OPTION) of a (tp, dp)."""
     options: list[tuple[int, ...]] = []
+    away = range(len(NAMES["offload"]) if "offload" in fix.opened else 1)
     for sp in fix.pick("sp", (0, 1) if tp > 1 else (0,)):
         for zero in fix.pick("zero", range(4)):
             groups = divisors(dp) if zero == 3 else [1]  # all of dp: sharded over cp alone
             syncs = range(2) if plain and zero == 0 else range(1)
             options += [
                 (sp, zero, replicate, recompute, offload, sync)
-                for offload in fix.pick("offload", (0,))  # to the host only where it is asked for
+                for offload in fix.pick("offload", away)  # to the host only where it is asked for
                 for replicate in fix.pick("dp_replicate", groups)
                 for recompute in fix.pick("recompute", range(len(NAMES["recompute"])))
                 for sync in fix.pick("dp_sync", syncs)

@@ -11,6 +11,8 @@ from planner.layouts.table import COLUMNS, NAMES
 MOST_CP = 64
 TILE_TOKENS = 128
 """Rows of scores that a tile of an attention kernel works on."""
+OPENED = ("offload", "schedule")
+"""Fields whose whole range is searched only where that is asked for."""
 FIXABLE = tuple(c for c in COLUMNS if c != "num_microbatches")
 
 
@@ -45,6 +47,8 @@ class Fix:
     """What the user has fixed, by field; a field that is absent is free."""
 
     choices: Mapping[str, Choice] = field(default_factory=dict)
+    opened: frozenset[str] = frozenset()
+    """Of `OPENED`, those that are searched whole."""
 
     def allows(self, name: str, value: int) -> bool:
         """Return whether `name` may take `value`."""
@@ -69,12 +73,13 @@ def most_cp(seq_tokens: int) -> int:
     return max(MOST_CP, seq_tokens // TILE_TOKENS)
 
 
-def parse_fix(raw: Mapping[str, str]) -> Fix:
+def parse_fix(raw: Mapping[str, str], opened: Iterable[str] = ()) -> Fix:
     """Return the choices of `{'tp': '8', 'pp': '4..16', 'recompute': 'none|full'}`.
 
     Raises SpecError naming the field and what it allows.
     """
-    return Fix({name: _choice(name, text) for name, text in raw.items()})
+    choices = {name: _choice(name, text) for name, text in raw.items()}
+    return Fix(choices, frozenset(opened) & frozenset(OPENED))
 
 
 def _choice(name: str, text: str) -> Choice:

@@ -8,6 +8,7 @@ several of them where it runs more than one chunk.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import Literal, NamedTuple
 
 import numpy as np
@@ -81,10 +82,15 @@ class Order:
 
 def rows(kind: int, stage: int | IntArray, microbatch: range | IntArray) -> Rows:
     """Return actions of one kind, one row a micro-batch."""
-    at = np.asarray(microbatch, dtype=np.int32)
+    at = np.asarray(microbatch) if not isinstance(microbatch, range) else _arange(microbatch)
     out = np.empty((len(at), 3), dtype=np.int32)
     out[:, 0], out[:, 1], out[:, 2] = kind, stage, at
     return out
+
+
+def _arange(span: range) -> IntArray:
+    """Return a range, which numpy would else take number by number."""
+    return np.arange(span.start, span.stop, span.step)
 
 
 def weave(*parts: Rows) -> Rows:
@@ -97,10 +103,19 @@ def join(*parts: Rows) -> Rows:
     return np.concatenate(parts)
 
 
-def by_slot(*parts: tuple[Rows, IntArray]) -> Rows:
-    """Return all rows by ascending slot; within a slot in the order of the parts."""
-    slots = np.concatenate([slot * len(parts) + i for i, (_, slot) in enumerate(parts)])
-    return join(*(part for part, _ in parts))[np.argsort(slots, kind="stable")]
+def lagged(*parts: tuple[Rows, int]) -> Rows:
+    """Return rows of one length each, woven together, every part so many slots late.
+
+    Within a slot they come in the order of the parts.
+    """
+    count = len(parts[0][0])
+    edges = sorted({lag + end for _, lag in parts for end in (0, count)})
+    spans = [
+        weave(*(part[a - lag : b - lag] for part, lag in parts if lag <= a < lag + count))
+        for a, b in pairwise(edges)
+        if any(lag <= a < lag + count for _, lag in parts)
+    ]
+    return join(*spans)
 
 
 def one_forward_one_backward(
@@ -111,11 +126,10 @@ def one_forward_one_backward(
     With `weight`, each weight gradient comes right behind the input gradient of `weight_lag`
     backwards later.
     """
-    at = np.arange(len(forward))
-    parts = [(forward, at - warm), (backward, at)]
+    parts = [(forward, -warm), (backward, 0)]
     if weight is not None:
-        parts.append((weight, at + weight_lag))
-    return by_slot(*parts)
+        parts.append((weight, weight_lag))
+    return lagged(*parts)
 
 
 def rounds(shape: Shape, group: int, rank: int) -> tuple[IntArray, IntArray, IntArray]:

@@ -11,9 +11,10 @@ from __future__ import annotations
 from typing import NamedTuple
 
 import numpy as np
+from numpy.typing import NDArray
 
-from planner.pipeline.actions import Order
-from planner.pipeline.graph import NOBODY, Graph, OrderError, graph_of
+from planner.pipeline.actions import IntArray, Order
+from planner.pipeline.graph import APART, NOBODY, Graph, OrderError, graph_of
 from planner.pipeline.timeline import Timeline
 from planner.pipeline.timing import FloatArray, Links, StageTimes
 
@@ -22,7 +23,7 @@ LOCKSTEP_RANKS = 24
 
 
 class Costs(NamedTuple):
-    """Seconds of every action, and of the message that it sends."""
+    """Seconds of every kind of action on every stage, and of the message that it sends."""
 
     seconds: FloatArray
     latency: FloatArray
@@ -42,45 +43,43 @@ def run(graph: Graph, times: StageTimes, links: Links) -> Timeline:
     """Return the same of an order whose graph is made already."""
     costs = Costs(graph.durations(times), *graph.messages(links))
     loop = lockstep if graph.order.shape.ranks >= LOCKSTEP_RANKS else one_by_one
-    start = loop(graph, costs)
-    return Timeline(graph.order, graph, start, start + costs.seconds, costs.blocking)
+    return Timeline(graph.order, graph, loop(graph, costs), costs.seconds, costs.blocking)
 
 
 def one_by_one(graph: Graph, costs: Costs) -> FloatArray:
     """Return the start of every action, ranks taken one at a time as far as they get."""
-    waits, link = graph.lists
-    seconds, latency, transfer, blocking = (part.tolist() for part in costs)
+    slots, (slot, waits, link) = graph.slots, graph.lists
+    seconds, latency, transfer, blocking = (part[graph.what].tolist() for part in costs)
     position, last = graph.first[:-1].tolist(), graph.first[1:].tolist()
     clock, free = [0.0] * len(last), [0.0] * (2 * len(last))
-    start, arrival = [0.0] * len(waits), [-1.0] * len(waits)
-    waiter = [NOBODY] * len(waits)
+    start, arrival = [0.0] * len(waits), [-1.0] * slots.size
+    waiter = [NOBODY] * slots.size
+    arrival[slots.free] = [0.0] * graph.order.each
     runnable = list(range(len(last)))
     while runnable:
         rank = runnable.pop()
         now, i, end = clock[rank], position[rank], last[rank]
         while i < end:
-            wait = waits[i]
-            if wait >= 0:
-                ready = arrival[wait]
-                if ready < 0.0:
-                    waiter[wait] = rank
-                    break
-                if ready > now:  # noqa: PLR1730  a call of max() would double the loop's time
-                    now = ready
+            ready = arrival[waits[i]]
+            if ready < 0.0:
+                waiter[waits[i]] = rank
+                break
+            if ready > now:  # noqa: PLR1730  a call of max() would double the loop's time
+                now = ready
             start[i] = now
             now += seconds[i]
             over = link[i]
             if over < 0:
-                arrival[i] = now
+                arrival[slot[i]] = now
             else:
                 sent = free[over]
                 if sent < now:  # noqa: PLR1730
                     sent = now
                 free[over] = sent = sent + transfer[i]
-                arrival[i] = sent + latency[i]
+                arrival[slot[i]] = sent + latency[i]
                 now += blocking[i]
-                if waiter[i] >= 0:
-                    runnable.append(waiter[i])
+                if waiter[slot[i]] >= 0:
+                    runnable.append(waiter[slot[i]])
             i += 1
         clock[rank], position[rank] = now, i
     _refuse_ring(np.array(position), graph)
@@ -88,42 +87,75 @@ def one_by_one(graph: Graph, costs: Costs) -> FloatArray:
 
 
 def lockstep(graph: Graph, costs: Costs) -> FloatArray:
-    """Return the start of every action, one action at a time of every rank that can act."""
-    seconds, latency, transfer, blocking = costs
-    ranks, actions = len(graph.first) - 1, len(graph.what)
-    # one slot more, that never comes: an idle rank waits for it, and nobody sends to it
-    waits = np.append(graph.waits, actions + 1)
-    waits[waits == NOBODY] = actions
-    arrival = np.full(actions + 2, np.inf)
-    arrival[actions] = 0.0
-    link = np.where(graph.link == NOBODY, 2 * ranks, graph.link)
-    silent = not (transfer.any() or blocking.any())
-    position, last = graph.first[:-1].copy(), graph.first[1:]
-    clock, free = np.zeros(ranks), np.zeros(2 * ranks + 1)
-    start = np.zeros(actions)
+    """Return the start of every action, one action at a time of every rank that can act.
+
+    All ranks are taken along: what one that has to wait would do is written as infinity, and
+    written over in its turn. A rank that is through waits for what never comes.
+    """
+    ranks, slots = len(graph.first) - 1, graph.slots
+    amounts = np.append(np.stack(costs), np.zeros((4, 1)), axis=1)
+    ways = np.stack([slots.result, slots.needed, _with_own(graph)])
+    ways = np.append(ways, [[slots.never], [slots.never], [3 * ranks]], axis=1)
+    arrival = np.full(slots.size, np.inf)
+    arrival[slots.free] = 0.0
+    silent = not (costs.transfer.any() or costs.blocking.any())
+    first, packed, bits = _packed(graph)
+    position, clock = first.copy(), np.zeros(ranks)
+    free, start = np.zeros(3 * ranks + 1), np.empty(len(packed))
     while True:
-        ready = arrival[waits[position]]
-        go = np.flatnonzero(ready < np.inf)
-        if not len(go):
+        coming = packed.take(position)
+        doing = np.right_shift(coming, bits, dtype=np.int64)
+        coming &= (1 << bits) - 1
+        result, needed, link = ways.take(doing, axis=1)
+        needed += coming
+        now = arrival.take(needed)
+        go = now < np.inf
+        if not go.any():
             break
-        at = position[go]
-        now = np.maximum(clock[go], ready[go])
-        start[at] = now
-        now += seconds[at]
+        np.maximum(clock, now, out=now)
+        start[position] = now
+        seconds, latency, transfer, blocking = amounts.take(doing, axis=1)
+        now += seconds
+        result += coming
         if silent:
-            arrival[at] = now + latency[at]
+            arrival[result] = now + latency
         else:
-            over = link[at]
-            free[-1] = 0.0
-            sent = np.maximum(now, free[over]) + transfer[at]
-            free[over] = sent
-            arrival[at] = sent + latency[at]
-            now += blocking[at]
-        clock[go] = now
-        at += 1
-        position[go] = np.where(at == last[go], actions, at)
-    _refuse_ring(np.where(position == actions, last, position), graph)
-    return start
+            before = free.take(link)
+            sent = np.maximum(now, before)
+            sent += transfer
+            free[link] = np.where(go, sent, before)
+            sent += latency
+            arrival[result] = sent
+            now += blocking
+        np.copyto(clock, now, where=go)
+        position += go
+    _refuse_ring(position - first + graph.first[:-1], graph)
+    ends = first + np.diff(graph.first)
+    return np.concatenate([start[a:b] for a, b in zip(first, ends, strict=True)])
+
+
+def _packed(graph: Graph) -> tuple[IntArray, NDArray[np.signedinteger], int]:
+    """Return where each rank begins, and (what, micro-batch) of every action in one number.
+
+    The micro-batch is in the lowest bits, whose number comes last. Behind a rank's actions there
+    are some that are none: the one after all that there are, which never begins.
+    """
+    bits, nothing = graph.order.each.bit_length(), len(graph.link)
+    first = graph.first[:-1] + APART * np.arange(len(graph.first) - 1)
+    count = len(graph.what) + APART * len(first)
+    sort = np.dtype(np.int32 if nothing < (1 << 31 - bits) else np.int64)
+    out: NDArray[np.signedinteger] = np.full(count, nothing << bits, dtype=sort)
+    numbers = (graph.what.astype(sort) << bits) | graph.microbatch
+    for a, b, at in zip(graph.first, graph.first[1:], first, strict=False):
+        out[at : at + b - a] = numbers[a:b]
+    return first, out, bits
+
+
+def _with_own(graph: Graph) -> IntArray:
+    """Return every link, and one of the rank's own for what it sends to nobody."""
+    ranks = len(graph.first) - 1
+    own = np.tile(2 * ranks + graph.order.rank_of, len(graph.link) // graph.order.shape.stages)
+    return np.where(graph.link == NOBODY, own, graph.link)
 
 
 def _refuse_ring(position: np.ndarray, graph: Graph) -> None:

@@ -68,6 +68,14 @@ def rounds_of(name: str, shape: Shape) -> int:
     return shape.ranks if shape.microbatches % shape.ranks == 0 else 0
 
 
+def laps_of(name: str) -> tuple[int, int]:
+    """Return the micro-batches a rank in which a steady phase is looked for, at first and at last.
+
+    Interleaved 1F1B warms up for so long that none shows in fewer than eight.
+    """
+    return (8, 12) if name == "interleaved" else (6, 12)
+
+
 def shorter(name: str, shape: Shape, laps: int) -> Shape | None:
     """Return the same pipeline with some `laps` * ranks micro-batches, None if that is no less."""
     turn = rounds_of(name, shape) * (2 if name == "dualpipe" else 1)
@@ -100,7 +108,7 @@ def extended(
     last = np.arange(window.end, window.end + turn)
     busy, blocked = (
         rounds * _of_ranks(graph, table[:, last], seconds)
-        for seconds in (line.end_s - line.start_s, line.sending_s)
+        for seconds in (line.seconds[graph.what], line.sending_s)
     )
     assert each >= window.end + turn
     return Outcome(line.makespan_s + rounds * period, line.busy_s + busy, line.blocked_s + blocked)
@@ -110,7 +118,7 @@ def _table(graph: Graph) -> IntArray:
     """Return the place of every action by (kind, stage) and micro-batch, -1 where there is none."""
     order = graph.order
     stages = order.shape.stages
-    microbatch = np.concatenate([rows[:, 2] for rows in order.actions])
+    microbatch = graph.microbatch
     table = np.full((TOGETHER * stages, order.each), -1, dtype=np.int64)
     table[graph.what % (TOGETHER * stages), microbatch] = np.arange(len(microbatch))
     return table[(table >= 0).any(axis=1)]
@@ -122,7 +130,7 @@ def _window(graph: Graph, table: IntArray, turn: int) -> _Window | None:
     An action stands as another where both are of a kind and follow actions of the same kind and
     stage, as many micro-batches away.
     """
-    microbatch = np.concatenate([rows[:, 2] for rows in graph.order.actions]).astype(np.int64)
+    microbatch = graph.microbatch.astype(np.int64)
     away, before = _before(graph, microbatch)
     held = table >= 0
     sign = np.where(held, graph.what[table], -1)
@@ -149,8 +157,9 @@ def _before(graph: Graph, microbatch: IntArray) -> tuple[IntArray, IntArray]:
 
 def _reach(graph: Graph, microbatch: IntArray, begin: int) -> int:
     """Return the most micro-batches between two messages that follow each other on a link."""
-    order = np.argsort(graph.link, kind="stable")
-    link, which = graph.link[order], microbatch[order]
+    links = graph.link[graph.what]
+    order = np.argsort(links, kind="stable")
+    link, which = links[order], microbatch[order]
     follows = (link[1:] == link[:-1]) & (link[1:] >= 0) & (which[1:] >= begin)
     gaps = np.abs(np.diff(which))[follows]
     return int(gaps.max(initial=0))

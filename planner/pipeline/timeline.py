@@ -26,36 +26,50 @@ Release = Literal["weight", "input"]
 
 @dataclass(frozen=True)
 class Timeline:
-    """Start and end of every action, rank after rank; `sending_s` is what its sender waited."""
+    """Start of every action, rank after rank; the rest follows from what each kind takes.
+
+    `seconds` and `blocking` are those of every `graph.what`: computing, and waiting for a send.
+    """
 
     order: Order
     graph: Graph
     start_s: FloatArray
-    end_s: FloatArray
-    sending_s: FloatArray
+    seconds: FloatArray
+    blocking: FloatArray
 
     def of(self, rank: int) -> slice:
         """Return where a rank's actions stand."""
         return slice(int(self.graph.first[rank]), int(self.graph.first[rank + 1]))
 
     @cached_property
+    def end_s(self) -> FloatArray:
+        """Return the end of every action."""
+        return self.start_s + self.seconds[self.graph.what]
+
+    @cached_property
+    def sending_s(self) -> FloatArray:
+        """Return what the sender of each action's result waited for the send."""
+        return self.blocking[self.graph.what]
+
+    @cached_property
     def makespan_s(self) -> float:
         """Return the seconds from the first forward to the last gradient."""
-        return float(self.end_s.max())
+        return float(self._last_end_s.max())
 
     @cached_property
     def busy_s(self) -> FloatArray:
         """Return the seconds that each rank computes."""
-        return self._per_rank(self.end_s - self.start_s)
+        return self._per_rank(self.seconds)
 
     @cached_property
     def blocked_s(self) -> FloatArray:
         """Return the seconds that each rank spends on sends and can do nothing else.
 
-        A send that ends after the last action of all counts up to there.
+        A send that ends after the last action of all counts up to there: only a rank's last can.
         """
-        late = np.maximum(self.end_s + self.sending_s - self.makespan_s, 0.0)
-        return self._per_rank(self.sending_s - np.minimum(late, self.sending_s))
+        last = self.blocking[self.graph.what[self.graph.first[1:] - 1]]
+        late = np.maximum(self._last_end_s + last - self.makespan_s, 0.0)
+        return self._per_rank(self.blocking) - np.minimum(late, last)
 
     @cached_property
     def idle_s(self) -> FloatArray:
@@ -77,8 +91,24 @@ class Timeline:
         """Return the share of all ranks' time that is waiting."""
         return float(self.idle_s.mean()) / self.makespan_s if self.makespan_s else 0.0
 
-    def _per_rank(self, amount: FloatArray) -> FloatArray:
-        return np.add.reduceat(amount, self.graph.first[:-1])
+    @cached_property
+    def _last_end_s(self) -> FloatArray:
+        """Return the end of each rank's last action."""
+        last = self.graph.first[1:] - 1
+        return self.start_s[last] + self.seconds[self.graph.what[last]]
+
+    @cached_property
+    def _counts(self) -> IntArray:
+        """Return how many actions there are of each kind and stage."""
+        return np.bincount(self.graph.what, minlength=len(self.seconds))
+
+    def _per_rank(self, each: FloatArray) -> FloatArray:
+        """Return what all actions of each rank take, one of every kind and stage taking `each`."""
+        order = self.order
+        stages = (self._counts * each).reshape(-1, order.shape.stages).sum(axis=0)
+        ranks: FloatArray = np.zeros(order.shape.ranks)
+        np.add.at(ranks, order.rank_of, stages)
+        return ranks
 
     def in_flight(self, rank: int) -> tuple[FloatArray, IntArray]:
         """Return (time, chunks of activations held from then on) at each change of a rank.

@@ -14,14 +14,16 @@ if TYPE_CHECKING:
     from planner.place.check import PlacementError, check_placement
     from planner.place.clock import Clock, contended
     from planner.place.hosts import FreeNodes, free_nodes, nodes_from_file, with_hosts
-    from planner.place.placing import loads_of, place
-    from planner.place.traffic import Load, flows_of
+    from planner.place.placing import loads_of, place, trades_of
+    from planner.place.relax import kinds_of, left_out
+    from planner.place.traffic import TIERS, Load, flows_of
     from planner.place.tree import Tree
 
 _HOME = {
     "Clock": "clock",
     "Load": "traffic",
     "RULES": "certificate",
+    "TIERS": "traffic",
     "Rule": "certificate",
     "Tree": "tree",
     "FreeNodes": "hosts",
@@ -30,15 +32,19 @@ _HOME = {
     "contended": "clock",
     "flows_of": "traffic",
     "free_nodes": "hosts",
+    "kinds_of": "relax",
+    "left_out": "relax",
     "loads_of": "placing",
     "nodes_from_file": "hosts",
     "place": "placing",
     "rule_named": "certificate",
+    "trades_of": "placing",
     "with_hosts": "hosts",
 }
 
 __all__ = [
     "RULES",
+    "TIERS",
     "Clock",
     "FreeNodes",
     "Load",
@@ -49,10 +55,13 @@ __all__ = [
     "contended",
     "flows_of",
     "free_nodes",
+    "kinds_of",
+    "left_out",
     "loads_of",
     "nodes_from_file",
     "place",
     "rule_named",
+    "trades_of",
     "with_hosts",
 ]
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from types import MappingProxyType
 
 import numpy as np
@@ -16,10 +16,12 @@ from planner.place.general import arrange
 from planner.place.groups import IntArray
 from planner.place.hosts import FreeNodes
 from planner.place.packing import pack
-from planner.place.relax import many, too_few_domains, too_few_nodes, uneven
+from planner.place.relax import left_out, many, too_few_domains, too_few_nodes, uneven
 from planner.place.tree import Tree
 from planner.plan import Layout
 from planner.specs.cluster import ClusterSpec
+from planner.specs.links import FabricKind
+from planner.specs.mixing import type_of_node
 
 NAMED = 3
 """Leafs that are named where more could be."""
@@ -37,6 +39,8 @@ class Job:
     usable: IntArray
     thinned: bool = False
     """Whether nodes run fewer ranks than they could if enough of them were whole."""
+    others: Mapping[str, str] = field(default_factory=dict)
+    """Why hosts are avoided that are not unhealthy: slow, or busy."""
 
     @property
     def nodes(self) -> int:
@@ -85,7 +89,7 @@ def job_of(
     for ranks in counts:
         usable = free.with_gpus(ranks)
         if layout.gpus // ranks <= len(usable):
-            return Job(cluster, layout, free, tree, ranks, usable, ranks < counts[0])
+            return Job(cluster, layout, free, tree, ranks, usable, ranks < counts[0], others)
     raise too_few_nodes(cluster, layout, counts[0], free, others)
 
 
@@ -187,11 +191,44 @@ def notes_of(job: Job) -> list[str]:
         notes.append(_thinned(job))
     elif job.ranks < min(job.cluster.node.gpus, job.layout.gpus):
         notes.append(uneven(job.cluster, job.layout, job.ranks))
-    if left_out := job.cluster.nodes - len(job.usable):
-        notes.append(f"{many(left_out, 'node')} with fewer than {job.ranks} healthy GPUs left out")
+    for kind, nodes in left_out(job.free, job.ranks, job.others).items():
+        few = f"{many(nodes, 'node')} with fewer than {job.ranks} healthy GPUs"
+        notes.append(f"{few if kind == 'unhealthy' else many(nodes, f'{kind} node')} left out")
     if spare := len(job.usable) - job.nodes:
         notes.append(many(spare, "spare node"))
     return notes
+
+
+def rails_said(job: Job, gpus: IntArray) -> list[str]:
+    """Return how many nodes run their ranks on other GPUs than most do, on a rail fabric.
+
+    `gpus` is the GPU of every rank. Their peers are on other rails; that is not priced.
+    """
+    if job.cluster.fabric.kind is not FabricKind.RAIL or job.ranks == job.cluster.node.gpus:
+        return []
+    slots, counts = np.unique(gpus.reshape(-1, job.ranks), axis=0, return_counts=True)
+    odd = int(counts.sum() - counts.max())
+    if len(slots) == 1 or job.nodes == 1:
+        return []
+    return [
+        f"{many(odd, 'node')} with ranks on other rails than their peers: what they exchange "
+        "changes rail inside a node or above the leaf, which is not priced"
+    ]
+
+
+def types_said(job: Job, nodes: IntArray) -> list[str]:
+    """Return how many pipelines stand on nodes of one type, where the cluster mixes several."""
+    if not job.cluster.mix:
+        return []
+    types = np.array(type_of_node(job.cluster), dtype=np.int64)[nodes]
+    layout = job.layout
+    by_pipeline = np.repeat(types, job.ranks).reshape(layout.pp, layout.dp, -1)
+    one = int((by_pipeline == by_pipeline[:1, :, :1]).all(axis=(0, 2)).sum())
+    if one == layout.dp:
+        kinds = [job.cluster.mix[n].name for n in np.unique(types).tolist()]
+        alone = f" ({kinds[0]})" if len(kinds) == 1 else ""
+        return [f"every pipeline stands on nodes of one type{alone}"]
+    return [f"{one:,} of {many(layout.dp, 'pipeline')} on nodes of one type, the others on several"]
 
 
 def spares_said(job: Job, nodes: IntArray) -> list[str]:

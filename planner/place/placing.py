@@ -12,7 +12,9 @@ from planner.place.arranging import (
     hostname_order,
     job_of,
     notes_of,
+    rails_said,
     spares_said,
+    types_said,
 )
 from planner.place.bound import least_loads
 from planner.place.certificate import Choice, Rule, certificate
@@ -75,7 +77,8 @@ def place(
     """
     before = moved_from.gpus_per_node if moved_from else None
     free = free_nodes(cluster, unhealthy)
-    job = job_of(cluster, layout, free, others=kinds_of(cluster, busy, slow), ranks_before=before)
+    others = kinds_of(cluster, unhealthy, busy, slow)
+    job = job_of(cluster, layout, free, others=others, ranks_before=before)
     found = arranged(job, keep=keep_ep_in_domain)
     by_name = hostname_order(job)
     choice = _chosen(job, found, by_name, clock, pipelines)
@@ -95,6 +98,8 @@ def place(
         notes=[
             *(found.notes if choice.nodes is found.nodes else ()),
             *notes_of(job),
+            *rails_said(job, gpus_of(free, choice.nodes, job.ranks)),
+            *types_said(job, choice.nodes),
             *spares_said(job, choice.nodes),
             *choice.notes,
         ],
@@ -118,6 +123,19 @@ def loads_of(
     if clock.layout.tp <= job.cluster.node.gpus:
         maps[BY_NAME] = hostname_order(job)
     return loads(clock, tree, job.ranks, maps, found.cells)
+
+
+def trades_of(free: FreeNodes, tree: Tree, clock: Clock) -> list[list[Load]]:
+    """Return, per tier, loads of which that of any map is at least one (`planner.place.bound`).
+
+    Raises InfeasibleError where there are no maps.
+    """
+    job = job_of(clock.context.cluster, clock.layout, free, tree=tree)
+    return least_loads(job.layout, job.ranks, _switches(job))
+
+
+def _switches(job: Job) -> tuple[IntArray, IntArray]:
+    return job.tree.leaf[job.usable], job.tree.pod[job.usable]
 
 
 def _chosen(
@@ -148,8 +166,7 @@ def _bound(job: Job, clock: Clock) -> float:
     """Return a step time that no map on the usable nodes beats."""
     if not clock.contended:
         return clock.bound()
-    switches = (job.tree.leaf[job.usable], job.tree.pod[job.usable])
-    return clock.bound(least_loads(job.layout, job.ranks, switches))
+    return clock.bound(least_loads(job.layout, job.ranks, _switches(job)))
 
 
 def _least_moved(

@@ -18,7 +18,7 @@ from planner.place.hosts import FreeNodes, free_nodes
 from planner.plan import Layout
 from planner.specs.cluster import ClusterSpec
 
-HELPED = {"busy": "freed", "unhealthy": "repaired", "slow": "used all the same"}
+HELPED = {"unhealthy": "repaired", "slow": "used all the same", "busy": "freed"}
 """What makes up for missing nodes, by why they are left out."""
 
 
@@ -39,18 +39,40 @@ def too_few_nodes(
     return InfeasibleError(message, hint=_any_of(ways))
 
 
-def kinds_of(cluster: ClusterSpec, busy: Sequence[str], slow: Sequence[str]) -> dict[str, str]:
-    """Return which hosts are avoided though nothing is broken, and why."""
+def kinds_of(
+    cluster: ClusterSpec, unhealthy: Sequence[str], busy: Sequence[str], slow: Sequence[str]
+) -> dict[str, str]:
+    """Return which hosts are avoided though nothing is broken, and why.
+
+    `unhealthy` is all that is avoided; what is named there once more than by the others is broken,
+    whatever else it is.
+    """
     whole = dict.fromkeys(busy, "busy")
-    hosts = free_nodes(cluster, slow)
-    names = (hosts.hosts[n] for n in np.flatnonzero(~hosts.healthy.all(axis=1)).tolist())
-    return dict.fromkeys(names, "slow") | whole if slow else whole
+    if not slow:
+        return whole
+    broken = Counter(unhealthy) - Counter(slow) - Counter(busy)
+    named = dict.fromkeys(_touched(cluster, slow), "slow") | whole
+    for host in _touched(cluster, list(broken)) if broken else ():
+        named.pop(host, None)
+    return named
+
+
+def _touched(cluster: ClusterSpec, words: Sequence[str]) -> list[str]:
+    """Return the hosts of which `words` names a GPU or all."""
+    found = free_nodes(cluster, words)
+    return [found.hosts[n] for n in np.flatnonzero(~found.healthy.all(axis=1)).tolist()]
+
+
+def left_out(free: FreeNodes, ranks: int, others: Mapping[str, str]) -> dict[str, int]:
+    """Return how many nodes have no `ranks` GPUs to use, by why: unhealthy, slow, busy."""
+    short = np.flatnonzero(free.healthy.sum(axis=1) < ranks).tolist()
+    counts = Counter(others.get(free.hosts[node], "unhealthy") for node in short)
+    return {kind: counts[kind] for kind in HELPED if counts[kind]}
 
 
 def _lent_nodes(free: FreeNodes, ranks: int, short: int, others: Mapping[str, str]) -> list[str]:
     """Return the smallest sets of left-out nodes that would make up for what is missing."""
-    left_out = np.flatnonzero(free.healthy.sum(axis=1) < ranks).tolist()
-    counts = Counter(others.get(free.hosts[node], "unhealthy") for node in left_out)
+    counts = left_out(free, ranks, others)
     for size in range(1, len(counts) + 1):
         sets = [s for s in combinations(sorted(counts), size) if sum(counts[k] for k in s) >= short]
         if sets:

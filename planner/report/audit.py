@@ -20,7 +20,8 @@ if TYPE_CHECKING:
     from planner.explanation import Audit, Explanation
     from planner.plan import Layout
 
-NAMES_SHOWN = 12
+NAMES_SHOWN = 200
+"""Settings that are named; a job of hundreds is rather a hostile file than a job."""
 TOLD = ("tp", "pp", "dp", "zero", "micro_batch")
 PLAIN = ("1", "0", "none", "all-reduce")
 """Values of a layout that are told only of the fields in `TOLD`."""
@@ -34,10 +35,16 @@ def job_report(found: Mapping[str, Any]) -> RenderableType:
     given = ", ".join(f"{n}={v}" for n, v in found["given"].items() if _tells(n, v))
     parts: list[RenderableType] = [title(head), indented(given), indented(_work(work))]
     parts += section("Assumed", found["assumed"])
-    if names := found["ignored"]:
-        more = len(names) - NAMES_SHOWN
-        tail = f", and {more:,} more (--json has them all)" if more > 0 else ""
-        parts += section("Settings left aside", [", ".join(names[:NAMES_SHOWN]) + tail])
+    idle = set(found["without_effect"])
+    others = [name for name in found["ignored"] if name not in idle]
+    for heading, names in (
+        ("Settings left aside: what they change is not told here", others),
+        ("Settings that change neither layout nor memory nor speed", sorted(idle)),
+    ):
+        if names:
+            more = len(names) - NAMES_SHOWN
+            tail = f", and {more:,} more (--json has them all)" if more > 0 else ""
+            parts += section(heading, [", ".join(names[:NAMES_SHOWN]) + tail])
     return Group(*parts)
 
 

@@ -9,7 +9,7 @@ from rich.console import RenderableType
 from planner.plan import Estimate, Plan, RankedPlan
 from planner.report.parts import indented, title
 from planner.report.text import printable
-from planner.units import GIB, seconds
+from planner.units import GIB, figure, seconds
 
 LEAST_SHARE_OF_STEP = 5e-4
 LEAST_BYTES = 0.05 * GIB
@@ -53,7 +53,7 @@ def _by_objective(plan: Plan, second: RankedPlan) -> list[str]:
     if not ours or theirs is None or ours == theirs:
         return []
     unit = printable(plan.objective.unit)
-    return [f"{theirs:,.5g} {unit} in place of {ours:,.5g} ({theirs / ours - 1:+.1%})"]
+    return [f"{figure(theirs)} {unit} in place of {figure(ours)} ({theirs / ours - 1:+.1%})"]
 
 
 def differences(ours: Estimate, theirs: Estimate) -> list[str]:

@@ -9,7 +9,7 @@ from rich.console import Console, ConsoleOptions, Group, RenderableType, RenderR
 from rich.measure import Measurement
 from rich.table import Table
 
-from planner.plan import Layout, RankedPlan
+from planner.plan import Layout, RankedPlan, option_text
 from planner.report.parts import indented
 from planner.units import GIB, gib, seconds
 
@@ -35,6 +35,14 @@ COLUMNS = {
 PLAIN = {"vpp": 1, "cp": 1, "ep": 1, "etp": 1, "dp_replicate": 1, "recompute": "none"}
 PLAIN |= {"offload": "none", "dp_sync": "all-reduce"}
 """Values that go without saying when every row has them."""
+OPTIONS = {
+    "precision": "precision",
+    "stack": "stack",
+    "recompute_modules": "modules",
+    "recompute_method": "method",
+    "recompute_layers": "layers",
+}
+"""Field of the workload that --search chose -> heading, where rows differ in it."""
 JOB = {"nodes": "nodes", "global_batch": "batch"}
 """Field of a row -> heading, where rows differ in it."""
 OPTIONAL = ("bubble", "MFU", "tok/s/GPU")
@@ -64,6 +72,7 @@ class _Ranked:
 
     def _table(self, fields: Sequence[str] | None, dropped: Sequence[str]) -> Table:
         jobs = [f for f in JOB if len({getattr(p, f) for p in self.plans}) > 1]
+        jobs += [f for f in OPTIONS if len(_chosen(self.plans, f)) > 1]
         rows = [_cells(plan, fields, dropped, jobs, self.objective) for plan in self.plans]
         table = Table(box=box.SIMPLE_HEAD, pad_edge=False, padding=(0, 1, 0, 0), show_edge=False)
         for heading in rows[0]:
@@ -86,8 +95,10 @@ def ranked_table(plans: Sequence[RankedPlan], objective: str = "step-time") -> R
     limit = gib(plans[0].estimate.memory.limit_bytes)
     lines: list[RenderableType] = [_Ranked(plans, objective)]
     lines.append(indented(f"GiB: peak memory of the fullest GPU; it has {limit} to give"))
-    if same := same_everywhere(layouts, shown_fields(layouts)):
-        lines.append(indented(f"in every row: {same}"))
+    same = [same_everywhere(layouts, shown_fields(layouts))]
+    same += [f"{f}={t}" for f in OPTIONS for t in _only(plans, f)]
+    if any(same):
+        lines.append(indented(f"in every row: {', '.join(filter(None, same))}"))
     if any(p.tie for p in plans):
         lines.append(indented("\u2248 too close to #1 to be told apart from it"))
     if any(p.estimate.memory.at_risk and not _over(p) for p in plans):
@@ -96,6 +107,17 @@ def ranked_table(plans: Sequence[RankedPlan], objective: str = "step-time") -> R
         lines.append(indented("! does not fit in memory"))
     lines += [indented(f"#{p.rank} is {p.note}") for p in plans if p.note]
     return Group(*lines)
+
+
+def _chosen(plans: Sequence[RankedPlan], field: str) -> set[str]:
+    """Return what --search chose for a field, over all rows that it was searched for."""
+    return {option_text(p.options[field]) for p in plans if field in p.options}
+
+
+def _only(plans: Sequence[RankedPlan], field: str) -> list[str]:
+    """Return the one choice of all rows, where there is one that does not go without saying."""
+    chosen = _chosen(plans, field)
+    return [*chosen] if len(chosen) == 1 and chosen != {"-"} else []
 
 
 def shown_fields(layouts: Sequence[Layout]) -> list[str]:
@@ -140,7 +162,9 @@ def _cells(
     """Return heading -> text of one row; without `fields` the layout is one text."""
     estimate, memory = plan.estimate, plan.estimate.memory
     mark = "!" if _over(plan) else "*" if memory.at_risk else " "
-    cells = {"#": str(plan.rank)} | {JOB[f]: f"{getattr(plan, f) or 0:,}" for f in jobs}
+    cells = {"#": str(plan.rank)}
+    cells |= {JOB[f]: f"{getattr(plan, f) or 0:,}" for f in jobs if f in JOB}
+    cells |= {OPTIONS[f]: option_text(plan.options.get(f)) for f in jobs if f in OPTIONS}
     if fields is None:
         cells["layout"] = plan.layout.short().replace(",", " ")
     else:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 from rich import box
@@ -11,8 +12,9 @@ from rich.table import Table
 from rich.text import Text
 
 from planner.objectives import pareto
-from planner.plan import Chosen, FrontPoint, Plan, Sensitivity, Size, WhatIf
+from planner.plan import Chosen, FrontPoint, Plan, Sensitivity, Size, WhatIf, option_text
 from planner.report.parts import indented, title
+from planner.report.ranked import OPTIONS
 from planner.report.text import printable
 from planner.units import GIB, count, many, seconds
 
@@ -68,7 +70,8 @@ def sizes_section(plan: Plan) -> list[RenderableType]:
     batches = len({size.global_batch for size in plan.sizes}) > 1
     own = plan.objective.name not in ("step-time", "memory", "gpus")
     table = _table()
-    headings = ["nodes", *(["batch"] if batches else []), "step", "GiB"]
+    chosen = [OPTIONS[name] for name in shown[0].options]
+    headings = ["nodes", *(["batch"] if batches else []), *chosen, "step", "GiB"]
     for heading in [*headings, *([_short_unit(plan.objective)] if own else [])]:
         table.add_column(heading, justify="right", no_wrap=True)
     table.add_column("best layout", overflow="fold")
@@ -94,17 +97,25 @@ def _worthwhile(plan: Plan, sizes: Sequence[Size]) -> list[Size]:
     """Return the sizes that no smaller one beats in time a token, thinned, the best among them."""
     times = np.array([(size.step_time_s or 0.0) / size.global_batch for size in sizes])
     gpus = np.array([size.gpus for size in sizes], dtype=np.float64)
-    first = (plan.best.layout.gpus, plan.best.global_batch)
+    first = (plan.best.layout.gpus, plan.best.global_batch, plan.best.options)
     rows = set(pareto((gpus, times)).tolist())
-    rows |= {i for i, size in enumerate(sizes) if (size.gpus, size.global_batch) == first}
+    rows |= {i for i, size in enumerate(sizes) if _job(size) == first}
+    if len({size.gpus for size in sizes}) == 1:  # nothing but its options differs
+        rows = set(range(len(sizes)))
+        sizes = [sizes[i] for i in np.argsort(times, kind="stable")]
     good = [sizes[row] for row in sorted(rows)]
-    keys = [(size.gpus, size.global_batch) for size in good]
+    keys = [_job(size) for size in good]
     kept = {*_evenly(len(good), SIZES_SHOWN), *([keys.index(first)] if first in keys else [])}
     return [good[row] for row in sorted(kept)]
 
 
+def _job(size: Size) -> tuple[int, int, dict[str, Any]]:
+    return size.gpus, size.global_batch, size.options
+
+
 def _size_cells(size: Size, goal: Chosen, *, batches: bool, own: bool) -> list[str]:
     cells = [f"  {size.nodes:,}", *([f"{size.global_batch:,}"] if batches else [])]
+    cells += map(option_text, size.options.values())
     cells.append(seconds(size.step_time_s or 0.0))
     cells.append(f"{(size.peak_bytes or 0.0) / GIB:.1f}")
     digits = 1 if goal.name == "energy" else 0
@@ -172,15 +183,28 @@ def sensitivity_section(plan: Plan) -> list[RenderableType]:
     base = plan.best.estimate.step_time_s
     for row in plan.sensitivity:
         cells = [text for case in row.cases for text in _case_cells(case, base)]
-        elasticity = "" if row.elasticity is None else f"{row.elasticity:+.2f}"
+        elasticity = slope(row)
         table.add_row(f"  {printable(row.about)}", *cells, elasticity)
     others = [_other(row, case) for row in plan.sensitivity for case in row.cases if case.layout]
     lines = [
         "step time of this layout with one figure changed, and of the best layout then ('same' "
         "where it is this one); elasticity: per cent of step time for one of the figure",
+        *([ONE_SIDED] if any(row.why_none for row in plan.sensitivity) else []),
         *filter(None, others),
     ]
     return [Text(), title("What the hardware does to it"), table, *map(indented, lines)]
+
+
+ONE_SIDED = (
+    "* where this layout has no room at one factor, the elasticity is told of the other side only"
+)
+
+
+def slope(row: Sensitivity) -> str:
+    """Return the elasticity, with a star where it is one-sided, or that there is none."""
+    if row.elasticity is None:
+        return "none: no room"
+    return f"{row.elasticity:+.2f}" + ("*" if row.why_none else "")
 
 
 def _case_cells(case: WhatIf, base_s: float) -> tuple[str, str]:

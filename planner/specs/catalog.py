@@ -7,13 +7,14 @@ case and punctuation: `Llama-3.1-70B` and `llama31_70b` are the same model.
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
 from planner.errors import SpecError, did_you_mean
 from planner.files import data_folder
-from planner.specs.cluster import Accelerator, ClusterSpec, Leaf
+from planner.specs.accelerator import Accelerator
+from planner.specs.cluster import ClusterSpec, Leaf
 from planner.specs.huggingface import is_config, model_from_config
 from planner.specs.model import ModelSpec
 from planner.specs.parse import parse_yaml, shown
@@ -67,14 +68,62 @@ def load_cluster(text: str) -> ClusterSpec:
     A file may hold only what differs from a cluster that it `extends`. Without `:N` the file's own
     `nodes` hold, else as many as it lists `hosts` (also under `leafs`), else one. Raises SpecError
     when there is no such cluster or it is wrong.
+
+    `A:4+B:16` is a mix of node types, as is a file with `mix: [A:4, B:16]`.
     """
+    if "+" in text and not _exists(text):
+        words = [word.strip() for word in text.split("+")]
+        return _mixed(words, text, f"cluster '{shown(text, 80)}'")
+    data, path, nodes = _cluster_of(text)
+    return _mix_of_file(data, path, nodes) if data.get("mix") else _one_type(data, path, nodes)
+
+
+def _cluster_of(text: str) -> tuple[dict[str, Any], Path, int | None]:
+    """Return the fields of a cluster, its file, and the N of ':N'."""
     name, nodes = _split_nodes(text)
     path = _find("cluster", name)
     data = {"name": path.stem, **_cluster_data(path)}
+    return data, path, nodes
+
+
+def _one_type(data: dict[str, Any], path: Path, nodes: int | None) -> ClusterSpec:
     data.setdefault("nodes", _listed_nodes(data))
     if nodes is not None:
         data["nodes"] = nodes
     return validate(ClusterSpec, data, shown(path))
+
+
+def _mix_of_file(data: Mapping[str, Any], path: Path, nodes: int | None) -> ClusterSpec:
+    """Return the mix that a file names, paths in it from its own folder."""
+    origin, types = shown(path), data["mix"]
+    if not isinstance(types, list) or not all(isinstance(m, str) for m in types):
+        raise SpecError(
+            f"{origin}: field 'mix' must list node types by name or file",
+            hint="such as [dgx-h100:8, old-nodes.yaml]",
+        )
+    if nodes is not None:
+        raise SpecError(f"{origin}: a mix says the nodes of each type itself, without ':{nodes}'")
+    if other := sorted(set(data) - {"name", "mix", "source"}):
+        raise SpecError(
+            f"{origin}: {other[0]!r} stands beside 'mix'",
+            hint="the figures of a mix are those of its types: change them in their own files",
+        )
+    words = [str(path.parent / word) if _is_path(word) else word for word in types]
+    return _mixed(words, str(data["name"]), origin)
+
+
+def _mixed(words: Sequence[str], name: str, origin: str) -> ClusterSpec:
+    """Return the types that `words` name as one cluster."""
+    parts = []
+    for data, path, nodes in map(_cluster_of, words):
+        if data.get("mix"):
+            raise SpecError(f"{origin}: {shown(path)} is a mix itself, and cannot be in another")
+        parts.append(_one_type(data, path, nodes))
+    if len(parts) == 1:
+        return parts[0]
+    from planner.specs.mixing import joined  # noqa: PLC0415 - few clusters are mixes
+
+    return joined(parts, name, origin)
 
 
 def load_cluster_over(text: str, path: Path) -> ClusterSpec:
@@ -191,11 +240,19 @@ def _split_nodes(text: str) -> tuple[str, int | None]:
 
 def _find(kind: Kind, text: str) -> Path:
     """Return the file of a shipped name, or the path that `text` is."""
-    if "/" in text or text.lower().endswith(_SUFFIXES):
+    if _is_path(text):
         return Path(text)
     if path := _shipped_as(kind, text):
         return path
     return Path(text) if _exists(text) else _shipped_path(kind, text, "")
+
+
+def _is_path(text: str) -> bool:
+    return (
+        "/" in text
+        or text.rpartition(":")[0].lower().endswith(_SUFFIXES)
+        or (text.lower().endswith(_SUFFIXES))
+    )
 
 
 def _shipped_path(kind: Kind, name: str, origin: str) -> Path:

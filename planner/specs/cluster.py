@@ -8,14 +8,12 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterator
-from enum import StrEnum
 from functools import cached_property
 from itertools import groupby
 from typing import Any, Literal, NamedTuple, Self
 
 from pydantic import (
     Field,
-    NonNegativeFloat,
     NonNegativeInt,
     PositiveFloat,
     PositiveInt,
@@ -23,150 +21,13 @@ from pydantic import (
     model_validator,
 )
 
+from planner.specs.accelerator import Accelerator
 from planner.specs.figures import StackFigures
 from planner.specs.hostlist import expand
+from planner.specs.links import Fabric, FabricKind, ScaleUp
 from planner.specs.profiles import STACKS
 from planner.specs.record import Record
-from planner.units import GB, GIB, TERA
-
-Collective = Literal["all_reduce", "all_gather", "reduce_scatter", "all_to_all"]
-
-
-class GemmFit(Record):
-    """Matrix-multiply time, t0 + 2mnk/(peak * emax * derate) * (1+m0/m)(1+n0/n)(1+k0/k)."""
-
-    t0_us: NonNegativeFloat = Field(description="Launch time of one kernel.")
-    emax: PositiveFloat = Field(le=1, description="Share of the dense peak reached by huge shapes.")
-    m0: NonNegativeFloat = 0.0
-    n0: NonNegativeFloat = 0.0
-    k0: NonNegativeFloat = 0.0
-    derate: PositiveFloat = Field(
-        1.0, le=1.5, description="Sustained in training / in the benchmark."
-    )
-
-
-class AttentionFit(Record):
-    """Fused attention: share of the dense 16-bit peak that the forward kernel sustains."""
-
-    te: PositiveFloat = Field(le=1, description="cuDNN / FlashAttention-3 class kernels.")
-    fa2: PositiveFloat = Field(le=1, description="FlashAttention-2 class kernels.")
-
-
-class Accelerator(Record):
-    """One GPU as the planner sees it: what one rank owns."""
-
-    name: str = Field(min_length=1, max_length=200)
-    vendor: Literal["nvidia", "amd", "intel", "other"] = "nvidia"
-    memory_gib: PositiveFloat = Field(description="On the datasheet.")
-    usable_memory_gib: PositiveFloat = Field(description="What a process can allocate.")
-    hbm_gb_per_s: PositiveFloat
-    peak_tflops: dict[Literal["fp32", "tf32", "bf16", "fp16", "fp8", "fp4"], PositiveFloat] = Field(
-        description="Dense, never the sparse figure."
-    )
-    gemm: GemmFit = Field(description="16-bit matrix multiplies.")
-    gemm_fp8: GemmFit | None = None
-    attention: AttentionFit
-    price_usd_per_hour: PositiveFloat | None = None
-    tdp_w: PositiveFloat | None = None
-    sources: dict[str, str] = Field(description="Field name -> where its figure comes from.")
-
-    @model_validator(mode="after")
-    def _memory_agrees(self) -> Self:
-        if self.usable_memory_gib > self.memory_gib:
-            raise ValueError(
-                f"usable_memory_gib ({self.usable_memory_gib}) is more than "
-                f"memory_gib ({self.memory_gib})"
-            )
-        if "bf16" not in self.peak_tflops and "fp16" not in self.peak_tflops:
-            raise ValueError("peak_tflops needs bf16 or fp16")
-        return self
-
-    @property
-    def usable_memory_bytes(self) -> float:
-        """Return the memory that a process can allocate, in bytes."""
-        return self.usable_memory_gib * GIB
-
-    @property
-    def hbm_bytes_per_s(self) -> float:
-        """Return the datasheet memory bandwidth in bytes per second."""
-        return self.hbm_gb_per_s * GB
-
-    def peak_flops_per_s(self, precision: str) -> float:
-        """Return the dense peak of `precision` ('bf16', 'fp16', 'fp8', 'fp32') in FLOP/s.
-
-        A GPU without bf16 (V100) runs 16-bit work in fp16, and the other way round; one without
-        fp8 (or without any fp32 figure) falls back to 16 bit.
-        """
-        order = {"fp8": ("fp8", "bf16", "fp16"), "fp16": ("fp16", "bf16"), "fp32": ("tf32", "fp32")}
-        for name in order.get(precision, ("bf16", "fp16")):
-            if name in self.peak_tflops:
-                return self.peak_tflops[name] * TERA
-        return self.peak_flops_per_s("bf16")
-
-
-class CollectiveFit(Record):
-    """Measured collective in one scale-up domain: alpha + V/bandwidth + gamma*sqrt(V).
-
-    V is bytes * 2(n-1)/n for all_reduce and bytes * (n-1)/n for the others, `bytes` being the
-    whole buffer as nccl-tests counts it.
-    """
-
-    op: Collective
-    gpus: PositiveInt
-    alpha_us: NonNegativeFloat
-    gb_per_s: PositiveFloat
-    gamma_us_per_sqrt_kb: NonNegativeFloat = 0.0
-
-
-class ScaleUp(Record):
-    """The links inside a node, or inside an NVLink domain larger than a node."""
-
-    kind: str = Field(description="For people: 'NVLink 4 + NVSwitch', 'PCIe 4.0', 'xGMI mesh'.")
-    topology: Literal["switch", "mesh", "pcie"] = "switch"
-    gb_per_s: PositiveFloat = Field(
-        description="One direction, per GPU, to all its peers together."
-    )
-    domain_gpus: PositiveInt | None = Field(
-        None, description="GPUs that share these links; default: the GPUs of a node."
-    )
-    latency_us: NonNegativeFloat = 10.0
-    collectives: tuple[CollectiveFit, ...] = ()
-
-    @property
-    def bytes_per_s(self) -> float:
-        """Return one direction of one GPU's links in bytes per second."""
-        return self.gb_per_s * GB
-
-
-class FabricKind(StrEnum):
-    """What a leaf is: one ToR switch, or the switches of one rail-optimised scalable unit."""
-
-    RAIL = "rail"
-    TOR = "tor"
-    FAT_TREE = "fat-tree"
-    NONE = "none"  # a single node
-
-
-class Fabric(Record):
-    """The network between nodes, level by level. Oversubscription 4 means 4:1 going up."""
-
-    kind: FabricKind
-    name: str = Field("", description="For people: 'InfiniBand NDR', 'RoCE', 'EFA v2'.")
-    nodes_per_leaf: PositiveInt | None = Field(
-        None, description="None: every node is one hop away."
-    )
-    leafs_per_pod: PositiveInt | None = Field(None, description="None: one pod.")
-    leaf_oversubscription: PositiveFloat = Field(1.0, ge=1)
-    pod_oversubscription: PositiveFloat = Field(1.0, ge=1)
-    routing_efficiency: PositiveFloat = Field(
-        1.0, le=1, description="Share of an uplink that hashed flows get; 1: none collide."
-    )
-    efficiency: PositiveFloat = Field(
-        0.76, le=1, description="Bus bandwidth / NIC rate, large messages."
-    )
-    all_to_all_efficiency: PositiveFloat = Field(0.85, le=1)
-    latency_us: NonNegativeFloat = Field(25.0, description="First byte between two nodes.")
-    step_latency_us: NonNegativeFloat = Field(5.4, description="Each further step of a ring.")
+from planner.units import GB, GIB
 
 
 class Node(Record):
@@ -248,6 +109,12 @@ class ClusterSpec(Record):
     )
     stacks: dict[str, StackFigures] = Field(
         default_factory=dict, description="Training stacks as measured here, by profile."
+    )
+    mix: tuple[ClusterSpec, ...] = Field(
+        (),
+        description="Node types of which this is made; its own figures are the worst of theirs. "
+        "In a file: names or paths with ':N', such as [dgx-h100:8, dgx-a100:16], and nothing else "
+        "beside `name`.",
     )
     sources: dict[str, str] = Field(default_factory=dict)
 

@@ -13,6 +13,7 @@ from pydantic import Field, NonNegativeInt, PositiveFloat, model_validator
 from planner.specs.record import Record
 
 Factor = Annotated[float, Field(gt=0, le=100)]
+Mark = Annotated[str, Field(pattern=r"^[0-9a-f]{10}$")]
 Seconds = Annotated[float, Field(gt=0, le=3600)]
 
 
@@ -41,6 +42,10 @@ class StackFigures(Record):
     )
     high: PositiveFloat | None = Field(None, ge=1, description="The same, 90th percentile.")
 
+    fitted: tuple[Mark, ...] = Field(
+        (), max_length=5000, description="Those runs: `meshwright validate` says which it has seen."
+    )
+
     @model_validator(mode="after")
     def _interval_is_whole(self) -> Self:
         if (self.low is None) != (self.high is None):
@@ -50,4 +55,4 @@ class StackFigures(Record):
     @property
     def numbers(self) -> dict[str, float]:
         """Return the profile's fields that were measured."""
-        return self.model_dump(exclude_none=True, exclude={"runs", "low", "high"})
+        return self.model_dump(exclude_none=True, exclude={"runs", "low", "high", "fitted"})

@@ -24,7 +24,7 @@ def expand(text: str) -> list[str]:
     width. Raises ValueError, naming the part, for what is no such expression.
     """
     out: list[str] = []
-    for word in _words(text):
+    for word in words(text):
         names = _names(word)
         out += itertools.islice(names, MOST_HOSTS + 1 - len(out))
         if len(out) > MOST_HOSTS:
@@ -34,7 +34,7 @@ def expand(text: str) -> list[str]:
     return out
 
 
-def _words(text: str) -> Iterator[str]:
+def words(text: str) -> Iterator[str]:
     """Yield the parts between commas and blanks that stand outside brackets."""
     word, depth = "", 0
     for character in text:

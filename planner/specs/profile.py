@@ -40,6 +40,8 @@ class Stack:
     """Host time of a layer with experts, without CUDA graphs."""
     host_expert_s: float = 1e-4
     """And per local expert."""
+    host_sharded_s: float = 0.0
+    """And of the hooks around a layer under ZeRO-3, where the profile is for other stages too."""
     host_fallback: float = 1.0
     """Host time where micro_batch * heads / tp is no multiple of 4 (unfused softmax falls back)."""
     host_pipeline_tp_s: float = 0.0
@@ -65,6 +67,9 @@ class Stack:
     optimizer: float = 0.85
     bucket_bytes: float = 1.6e8
     """Gradients (and updated parameters) that one collective of data parallelism moves."""
+    bucket_rank_bytes: float = 0.0
+    """The same per rank of the group, where a stack lets its buckets grow with the group so that
+    latency does not; the larger counts."""
     fsdp_contention: float = 0.4
     """Share of the hidden ZeRO-3 traffic that still slows the kernels that hide it."""
     overlap: float = 1.0

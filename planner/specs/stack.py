@@ -16,29 +16,29 @@ from planner.errors import SpecError, did_you_mean
 from planner.specs.profile import Rules, Stack
 from planner.specs.profiles import STACKS
 
-__all__ = ["FLAGS", "STACKS", "Stack", "stack_named", "stack_with"]
+__all__ = ["FLAGS", "STACKS", "Stack", "overlaps_of", "stack_named", "stack_with"]
 
-EP_OVERLAP = 0.101
+EP_OVERLAP = 0.0886
 """Share of the all-to-all that stays exposed when it overlaps computation (fit; 5 to 30 %)."""
-FUSED_MOE = 0.546
+FUSED_MOE = 0.52
 """Memory traffic of fused layers with experts over unfused (fit; Megatron-Bridge 0.5)."""
 DROPPED_HOST_S = 3.4e-3
 """Host time of a layer with experts of static shapes, x 0.74 under partial graphs (fit)."""
-ASYNC_TP = 0.8
+ASYNC_TP = 0.912
 """Share of the tensor-parallel traffic that torch's asynchronous form leaves exposed (fit)."""
-CUDNN_ATTENTION = 0.934
+CUDNN_ATTENTION = 0.957
 """Rate of cuDNN's attention called by torch over the class's figure (fit; torchtitan)."""
-EAGER = 1.88
+EAGER = 2.15
 """Memory traffic of PyTorch without a compiler over with one (fit; torchtitan)."""
-ROWWISE_RATE = 0.925
+ROWWISE_RATE = 0.954
 """Rate of FP8 multiplies with a scale per row over one per tensor (fit; torchao's CUTLASS)."""
-ROWWISE_CAST = 6.56
-CURRENT_CAST = 1.19
+ROWWISE_CAST = 7.7
+CURRENT_CAST = 1.14
 MXFP8_CAST = 1.55
 NVFP4_CAST = 1.67
 """Bytes of casts over FP8's with delayed scaling: a scale per row; current scaling; MXFP8; NVFP4
 (fits; NVFP4's start: 7.5 bytes an element against 4.5)."""
-NVFP4_RATE = 1.98
+NVFP4_RATE = 2.04
 """Rate of multiplies in NVFP4 over FP8: 1.8 on GB200, 1.95 on GB300 (fit to 18 runs)."""
 
 PACKED_TOKENS = 256
@@ -130,6 +130,30 @@ FLAG_RULES: dict[str, tuple[Rules, ...]] = {
     "primus-pipeline": ("any", "megatron"),
 }
 """Flags that only some frameworks have: whose rules a profile must follow to take them."""
+
+
+OVERLAPS: dict[str, tuple[Rules, ...]] = {
+    "async-tp": ("torchtitan",),
+    "ep-overlap": ("megatron",),
+}
+"""Flags that hide traffic and are a user's to switch on: whose frameworks have them."""
+
+
+@lru_cache(maxsize=512)
+def overlaps_of(name: str, *, experts: bool) -> tuple[str, ...]:
+    """Return the flags that would hide more of a stack's traffic than it hides by itself.
+
+    The profile `any` has those of every framework. Exposed gradient traffic is left out: it is
+    never faster.
+    """
+    own, profile = stack_named(name), name.partition("+")[0]
+    found = []
+    for flag, rules in OVERLAPS.items():
+        ((field, exposed),) = FLAGS[flag][1].items()
+        less = exposed < getattr(own, field) and (experts or field != "ep_exposed")
+        if less and (profile == "any" or own.rules in rules):
+            found.append(flag)
+    return tuple(found)
 
 
 @lru_cache(maxsize=512)

@@ -7,7 +7,7 @@ where it ran, so that a resumed sweep writes the bytes of an uninterrupted one.
 from __future__ import annotations
 
 from planner.errors import PlannerError
-from planner.plan import Plan
+from planner.plan import Plan, option_text
 from planner.workflow import PlanRequest, plan
 
 Cell = str | int | float | bool | None
@@ -48,6 +48,7 @@ def _columns(found: Plan) -> Outcome:
         "hint": "",
         "layout": lay.short(),
         "gpus_used": lay.gpus,
+        **{f"search.{name}": option_text(value) for name, value in best.options.items()},
         **layout,
         "step_time_s": cost.step_time_s,
         "tokens_per_s": cost.tokens_per_s,

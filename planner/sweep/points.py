@@ -16,6 +16,7 @@ from planner.place import RULES, rule_named
 from planner.specs.catalog import load_cluster, load_model
 from planner.specs.changing import changed
 from planner.specs.cluster import ClusterSpec
+from planner.specs.mixing import joined
 from planner.specs.model import ModelSpec
 from planner.specs.parse import shown
 from planner.specs.read import validate
@@ -24,6 +25,7 @@ from planner.specs.workload import Workload
 from planner.sweep.evaluate import Cell, Outcome, refusal
 from planner.sweep.study import Settings, Study
 from planner.workflow import PlanRequest
+from planner.workflow.variants import axes_named, refuse_twice
 
 SPEC_FILE = re.compile(r"\.(yaml|yml|json)(:\d+)?$", re.IGNORECASE)
 WORKLOAD = {
@@ -80,7 +82,7 @@ def _refuse_unknown(study: Study, shelf: _Shelf) -> None:
     seen: set[str] = set()
     for settings in study.settings():
         first = first or dict(settings)
-        for name in ("model", "cluster", "stack", "fix"):
+        for name in ("model", "cluster", "stack", "fix", "search"):
             value = settings.get(name)
             key = f"{name} {value}"
             if value is None or key in seen:
@@ -124,11 +126,17 @@ def _load(name: str, text: str, shelf: _Shelf) -> Any:
     """Return what a model, a cluster, a stack or `fix` says; raise SpecError if it says nothing."""
     if name == "stack":
         return stack_named(text)
+    if name == "search":
+        return _axes(text)
     if name == "fix":
         return parse_fix(_pairs({"fix": text}))
     own = SPEC_FILE.search(text) or "/" in text
     place = str(shelf.folder / text) if own else text
     return load_model(place) if name == "model" else load_cluster(place)
+
+
+def _axes(text: str) -> tuple[str, ...]:
+    return axes_named(text.replace(" ", "").split(","))
 
 
 def _point(index: int, settings: Settings, shelf: _Shelf) -> Point:
@@ -145,6 +153,8 @@ def _point(index: int, settings: Settings, shelf: _Shelf) -> Point:
         inputs |= _inputs(workload, fix, settings.get("gpus"))
         rule = rule_named(settings.get("pipelines") or RULES[0], "pipelines")
         inputs |= {"pipelines": rule} if "pipelines" in settings else {}
+        axes = _axes(settings.get("search") or "")
+        inputs |= {"search": ",".join(axes)} if "search" in settings else {}
         request = PlanRequest(
             model,
             cluster,
@@ -153,11 +163,14 @@ def _point(index: int, settings: Settings, shelf: _Shelf) -> Point:
             top=1,
             gpus=_gpus(settings, cluster),
             pipelines=rule,
+            search=axes,
         )
+        refuse_twice(request)
     except PlannerError as error:
         return Point(index, _digest([_as_given(settings)]), inputs, refused=refusal(error))
     parts = [model_id, cluster_id, workload.model_dump(mode="json"), fix, request.gpus]
     parts += [rule] if rule != RULES[0] else []
+    parts += [",".join(axes)] if axes else []
     return Point(index, _digest(parts), inputs, request=request)
 
 
@@ -169,6 +182,7 @@ def _as_given(settings: Settings) -> dict[str, Cell]:
     fix = {"fix": ",".join(f"{k}={v}" for k, v in _pairs(settings).items())}
     dotted = {n: _cell(v) for n, v in settings.items() if "." in n and not n.startswith("fix.")}
     rule = {"pipelines": _cell(settings["pipelines"])} if "pipelines" in settings else {}
+    rule |= {"search": _cell(settings["search"])} if "search" in settings else {}
     return {**known, **work, **fix, **rule, **dotted}
 
 
@@ -245,9 +259,19 @@ def _cluster(settings: Settings, shelf: _Shelf) -> tuple[ClusterSpec, str]:
     key = json.dumps([settings["cluster"], changes], sort_keys=True)
     if key not in shelf.clusters:
         base = _load("cluster", settings["cluster"], shelf)
-        cluster = changed(base, changes, "cluster") if changes else base
+        cluster = _changed_cluster(base, changes) if changes else base
         shelf.clusters[key] = cluster, _digest([cluster.model_dump(mode="json")])
     return shelf.clusters[key]
+
+
+def _changed_cluster(base: ClusterSpec, changes: dict[str, Any]) -> ClusterSpec:
+    """Return a cluster with fields changed; of a mix those of every type."""
+    if not base.mix:
+        return changed(base, changes, "cluster")
+    if "nodes" in changes:
+        raise SpecError(f"nodes: {base.name} says the nodes of each of its types itself")
+    parts = [changed(part, changes, "cluster") for part in base.mix]
+    return joined(parts, base.name, "cluster")
 
 
 def _workload(settings: Settings) -> Workload:

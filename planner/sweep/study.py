@@ -34,6 +34,7 @@ NAMES = {
     "stack": TEXT,
     "fix": FIX,
     "pipelines": TEXT,
+    "search": TEXT,
     "max_memory": NUMBER,
     "risk_memory": NUMBER,
     "expert_imbalance": NUMBER,

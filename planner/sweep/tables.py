@@ -41,7 +41,7 @@ NUMBERS = {
 TRUTHS = {"sp", "at_risk"}
 TEXTS = {
     *("id", "status", "reason", "hint", "model", "cluster", "precision", "stack", "fix"),
-    *("optimizer", "pipelines"),
+    *("optimizer", "pipelines", "search"),
     *("layout", "recompute", "schedule", "offload", "dp_sync", "placement"),
 }
 """Columns by what they hold; `time_s.*` are numbers, others hold what the study gave them."""

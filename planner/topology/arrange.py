@@ -13,13 +13,17 @@ from dataclasses import dataclass
 from itertools import groupby
 
 from planner.errors import SpecError, did_you_mean
-from planner.specs.cluster import ClusterSpec, Fabric, FabricKind, Leaf
+from planner.specs.cluster import ClusterSpec, Leaf
+from planner.specs.links import Fabric, FabricKind
+from planner.specs.mixing import joined
 from planner.specs.read import validate
 from planner.topology.nodes import NodeState, gpu_nodes
 from planner.units import many
 
 UNKNOWN_LEAF = "unknown-leaf"
 NAMED = 3
+_NOT_USED = "of the topology not among the nodes to use"
+_GPU = re.compile(r"[a-z]+[0-9]+[a-z]?")
 
 
 @dataclass(frozen=True)
@@ -47,6 +51,8 @@ def arrange(
     are down are avoided, and busy ones unless `hosts` names them: then the job that keeps them busy
     is taken to be the one that asks. `origin` begins the message of a SpecError.
     """
+    if cluster.mix:
+        return _arranged_mix(cluster, hosts, leafs, states, origin)
     notes: list[str] = []
     others = _other_types(cluster, states or (), notes)
     known = [*leafs] if leafs else _labelled(states or ())
@@ -61,6 +67,84 @@ def arrange(
     return Arranged(arranged, avoid, busy, tuple(notes))
 
 
+def _arranged_mix(
+    cluster: ClusterSpec,
+    hosts: Sequence[str] | None,
+    leafs: Sequence[Leaf] | None,
+    states: Sequence[NodeState] | None,
+    origin: str,
+) -> Arranged:
+    """Return a mix of the real hosts of every type: those the mix lists, or by their GPUs' name."""
+    types = _types_of(cluster, states or ())
+    wanted = list(hosts) if hosts is not None else list(types)
+    if strange := [host for host in wanted if host not in types]:
+        kinds = " or ".join(_family(part) for part in cluster.mix)
+        raise SpecError(
+            f"{origin}: nothing says which node type {_named(strange)} is",
+            hint=f"--node-state, with GPUs named {kinds}; or list the hosts of every type in files "
+            "that the mix names",
+        )
+    parts, said = [], []
+    for at, part in enumerate(cluster.mix):
+        own = [host for host in wanted if types[host] == at]
+        if not own:
+            said.append(f"no node of type {part.name} among the nodes to use")
+            continue
+        # of a mix the part has listed its own leafs; what schedulers say replaces them
+        known = leafs or (None if states is not None or hosts is None else part.leafs)
+        some = [node for node in states or () if types.get(node.host) == at]
+        found = arrange(
+            part.model_copy(update={"mix": ()}),
+            hosts=own if hosts is not None or states is None else None,
+            leafs=known,
+            states=some if states is not None else None,
+            origin=origin,
+        )
+        parts.append(found)
+    if not parts:
+        raise SpecError(f"{origin}: no node to use is left")
+    clusters = [one.cluster for one in parts]
+    whole = joined(clusters, cluster.name, origin) if len(parts) > 1 else clusters[0]
+    return Arranged(
+        whole,
+        tuple(word for one in parts for word in one.avoid),
+        tuple(host for one in parts for host in one.busy),
+        (*said, *_absent(leafs or (), wanted), *_said_of_parts(parts)),
+    )
+
+
+def _absent(leafs: Sequence[Leaf], wanted: Iterable[str]) -> list[str]:
+    """Return how many hosts of the topology are not used."""
+    absent = {host for leaf in leafs for host in leaf.hosts} - set(wanted)
+    return [f"{many(len(absent), 'host')} {_NOT_USED}"] if absent else []
+
+
+def _said_of_parts(parts: Sequence[Arranged]) -> list[str]:
+    """Return what was said of each type; to one type, hosts of the others seem not to be used."""
+    notes = dict.fromkeys(note for one in parts for note in one.notes)
+    return [note for note in notes if not note.endswith(_NOT_USED)]
+
+
+def _types_of(cluster: ClusterSpec, states: Sequence[NodeState]) -> dict[str, int]:
+    """Return which type of a mix each host is, by the name of its GPUs or by its own name."""
+    found: dict[str, int] = {}
+    for at, part in enumerate(cluster.mix):
+        family = _family(part)
+        named = {part.host(node) for node in range(part.nodes)}
+        own = [s.host for s in states if s.gpus != 0 and family in _GPU.findall(s.kind.lower())]
+        found |= dict.fromkeys(own, at)
+        found |= dict.fromkeys((s.host for s in states if s.host in named), at)
+        if not states:
+            found |= dict.fromkeys(named, at)
+    return found
+
+
+def _family(cluster: ClusterSpec) -> str:
+    """Return the word that schedulers know the GPUs by: 'h100'."""
+    found = _GPU.search(cluster.accelerator.name.lower())
+    return found[0] if found else ""
+
+
 def _other_types(
     cluster: ClusterSpec, states: Sequence[NodeState], notes: list[str]
 ) -> frozenset[str]:
@@ -71,8 +155,8 @@ def _other_types(
     kinds = Counter(node.kind for node in states if node.kind and node.gpus != 0)
     if len(kinds) < 2:
         return frozenset()
-    family = re.search(r"[a-z]+[0-9]+[a-z]?", cluster.accelerator.name.lower())
-    own = [kind for kind in kinds if family and family[0] in kind.lower()]
+    family = _family(cluster)
+    own = [kind for kind in kinds if family and family in kind.lower()]
     kept = set(own or [kinds.most_common(1)[0][0]])
     others = [node for node in states if node.kind and node.kind not in kept and node.gpus != 0]
     if others:
@@ -146,8 +230,7 @@ def _under_leafs(
             f"{many(len(strays), 'host')} ({_named(strays)}) not in the topology: taken as one "
             "leaf of their own"
         )
-    if absent := len(listed - wanted):
-        notes.append(f"{many(absent, 'host')} of the topology not among the nodes to use")
+    notes += _absent(leafs, wanted)
     data = cluster.model_dump() | {
         "hosts": None,
         "leafs": tuple(leaf.model_dump() for leaf in placed),

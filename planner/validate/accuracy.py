@@ -45,7 +45,8 @@ def accuracy_page(records: Records, scores: Mapping[str, Any], rows_from: str) -
         f" {_percent(scores, 'median_abs_error')}"
         f" and the 90th percentile {_percent(scores, 'p90_abs_error')}.",
         f"**Median {_percent(usual, 'median_abs_error')}, 90th percentile"
-        f" {_percent(usual, 'p90_abs_error')}** over {usual['n']:,} runs.",
+        f" {_percent(usual, 'p90_abs_error')}** over {usual['n']:,} runs; the mean over sources of"
+        f" their medians is {_percent(scores, 'mean_of_source_medians')}.",
         "## Seen and unseen",
         *_left_out(LEFT_OUT.read_text(encoding="utf-8").splitlines()),
         "## By source",
@@ -54,6 +55,7 @@ def accuracy_page(records: Records, scores: Mapping[str, Any], rows_from: str) -
         _errors(scores["by_stack"], "stack"),
         "## Choosing a layout",
         _family_words(family),
+        _family_table(family["by_source"]),
         "## Memory",
         _memory_words(memory),
         _peak_table(memory["by_source"], "source"),
@@ -122,6 +124,15 @@ def _family_words(family: Mapping[str, Any]) -> str:
         f" the median family, {family['mean_top1_ratio']:.3f} in the mean; Kendall's tau between"
         f" the predicted and the measured order is {family['mean_kendall_tau']:.2f} in the mean."
     )
+
+
+def _family_table(groups: Mapping[str, Mapping[str, Any]]) -> str:
+    rows = [
+        (name, g["n"], *(f"{g[k]:.3f}" for k in ("median_top1_ratio", "mean_top1_ratio")),
+         f"{g['mean_kendall_tau']:.2f}")
+        for name, g in groups.items()
+    ]  # fmt: skip
+    return _table(("source", "families", "median ratio", "mean ratio", "tau"), rows)
 
 
 def _peak_table(groups: Mapping[str, Mapping[str, Any]], what: str) -> str:

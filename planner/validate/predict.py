@@ -21,6 +21,7 @@ from planner.estimate.running import judge
 from planner.layouts.rules import Context
 from planner.layouts.table import Layouts
 from planner.validate.runs import Run
+from planner.validate.seen import seen
 
 GIB = 2**30
 MEMORY_KINDS = {"allocated": "allocated", "active": "allocated", "reserved": "reserved"}
@@ -57,6 +58,7 @@ def _skipped(run: Run) -> dict[str, Any]:
         "status": "skipped",
         "reason": run.reason,
         "assumed": run.assumed,
+        "fitted_to": False,
         "step_time_s_predicted": None,
         "step_time_s_measured": None,
         "error": None,
@@ -93,6 +95,7 @@ def _record(run: Run, time_s: float, shown: float, oom: bool) -> dict[str, Any]:
         "status": "ok",
         "reason": "",
         "assumed": run.assumed,
+        "fitted_to": seen(run.row, run.context.cluster, run.context.workload.stack),
         "stack": run.context.workload.stack,
         "accelerator": run.context.cluster.accelerator.name,
         "step_time_s_predicted": time_s,

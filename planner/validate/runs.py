@@ -163,7 +163,7 @@ def model_of(row: Mapping[str, str]) -> ModelSpec:
         raise NotStatedError("arch_json: not stated")
     try:
         arch = json.loads(row["arch_json"])
-    except (json.JSONDecodeError, RecursionError):
+    except (ValueError, RecursionError):  # no JSON, or a number of thousands of digits
         raise NotStatedError("arch_json: not JSON") from None
     if not isinstance(arch, dict):
         raise NotStatedError("arch_json: not an object")

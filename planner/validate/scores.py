@@ -24,7 +24,10 @@ def summary(records: Records) -> dict[str, Any]:
         "rows": len(records),
         "skipped": sum(r["status"] == "skipped" for r in records),
         "without_stalled": errors(r["error"] for r in usual),
+        "fitted_to": errors(r["error"] for r in usual if r["fitted_to"]),
+        "not_fitted_to": errors(r["error"] for r in usual if not r["fitted_to"]),
         "by_source": by(usual, lambda r: r["source"]),
+        "mean_of_source_medians": mean_of_medians(by(usual, lambda r: r["source"])),
         "by_stack": by(usual, lambda r: r["stack"].split("+")[0]),
         "families": families(timed),
         "memory": memory(records),
@@ -41,14 +44,22 @@ def errors(relative: Iterable[float]) -> dict[str, Any]:
     """Return the median and 90th percentile of |error|, the median error, and how many."""
     e = np.array(list(relative), dtype=np.float64)
     if not len(e):
-        return {"median_abs_error": None, "p90_abs_error": None, "bias": None, "n": 0}
+        nothing = ("median_abs_error", "p90_abs_error", "mean_abs_error", "bias")
+        return {**dict.fromkeys(nothing), "n": 0}
     size = np.abs(e)
     return {
         "median_abs_error": float(np.median(size)),
         "p90_abs_error": float(np.quantile(size, 0.9)),
+        "mean_abs_error": float(size.mean()),
         "bias": float(np.median(e)),
         "n": len(e),
     }
+
+
+def mean_of_medians(groups: Mapping[str, Mapping[str, Any]]) -> float | None:
+    """Return the mean over groups of their median |error|, so that a large one hides no other."""
+    medians = [g["median_abs_error"] for g in groups.values()]
+    return float(np.mean(medians)) if medians else None
 
 
 def by(records: Records, key: Callable[[Mapping[str, Any]], str]) -> dict[str, dict[str, Any]]:
@@ -68,19 +79,26 @@ def families(timed: Records) -> dict[str, Any]:
     for r in timed:
         if r["family"]:
             groups[r["source"] + "\0" + r["family"]].append(r)
-    ratios, taus = [], []
-    for _, rows in sorted(groups.items()):
+    found: dict[str, list[tuple[float, float]]] = defaultdict(list)
+    for name, rows in sorted(groups.items()):
         guess = np.array([r["step_time_s_predicted"] for r in rows])
         truth = np.array([r["step_time_s_measured"] for r in rows])
         if len(rows) < FAMILY_ROWS or len(np.unique(guess)) < 2:
             continue
-        ratios.append(float(truth[guess.argmin()] / truth.min()))
-        taus.append(kendall_tau(guess, truth))
-    if not ratios:
+        ratio = float(truth[guess.argmin()] / truth.min())
+        found[name.split("\0")[0]].append((ratio, kendall_tau(guess, truth)))
+    every = _choices([pair for pairs in found.values() for pair in pairs])
+    return {**every, "by_source": {name: _choices(pairs) for name, pairs in found.items()}}
+
+
+def _choices(pairs: Sequence[tuple[float, float]]) -> dict[str, Any]:
+    """Return the scores of families of which each is a (top-1 ratio, tau)."""
+    if not pairs:
         names = ("median_top1_ratio", "mean_top1_ratio", "mean_kendall_tau")
         return {"n": 0, **dict.fromkeys(names)}
+    ratios, taus = np.array(pairs).T
     return {
-        "n": len(ratios),
+        "n": len(pairs),
         "median_top1_ratio": float(np.median(ratios)),
         "mean_top1_ratio": float(np.mean(ratios)),
         "mean_kendall_tau": float(np.mean(taus)),

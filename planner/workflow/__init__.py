@@ -2,10 +2,8 @@
 
 from planner.workflow.auditing import audit
 from planner.workflow.checking import check
-from planner.workflow.explaining import explain
 from planner.workflow.expressing import nearest_layout, refuse
-from planner.workflow.placing import place
-from planner.workflow.planning import plan
+from planner.workflow.mixing import explain, place, plan
 from planner.workflow.request import PlanRequest
 from planner.workflow.simulating import SimulationRequest, simulate
 from planner.workflow.targets import narrowed, plan_for_target, stack_of

@@ -19,11 +19,14 @@ from planner.layouts.table import IntArray
 from planner.objectives import Aim, Job, Objective, allowed_step_s, lower_envelope, score
 from planner.plan import Search
 from planner.rank import ROUNDS, SHAPE, Ranking, settle
-from planner.workflow.on_fabric import on_fabric
+from planner.units import many
+from planner.workflow.on_fabric import floor_s, map_matters, on_fabric, on_maps
 from planner.workflow.request import PlanRequest
 from planner.workflow.rows import layout_record
 from planner.workflow.spots import placed_layout
 
+MOST_PLACED = 32
+"""Jobs whose leading layouts are placed where several are looked at."""
 LEADING = 4096
 """Rows of one job that are kept where several jobs are looked at, beside the best of each shape."""
 
@@ -108,8 +111,18 @@ def best_spots(found: Sequence[Looked], top: int) -> list[Spot]:
     if not spots:
         return []
     columns = np.concatenate(keys, axis=1)
-    order = np.lexsort((columns[2], columns[1], columns[0]))
-    return [spots[i] for i in order[:top].tolist()]
+    ordered = [spots[i] for i in np.lexsort((columns[2], columns[1], columns[0])).tolist()]
+    return (_one_a_shape(found, ordered) if found[0].request.search else ordered)[:top]
+
+
+def _one_a_shape(found: Sequence[Looked], spots: Sequence[Spot]) -> list[Spot]:
+    """Return the first of each shape: of a layout's variants the best is shown."""
+    first: dict[tuple[int, ...], Spot] = {}
+    for spot in spots:
+        one = found[spot.at]
+        degrees = (int(getattr(one.ranking.layouts, name)[spot.row]) for name in SHAPE)
+        first.setdefault((one.request.workload.global_batch, *degrees), spot)
+    return list(first.values())
 
 
 def settled(found: Sequence[Looked], top: int) -> list[Looked]:
@@ -122,7 +135,9 @@ def settled(found: Sequence[Looked], top: int) -> list[Looked]:
     if len(found) == 1 and by_time:
         return [_settled_by_time(found[0], top)]
     done = _run_shown(found, top)
-    return _placed(done, top) if by_time else _with_room(done)
+    if by_time:
+        return _placed(done, top)
+    return _with_room(_on_maps(done, top) if map_matters(done[0].request) else done)
 
 
 def _run_shown(found: Sequence[Looked], top: int) -> list[Looked]:
@@ -151,13 +166,96 @@ def _settled_by_time(one: Looked, top: int) -> Looked:
 def _placed(found: Sequence[Looked], top: int) -> list[Looked]:
     """Return the jobs with those whose rows are shown timed where they would be placed.
 
-    A map only slows a step down, so a job that is not among the best without one never will be.
+    So are jobs that could still be the best by a bound that holds whatever the map, best first.
     """
-    done, placed = list(found), set[int]()
-    while waiting := [spot.at for spot in best_spots(done, top) if spot.at not in placed]:
+    done, placed, refusals = list(found), set[int](), list[InfeasibleError]()
+    floors = _floors(found)
+    while len(placed) < MOST_PLACED:
+        spots = best_spots(done, top)
+        waiting = [spot.at for spot in spots if spot.at not in placed]
+        waiting = waiting or [at for at in _might_win(done, spots, floors) if at not in placed]
+        if not waiting:
+            return _any_left(done, refusals)
         placed.add(waiting[0])
-        done[waiting[0]] = _on_its_links(done[waiting[0]], top)
-    return done
+        try:
+            done[waiting[0]] = _on_its_links(done[waiting[0]], top)
+        except InfeasibleError as error:
+            done[waiting[0]] = _without_room(done[waiting[0]])
+            refusals.append(error)
+    return _said_open(_any_left(done, refusals), placed, floors)
+
+
+def _said_open(found: list[Looked], placed: set[int], floors: dict[int, float]) -> list[Looked]:
+    """Return the jobs, the best of them with how many others might win if they were placed too."""
+    spots = best_spots(found, 1)
+    left = [at for at in _might_win(found, spots, floors) if at not in placed]
+    if left:
+        first = found[spots[0].at]
+        said = f"{many(len(left), 'more job')} might be better, were their layouts placed too"
+        found[spots[0].at] = replace(first, notes=(*first.notes, said))
+    return found
+
+
+def _without_room(one: Looked) -> Looked:
+    return replace(one, ranking=taken(one.ranking, np.arange(0)))
+
+
+def _any_left(found: list[Looked], refusals: Sequence[InfeasibleError]) -> list[Looked]:
+    """Return the jobs; raises InfeasibleError where none of them can be placed."""
+    if refusals and not best_spots(found, 1):
+        raise refusals[0]
+    return found
+
+
+def _floors(found: Sequence[Looked]) -> dict[int, float]:
+    """Return what the objective makes of each job at the least, wherever its ranks are placed."""
+    return {
+        at: _score(one, floor_s(one.request, one.ranking))
+        for at, one in enumerate(found)
+        if one.meets
+    }
+
+
+def _might_win(
+    found: Sequence[Looked], spots: Sequence[Spot], floors: dict[int, float]
+) -> list[int]:
+    """Return the jobs that may be better than the first of `spots`, most hopeful first."""
+    if not spots:
+        return []
+    first = found[spots[0].at]
+    best = _score(first, float(first.ranking.step_s[spots[0].row]))
+    return sorted((at for at, floor in floors.items() if floor < best), key=floors.__getitem__)
+
+
+def _score(one: Looked, step_s: float) -> float:
+    time = np.array([step_s])
+    return float(score(one.request.aim, one.job, time, np.zeros(1))[0])
+
+
+def _on_maps(found: Sequence[Looked], top: int) -> list[Looked]:
+    """Return the jobs with the rows that are shown timed on the links of their maps.
+
+    For memory, which no map changes: only limits on time, and rows without room, reorder them.
+    """
+    done, refusals = list(found), list[InfeasibleError]()
+    for _ in range(ROUNDS):
+        new = [spot for spot in best_spots(done, top) if not _is_placed(done[spot.at], spot.row)]
+        if not new:
+            break
+        for at in sorted({spot.at for spot in new}):
+            one, rows = done[at], [spot.row for spot in new if spot.at == at]
+            try:
+                timed = on_maps(one.request, one.ranking, rows)
+                done[at] = replace(one, ranking=aimed(timed, one.request.aim, one.job))
+            except InfeasibleError as error:
+                done[at] = _without_room(one)
+                refusals.append(error)
+    return _any_left(done, refusals)
+
+
+def _is_placed(one: Looked, row: int) -> bool:
+    judged = one.ranking.leaders.judged.get(row)
+    return judged is not None and judged.flows is not None
 
 
 def _with_room(found: Sequence[Looked]) -> list[Looked]:

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 from planner.explanation import Against
 from planner.layouts.ranges import Fix
+from planner.place import contended
 from planner.plan import Estimate, RankedPlan, StageMemory
 from planner.rank import Ranking, rank
 from planner.units import GIB, count, seconds
+from planner.workflow.on_fabric import on_fabric
 from planner.workflow.remarks import closeness
 from planner.workflow.request import PlanRequest
 from planner.workflow.rows import shown
@@ -16,27 +18,34 @@ TOLD_SHARE, TOLD_BYTES = 0.002, 0.05 * GIB
 
 
 def compared(
-    request: PlanRequest, opened: RankedPlan, gpus: int
+    request: PlanRequest, opened: RankedPlan, gpus: int, *, mapped: bool = False
 ) -> tuple[list[str], Against | None]:
-    """Return how a layout compares with the fastest of the same GPUs, in words and as a record."""
+    """Return how a layout compares with the fastest of the same GPUs, in words and as a record.
+
+    `mapped`: both on the links of their own maps.
+    """
     ranking = rank(request.context, gpus, Fix())
     if not ranking.feasible:
         return [], None
+    mapped = mapped and contended(request.cluster)
+    if mapped:
+        ranking, _ = on_fabric(request, ranking, 1)
     best = shown(request, ranking, 0, 1)
-    told = _against(request, opened, best, ranking)
+    told = _against(request, opened, best, ranking, counts=not mapped)
     if opened.feasible and told.slower <= 1e-9:
         return [f"this is the fastest of {count(ranking.feasible)} layouts that fit"], told
-    return [_head(told), *_terms(told), *_parts(told)], told
+    return [_head(told, opened.feasible), *_terms(told), *_parts(told)], told
 
 
 def _against(
-    request: PlanRequest, opened: RankedPlan, best: RankedPlan, ranking: Ranking
+    request: PlanRequest, opened: RankedPlan, best: RankedPlan, ranking: Ranking, *, counts: bool
 ) -> Against:
+    """Return the differences; the place among the others `counts` where all are timed alike."""
     mine, theirs = opened.estimate, best.estimate
     names = dict.fromkeys((*mine.time_s, *theirs.time_s))
     ahead = int((ranking.step_s < mine.step_time_s * (1 - 1e-12)).sum())
     kept = len(ranking.layouts)  # of very many layouts not the slowest: far down the place is open
-    counted = kept == ranking.feasible or ahead < kept // 2
+    counted = counts and (kept == ranking.feasible or ahead < kept // 2)
     slower = mine.step_time_s / theirs.step_time_s - 1
     ours, others = _fullest(mine), _fullest(theirs)
     return Against(
@@ -59,13 +68,13 @@ def _fullest(estimate: Estimate) -> dict[str, float]:
     return {name: amount for name, amount in stage.model_dump().items() if name != "total"}
 
 
-def _head(told: Against) -> str:
+def _head(told: Against, feasible: bool) -> str:
     best = f"{told.best.short()}: {seconds(told.best_step_time_s)} a step"
-    if told.place is None:
+    if not feasible:
         return f"the best that fits is {best}"
     close = ", too close to tell" if told.tie else ""
-    place = f"{told.place:,} of {told.of:,}"
-    return f"{told.slower:.1%} slower than the best that fits ({best}); {place}{close}"
+    place = f"; {told.place:,} of {told.of:,}" if told.place else ""
+    return f"{told.slower:.1%} slower than the best that fits ({best}){place}{close}"
 
 
 def _terms(told: Against) -> list[str]:

@@ -18,13 +18,16 @@ from planner.workflow.comparing import compared
 from planner.workflow.completing import Completed, completed
 from planner.workflow.hosts import host_bound
 from planner.workflow.mending import mends, sentences
+from planner.workflow.on_map import on_map
 from planner.workflow.request import PlanRequest
 from planner.workflow.rows import ranked
 from planner.workflow.unused import unused
 
 
-def explain(request: PlanRequest, layout: Mapping[str, str]) -> Explanation:
+def explain(request: PlanRequest, layout: Mapping[str, str], *, mapped: bool = True) -> Explanation:
     """Return one layout opened into its terms, compared with the best, mended if it won't do.
+
+    Its times are those on the links of the map that it would get, unless `mapped` is False.
 
     Raises SpecError for an unknown field, InfeasibleError when no GPU is healthy.
     """
@@ -48,10 +51,13 @@ def explain(request: PlanRequest, layout: Mapping[str, str]) -> Explanation:
             gradient_sync=sync,
             notes=found.notes,
         )
-    opened = ranked(request, found.layouts, 0, 1)
-    terms = [TermValue.model_validate(t) for t in term_values(request.context, found.layouts, 0)]
+    judged, there, said = on_map(request, found.layouts) if mapped else (None, None, [])
+    opened = ranked(request, found.layouts, 0, 1, judged)
+    terms = [
+        TermValue.model_validate(t) for t in term_values(request.context, found.layouts, 0, judged)
+    ]
     memory = opened_memory(request.context, found.layouts, 0)
-    lines, against = compared(request, opened, found.gpus)
+    lines, against = compared(request, opened, found.gpus, mapped=there is not None)
     waits = host_bound("this layout", opened.estimate, request.workload.stack)
     return Explanation(
         legal=True,
@@ -62,6 +68,7 @@ def explain(request: PlanRequest, layout: Mapping[str, str]) -> Explanation:
         assumed=assumed,
         layout=found.layout,
         estimate=opened.estimate,
+        on_map=there,
         stage_layers=opened.stage_layers,
         terms=terms,
         memory_terms=[MemoryTerm.model_validate(t) for t in memory],
@@ -70,7 +77,9 @@ def explain(request: PlanRequest, layout: Mapping[str, str]) -> Explanation:
         against=against,
         gradient_sync=sync,
         notes=[
+            *request.notes,
             *found.notes,
+            *said,
             *waits,
             *unused(request.workload, opened.layout, opened.stage_layers),
         ],

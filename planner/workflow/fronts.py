@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -11,9 +11,14 @@ from planner.objectives import pareto
 from planner.plan import FrontPoint, Layout, RankedPlan
 from planner.workflow.choosing import Looked
 from planner.workflow.rows import layout_record
+from planner.workflow.variants import options_of
+
+_Options = dict[str, Any]
+_Key = tuple[str, int | None, Layout]
 
 
 class _Point(NamedTuple):
+    options: _Options
     layout: Layout
     global_batch: int
     gpus: int
@@ -29,7 +34,9 @@ def front(found: Sequence[Looked], plans: Sequence[RankedPlan]) -> list[FrontPoi
 
     Time is that of a token, so that batches compare.
     """
-    best = {(p.global_batch, p.layout): p for p in plans if p.feasible and not p.note}
+    best = {
+        _key(p.options, p.global_batch, p.layout): p for p in plans if p.feasible and not p.note
+    }
     points = list(_distinct(found, best))
     columns = (
         np.array([p.step_s / p.tokens for p in points]),
@@ -39,34 +46,40 @@ def front(found: Sequence[Looked], plans: Sequence[RankedPlan]) -> list[FrontPoi
     return [_record(points[row], best) for row in pareto(columns).tolist()]
 
 
-def _distinct(
-    found: Sequence[Looked], plans: dict[tuple[int | None, Layout], RankedPlan]
-) -> Iterator[_Point]:
+def _distinct(found: Sequence[Looked], plans: dict[_Key, RankedPlan]) -> Iterator[_Point]:
     """Yield every job's own front, and the rows of the table, which may be run since."""
-    for (batch, layout), plan in plans.items():
+    for plan in plans.values():
+        batch, layout = plan.global_batch, plan.layout
         cost, nodes = plan.estimate, plan.nodes or 1
         tokens = round(cost.tokens_per_s * cost.step_time_s)
         amounts = (cost.step_time_s, cost.memory.peak_bytes, cost.simulated)
-        yield _Point(layout, batch or 0, layout.gpus, nodes, tokens, *amounts)
+        yield _Point(plan.options, layout, batch or 0, layout.gpus, nodes, tokens, *amounts)
     for one in found:
         work, judged = one.request.workload, one.front.leaders.judged
+        options = options_of(one.request)
         nodes = -(-one.job.gpus // one.request.cluster.node.gpus)
         for row in range(len(one.front.layouts)):
             layout = layout_record(one.front.layouts, row)
-            if (work.global_batch, layout) in plans:
+            if _key(options, work.global_batch, layout) in plans:
                 continue
             step_s, peak = float(one.front.step_s[row]), float(one.front.peak_bytes[row])
             amounts = (step_s, peak, row in judged)
-            yield _Point(layout, work.global_batch, one.job.gpus, nodes, work.tokens, *amounts)
+            sizes = (work.global_batch, one.job.gpus, nodes, work.tokens)
+            yield _Point(options, layout, *sizes, *amounts)
 
 
-def _record(p: _Point, plans: dict[tuple[int | None, Layout], RankedPlan]) -> FrontPoint:
-    shown = plans.get((p.global_batch, p.layout))
+def _key(options: _Options, batch: int | None, layout: Layout) -> _Key:
+    return str(options), batch, layout
+
+
+def _record(p: _Point, plans: dict[_Key, RankedPlan]) -> FrontPoint:
+    shown = plans.get(_key(p.options, p.global_batch, p.layout))
     return FrontPoint(
         rank=shown.rank if shown else None,
         nodes=p.nodes,
         gpus=p.gpus,
         global_batch=p.global_batch,
+        options=p.options,
         layout=p.layout,
         step_time_s=p.step_s,
         tokens_per_s=p.tokens / p.step_s,

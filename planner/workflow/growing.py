@@ -6,7 +6,8 @@ from planner.layouts.ranges import Choice, Fix
 from planner.layouts.rules import Context
 from planner.layouts.table import RECOMPUTE
 from planner.rank import Ranking, rank
-from planner.specs.cluster import ClusterSpec, FabricKind
+from planner.specs.cluster import ClusterSpec
+from planner.specs.links import FabricKind
 from planner.workflow.request import PlanRequest
 
 HALVES = (3, 4, 6, 8, 12, 16)

@@ -6,7 +6,6 @@ from collections.abc import Sequence
 from dataclasses import replace
 
 from planner.errors import InfeasibleError
-from planner.layouts.ranges import parse_fix
 from planner.objectives import DAY_S, HOUR_S, Aim, Job, allowed_step_s, step_limits, steps_of
 from planner.rank import rank
 from planner.units import count, many, seconds
@@ -71,7 +70,7 @@ def _larger(near: Looked) -> str:
         most = allowed_step_s(request.aim, Job(gpus, near.job.tokens))
         if least_step_s(request, gpus) > most:
             continue
-        ranking = rank(replace(request, cluster=cluster).context, gpus, parse_fix(request.fix))
+        ranking = rank(replace(request, cluster=cluster).context, gpus, request.choices)
         if ranking.feasible and ranking.step_s[0] <= most:
             nodes = many(-(-gpus // per_node), "node")
             return f"{nodes} would take {seconds(float(ranking.step_s[0]))} a step"

@@ -17,6 +17,7 @@ from planner.objectives import (
 )
 from planner.plan import Chosen, RankedPlan, Run
 from planner.workflow.request import PlanRequest
+from planner.workflow.variants import options_of
 
 
 def priced(plan: RankedPlan, request: PlanRequest) -> RankedPlan:
@@ -28,6 +29,7 @@ def priced(plan: RankedPlan, request: PlanRequest) -> RankedPlan:
         update={
             "nodes": -(-job.gpus // request.cluster.node.gpus),
             "global_batch": request.workload.global_batch,
+            "options": options_of(request),
             "usd_per_trillion_tokens": usd and float(usd_per_trillion(time, job, usd)[0]),
             "mwh_per_trillion_tokens": watts and float(mwh_per_trillion(time, job, watts)[0]),
             "run": _run(aim, job, plan.estimate.step_time_s),

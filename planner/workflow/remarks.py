@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 
 import numpy as np
@@ -90,12 +90,20 @@ def _jobs(jobs: Jobs) -> list[str]:
         _runs(sorted({getattr(s, name) for s in jobs.sizes})) for name in ("nodes", "global_batch")
     )
     told = f"looked at {nodes} nodes with batch {batches}"
+    if choices := len({str(s.options) for s in jobs.sizes}) - 1:
+        told += f", with {choices + 1:,} choices of {_listed(jobs.sizes[0].options)}"
     if jobs.unseen:
         told += f"; {jobs.unseen:,} larger jobs were not, because fewer GPUs do"
     skipped = sum(s.reason.startswith("not searched") for s in jobs.sizes)
     if skipped:
         told += f"; {skipped:,} of them not in full, because their multiplies alone take too long"
     return [told]
+
+
+def _listed(options: Mapping[str, object]) -> str:
+    """Return the names of what was chosen, such as 'precision and stack'."""
+    *some, last = (name.replace("_", " ") for name in options)
+    return f"{', '.join(some)} and {last}" if some else last
 
 
 def _runs(values: Sequence[int]) -> str:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 
+from planner.layouts.ranges import Fix, parse_fix
 from planner.layouts.rules import Context
 from planner.objectives import Aim
 from planner.place import Rule
@@ -39,8 +40,19 @@ class PlanRequest:
     """Node counts to choose from; empty: what the cluster has."""
     batches: tuple[int, ...] = ()
     """Global batches to choose from; empty: the workload's."""
+    mixed: bool = False
+    """Of a cluster of several node types, one job over all of them rather than the best alone."""
+    type_aims: tuple[Aim, ...] = ()
+    """The aim at the rates of each of several node types."""
     sensitivity: bool = False
     """Plan again with every hardware figure halved and doubled."""
+    search: tuple[str, ...] = ()
+    """Axes that are searched beside the layout's own (`variants`)."""
+
+    @property
+    def choices(self) -> Fix:
+        """Return what a search goes through."""
+        return parse_fix(self.fix, self.search)
 
     @property
     def context(self) -> Context:

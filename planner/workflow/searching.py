@@ -2,14 +2,19 @@
 
 from __future__ import annotations
 
+import numpy as np
+
 from planner.errors import InfeasibleError, SpecError
 from planner.estimate.record import estimate_record
-from planner.layouts.ranges import parse_fix
-from planner.layouts.table import NAMES
-from planner.place import free_nodes
+from planner.layouts.grid import divisors
+from planner.layouts.ranges import Fix, most_cp, parse_fix
+from planner.layouts.rules import Context
+from planner.layouts.table import NAMES, IntArray
+from planner.place import FreeNodes, free_nodes, kinds_of, left_out
 from planner.plan import Estimate, Layout
 from planner.rank import Ranking, rank
 from planner.units import gib
+from planner.workflow.rejecting import nothing_legal
 from planner.workflow.request import PlanRequest, Progress
 from planner.workflow.rows import layout_record
 
@@ -21,29 +26,45 @@ def search(request: PlanRequest, progress: Progress) -> tuple[Ranking, list[str]
 
     Raises InfeasibleError when no layout is legal on any of the node counts tried.
     """
-    fix = parse_fix(request.fix)
+    fix = request.choices
     gpus, notes = usable_gpus(request)
     progress(f"scoring layouts of {gpus:,} GPUs")
     ranking = rank(request.context, gpus, fix)
     if ranking.tally.legal or request.gpus is not None:
         return _some(request, ranking), notes
-    for fewer in _fewer(gpus, request.cluster.node.gpus):
-        other = rank(request.context, fewer, fix)
+    other = _on_fewer(request, gpus, progress)
+    if other is None:
+        return _some(request, ranking), notes
+    idle = f"this one leaves {gpus - other.gpus:,} idle"
+    if other.gpus >= request.cluster.node.gpus:
+        idle += ", as few as a layout that fits can"
+    return other, [*notes, f"no layout is legal on all {gpus:,} GPUs; {idle}"]
+
+
+def _on_fewer(request: PlanRequest, gpus: int, progress: Progress) -> Ranking | None:
+    """Return the search over the most GPUs below `gpus` that a layout fits on.
+
+    Where none fits, over the most that one is legal on; None where there is none either.
+    """
+    first = None
+    for fewer in fewer_gpus(request.context, gpus, request.choices):
+        progress(f"none is legal there: scoring layouts of {fewer:,} GPUs")
+        other = rank(request.context, fewer, request.choices)
+        if other.feasible:
+            return other
         if other.tally.legal:
-            notes.append(
-                f"no layout is legal on all {gpus:,} GPUs; this one leaves {gpus - fewer:,} idle"
-            )
-            return other, notes
-    return _some(request, ranking), notes
+            first = first or other
+    return first
 
 
 def with_offload(
     request: PlanRequest, ranking: Ranking, notes: list[str]
 ) -> tuple[Ranking, list[str]]:
     """Return the search, or where nothing fits the one whose states may lie in host memory."""
-    if ranking.feasible or "offload" in request.fix:
+    if ranking.feasible or "offload" in request.fix or "offload" in request.search:
         return ranking, notes
-    away = parse_fix({**request.fix, "offload": "|".join(NAMES["offload"][1:])})
+    every = "|".join(NAMES["offload"][1:])
+    away = parse_fix({**request.fix, "offload": every}, request.search)
     other = rank(request.context, ranking.gpus, away)
     if not other.feasible:
         return ranking, notes
@@ -51,11 +72,28 @@ def with_offload(
     return other, [*notes, said]
 
 
-def _fewer(gpus: int, per_node: int) -> list[int]:
-    """Return GPU counts to try below `gpus`: whole nodes, then parts of one node."""
-    nodes = range(gpus // per_node - 1, 0, -1)
-    whole = [n * per_node for n in nodes][:MOST_STEPS_DOWN]
-    return whole + list(range(min(gpus, per_node) - 1, 0, -1))
+def fewer_gpus(context: Context, gpus: int, fix: Fix) -> list[int]:
+    """Return GPU counts to try below `gpus`, most first: whole nodes, then parts of one node.
+
+    They are products of degrees that the model, the sequence and the batch take; of whole nodes the
+    largest MOST_STEPS_DOWN.
+    """
+    model, work, per_node = context.model, context.workload, context.cluster.node.gpus
+    heads = [d for d in divisors(model.heads) if d <= max(16, context.cluster.domain_gpus)]
+    halves = divisors(max(work.seq_tokens // 2, 1))
+    degrees = {
+        "tp": heads,
+        "cp": [d for d in halves if d <= most_cp(work.seq_tokens)],
+        "pp": range(1, model.layers + 3),
+        "dp": divisors(work.global_batch),
+    }
+    found: IntArray = np.ones(1, dtype=np.int64)
+    for name, declared in degrees.items():
+        values = [v for v in fix.pick(name, declared) if v < gpus]
+        found = np.unique(np.outer(found, np.array(values, dtype=np.int64)))
+        found = found[found < gpus]
+    whole = found[found % per_node == 0][::-1][:MOST_STEPS_DOWN]
+    return [*whole.tolist(), *found[found < min(gpus, per_node)][::-1].tolist()]
 
 
 def usable_gpus(request: PlanRequest) -> tuple[int, list[str]]:
@@ -72,11 +110,20 @@ def usable_gpus(request: PlanRequest) -> tuple[int, list[str]]:
             )
         return request.gpus, notes
     if healthy == 0:
-        raise InfeasibleError(f"{cluster.name} has no healthy node left")
+        why = _where_lost(request, free)
+        hint = "leave --slow out" if "slow" in why else ""
+        raise InfeasibleError(f"{cluster.name} has no node to use: all are {why}", hint=hint)
     lost = cluster.gpus - healthy
     if lost:
-        notes.append(f"{lost} of {cluster.gpus} GPUs are on unhealthy nodes and left out")
+        where = _where_lost(request, free)
+        notes.append(f"{lost} of {cluster.gpus} GPUs are on {where} nodes and left out")
     return healthy, notes
+
+
+def _where_lost(request: PlanRequest, free: FreeNodes) -> str:
+    """Return what is the matter with the nodes that are not used: 'unhealthy', 'slow and busy'."""
+    kinds = kinds_of(request.cluster, request.unhealthy, request.busy, request.slow)
+    return " and ".join(left_out(free, request.cluster.node.gpus, kinds)) or "unhealthy"
 
 
 def _sequence_notes(request: PlanRequest) -> list[str]:
@@ -106,12 +153,7 @@ def _some(request: PlanRequest, ranking: Ranking) -> Ranking:
             f"({', '.join(f'{k}={v}' for k, v in request.fix.items())})",
             hint="tp * cp * pp * dp must equal the number of GPUs",
         )
-    reasons = ranking.tally.rejected.most_common(3)
-    raise InfeasibleError(
-        f"none of {ranking.tally.enumerated:,} layouts on {ranking.gpus} GPUs is legal: "
-        + "; ".join(f"{name} ({count:,})" for name, count in reasons),
-        hint="change the global batch, the sequence length or the fixed fields",
-    )
+    raise nothing_legal(request, ranking)
 
 
 def nothing_fits(request: PlanRequest, ranking: Ranking) -> InfeasibleError:

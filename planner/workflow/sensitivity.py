@@ -13,7 +13,6 @@ from typing import Any, NamedTuple
 from planner.estimate.inputs import Inputs
 from planner.estimate.memory import fits, peak_bytes
 from planner.estimate.running import Judged, judge
-from planner.layouts.ranges import parse_fix
 from planner.layouts.table import Layouts
 from planner.objectives import Job
 from planner.place import contended
@@ -73,6 +72,7 @@ def sensitivity(
     `layouts` is the winner, one row; `request` is of its own job.
     """
     found = []
+    now_s = _on_its_links_s(request, layouts, judge(request.context, layouts)[0])
     for figure in FIGURES:
         if figure.name == "nic_bandwidth" and request.cluster.nodes == 1:
             continue
@@ -80,19 +80,33 @@ def sensitivity(
         cases = [_case(request, layouts, gpus, figure, factor) for factor in FACTORS]
         found.append(
             Sensitivity(
-                figure=figure.name, about=figure.about, elasticity=_elasticity(cases), cases=cases
+                figure=figure.name,
+                about=figure.about,
+                elasticity=_elasticity(cases, now_s),
+                why_none=_why_none(cases),
+                cases=cases,
             )
         )
     return found
 
 
-def _elasticity(cases: list[WhatIf]) -> float | None:
-    """Return the slope between the outer factors in logarithms; None where one does not fit."""
-    low, high = cases[0], cases[-1]
-    both = low.first_fits and high.first_fits
-    if not (both and low.first_step_time_s and high.first_step_time_s):
+def _elasticity(cases: list[WhatIf], now_s: float) -> float | None:
+    """Return the slope between the outer factors in logarithms, None where neither fits.
+
+    Where one of them does not fit, the slope between the other and the figure as it is.
+    """
+    fitting = {c.factor: c.first_step_time_s for c in cases if c.first_fits and c.first_step_time_s}
+    if not fitting:
         return None
-    return log(high.first_step_time_s / low.first_step_time_s) / log(high.factor / low.factor)
+    if len(fitting) == 1:
+        fitting[1.0] = now_s
+    low, high = min(fitting), max(fitting)
+    return log(fitting[high] / fitting[low]) / log(high / low)
+
+
+def _why_none(cases: list[WhatIf]) -> str:
+    """Return at which factors the layout does not fit, so that no slope reaches there."""
+    return ", ".join(f"does not fit at x {c.factor:g}" for c in cases if not c.first_fits)
 
 
 def _case(
@@ -107,7 +121,7 @@ def _case(
         first_fits=_fits(other, layouts, judged),
         first_step_time_s=_on_its_links_s(other, layouts, judged),
     )
-    ranking, _ = on_fabric(other, rank(other.context, gpus, parse_fix(request.fix)), 1)
+    ranking, _ = on_fabric(other, rank(other.context, gpus, request.choices), 1)
     best = aimed(ranking, request.aim, Job(gpus, request.workload.tokens))
     if not len(best.layouts):
         return told

@@ -7,7 +7,8 @@ smallest job; jobs whose matrix multiplies alone take too long are not searched 
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
+from itertools import islice
 
 from planner.errors import InfeasibleError, SpecError
 from planner.estimate.flops import matmul_parameters
@@ -25,6 +26,7 @@ from planner.workflow.growing import grown
 from planner.workflow.request import PlanRequest, Progress
 from planner.workflow.rows import layout_record, search_record
 from planner.workflow.searching import nothing_fits, search, with_offload
+from planner.workflow.variants import options_of, variants
 
 MOST_JOBS = 4096
 """Node counts times batches that one plan may be chosen from."""
@@ -37,6 +39,8 @@ class Jobs:
     found: list[Looked]
     sizes: list[Size]
     """Empty where there was nothing to choose."""
+    asked: list[PlanRequest] = field(default_factory=list)
+    """Of each size, the job."""
     unseen: int = 0
     """Jobs larger than the answer, which was to be the smallest."""
 
@@ -46,7 +50,13 @@ def looked_at(request: PlanRequest, progress: Progress) -> Jobs:
 
     Raises InfeasibleError when in none of them any layout is legal and fits.
     """
-    jobs = list(open_jobs(request))
+    jobs = list(islice(open_jobs(request), MOST_JOBS + 1))
+    if len(jobs) > MOST_JOBS:
+        raise SpecError(
+            f"--search {','.join(request.search)} makes more than the {MOST_JOBS:,} jobs that one "
+            "plan is chosen from",
+            hint="fewer axes, node counts or batches",
+        )
     if len(jobs) == 1 and not request.nodes and not request.batches:
         ranking, notes = with_offload(request, *search(request, progress))
         if not ranking.feasible:
@@ -56,7 +66,7 @@ def looked_at(request: PlanRequest, progress: Progress) -> Jobs:
 
 
 def open_jobs(request: PlanRequest) -> Iterator[PlanRequest]:
-    """Yield a request for every node count and batch, by GPUs and then by batch."""
+    """Yield a request for every node count, batch and variant, by GPUs and then by batch."""
     nodes = request.nodes or _own_nodes(request)
     batches = request.batches or (request.workload.global_batch,)
     if len(nodes) * len(batches) > MOST_JOBS:
@@ -66,13 +76,13 @@ def open_jobs(request: PlanRequest) -> Iterator[PlanRequest]:
             hint="list fewer of them: --nodes 8,16,32",
         )
     if not nodes and len(batches) == 1:
-        yield replace(request, batches=(), workload=_batch_of(request, batches[0]))
+        yield from variants(replace(request, batches=(), workload=_batch_of(request, batches[0])))
         return
     for count in sorted(nodes or (0,)):
         for batch in sorted(batches):
             work = _batch_of(request, batch)
             one = replace(request, workload=work, nodes=(), batches=())
-            yield _on_nodes(one, count) if count else one
+            yield from variants(_on_nodes(one, count) if count else one)
 
 
 def _own_nodes(request: PlanRequest) -> tuple[int, ...]:
@@ -119,8 +129,15 @@ def _all_of(asked: list[PlanRequest], progress: Progress) -> Jobs:
 
 def sizes_told(jobs: Jobs, found: Sequence[Looked]) -> list[Size]:
     """Return the jobs with the best layout of each, as they were settled."""
-    best = {(one.job.gpus, one.request.workload.global_batch): one for one in found}
-    return [_told(size, best.get((size.gpus, size.global_batch))) for size in jobs.sizes]
+    best = {_key(one.job.gpus, one.request): one for one in found}
+    return [
+        _told(size, best.get(_key(size.gpus, asked)))
+        for size, asked in zip(jobs.sizes, jobs.asked, strict=True)
+    ]
+
+
+def _key(gpus: int, request: PlanRequest) -> tuple[int, Workload]:
+    return gpus, request.workload
 
 
 def _told(size: Size, one: Looked | None) -> Size:
@@ -148,13 +165,23 @@ def _searched(jobs: list[PlanRequest], progress: Progress, *, offload: bool) -> 
     sizes: list[Size] = []
     for number, job in enumerate(jobs):
         if _fewer_do(job, found):
-            return Jobs(found, sizes, len(jobs) - number)
+            return Jobs(found, sizes, jobs[:number], len(jobs) - number)
         progress(f"job {number + 1:,} of {len(jobs):,}: {job.gpus or job.cluster.gpus:,} GPUs")
-        one, size = _one(job, offload=offload, last=number == len(jobs) - 1)
+        one, size = _one(_alike(job, found), offload=offload, last=number == len(jobs) - 1)
         sizes.append(size)
         if one is not None:
             found.append(replace(one, ranking=leading_rows(one.ranking, job.top)))
-    return Jobs(found, sizes)
+    return Jobs(found, sizes, jobs)
+
+
+def _alike(job: PlanRequest, found: list[Looked]) -> PlanRequest:
+    """Return a variant on as many GPUs as what it is a variant of: they are to be compared."""
+    same = (
+        one.job.gpus
+        for one in found
+        if job.search and one.request.workload.global_batch == job.workload.global_batch
+    )
+    return job if job.gpus is not None else replace(job, gpus=next(same, None))
 
 
 def _fewer_do(job: PlanRequest, found: list[Looked]) -> bool:
@@ -171,7 +198,12 @@ def _one(job: PlanRequest, *, offload: bool, last: bool) -> tuple[Looked | None,
     """
     per_node = job.cluster.node.gpus
     gpus = job.gpus or job.cluster.gpus
-    size = Size(nodes=-(-gpus // per_node), gpus=gpus, global_batch=job.workload.global_batch)
+    size = Size(
+        nodes=-(-gpus // per_node),
+        gpus=gpus,
+        global_batch=job.workload.global_batch,
+        options=options_of(job),
+    )
     if not last and (said := _hopeless(job, gpus)):
         return None, size.model_copy(update={"reason": said})
     try:

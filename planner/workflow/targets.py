@@ -10,12 +10,14 @@ from planner.emit import emitter_named
 from planner.emit.capabilities import layout_refusals
 from planner.emit.wrapped import BY_STACK, payload
 from planner.errors import InfeasibleError
+from planner.layouts.ranges import OPENED
 from planner.objectives import Job
 from planner.plan import Plan, Request
 from planner.rank import Ranking
 from planner.specs.stack import stack_named
 from planner.units import seconds
 from planner.workflow.choosing import aimed
+from planner.workflow.mixing import on_type_of
 from planner.workflow.on_fabric import on_fabric
 from planner.workflow.pricing import priced
 from planner.workflow.request import PlanRequest, quiet
@@ -110,9 +112,10 @@ def _planned(request: PlanRequest, target: str) -> Plan:
 
 def narrowed(request: PlanRequest, found: Plan) -> PlanRequest:
     """Return the request with nothing left open: the nodes and the batch that a plan has chosen."""
+    own = found.request
+    request = on_type_of(request, own.cluster)
     if not found.sizes:
         return request
-    own = found.request
     return replace(
         request,
         cluster=own.cluster,
@@ -120,6 +123,7 @@ def narrowed(request: PlanRequest, found: Plan) -> PlanRequest:
         gpus=found.best.layout.gpus,
         nodes=(),
         batches=(),
+        search=tuple(axis for axis in request.search if axis in OPENED),
     )
 
 

@@ -22,16 +22,9 @@ from planner.plan import (
     Search,
     StageMemory,
 )
-from planner.specs.cluster import (
-    Accelerator,
-    AttentionFit,
-    ClusterSpec,
-    Fabric,
-    FabricKind,
-    GemmFit,
-    Node,
-    ScaleUp,
-)
+from planner.specs.accelerator import Accelerator, AttentionFit, GemmFit
+from planner.specs.cluster import ClusterSpec, Node
+from planner.specs.links import Fabric, FabricKind, ScaleUp
 from planner.specs.model import ModelSpec
 from planner.specs.workload import Workload
 from planner.units import GIB

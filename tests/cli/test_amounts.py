@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from planner.cli.aiming import Wanted, aim_of
-from planner.cli.amounts import amount, counts, duration_s
+from planner.cli.amounts import amount, counts, duration_s, share, tokens
 from planner.errors import SpecError
 from planner.specs.catalog import load_accelerator
 
@@ -16,6 +16,31 @@ from planner.specs.catalog import load_accelerator
 )
 def test_amounts_are_read_with_their_suffix(text, number):
     assert amount(text, option="--tokens", example="15T") == number
+
+
+@pytest.mark.parametrize(
+    ("text", "number"), [("8192", 8192), ("8k", 8192), (" 128K ", 131_072), ("1m", 1 << 20)]
+)
+def test_lengths_are_told_in_binary_thousands(text, number):
+    assert tokens(text) == number
+
+
+@pytest.mark.parametrize("text", ["", "0", "-8k", "8kk", "8.5k", "8 000", "k", "1e3"])
+def test_what_is_no_length_is_refused(text):
+    with pytest.raises(SpecError, match=r"--seq: .* is not allowed") as raised:
+        tokens(text)
+    assert "--seq 8k" in raised.value.hint
+
+
+@pytest.mark.parametrize(("text", "number"), [("90%", 0.9), ("0.9", 0.9), ("97.5 %", 0.975)])
+def test_shares_may_be_per_cent(text, number):
+    assert share("--max-memory")(text) == pytest.approx(number)
+
+
+@pytest.mark.parametrize("text", ["", "most", "90%%", "nan", "%"])
+def test_what_is_no_share_is_refused(text):
+    with pytest.raises(SpecError, match=r"--max-memory: .* is not allowed"):
+        share("--max-memory")(text)
 
 
 @pytest.mark.parametrize("text", ["", "0", "-1", "T", "15 trillion", "nan", "inf", "1e999", "1_0"])

@@ -98,7 +98,7 @@ def test_nothing_is_written_where_nothing_could_be_fitted(tmp_path, capsys):
     table = tmp_path / "few.csv"
     table.write_text("m,n,k,us\n4096,4096,4096,200\n")
     assert main(["calibrate", "dgx-h100", "--gemm", str(table), "-o", str(out)]) == 1
-    assert "1 multiplies" in capsys.readouterr().err
+    assert "1 multiply in bf16" in capsys.readouterr().err
     assert out.read_text() == "mine\n"
 
 

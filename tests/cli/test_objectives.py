@@ -8,6 +8,7 @@ import shlex
 
 import pytest
 
+from planner import units
 from planner.cli import app as cli
 
 QUICK = ["--seq", "4096", "--fix", "micro_batch=1,recompute=none|full", "--top", "4"]
@@ -24,6 +25,19 @@ def lines_of(capsys, *words: str) -> list[str]:
     assert max(map(len, out.splitlines())) <= 80
     assert "…" not in out
     return out.splitlines()
+
+
+def test_what_search_chose_is_a_column_and_is_typed_again_for_one_layout(capsys):
+    words = ("--global-batch", "64", "--search", "recompute-modules,precision")
+    assert cli.main(["plan", "llama-3.1-8b", "dgx-h100:2", *words, *QUICK[:2], "--top", "4"]) == 0
+    told = capsys.readouterr()
+    assert "precision=fp8" in told.out
+    choices = "with 14 choices of precision and recompute modules"
+    assert choices in " ".join(told.out.split())
+    layout = shlex.split(told.err.split("place ... ")[1])
+    assert layout[:2] == ["--precision", "fp8"]
+    assert cli.main(["plan", "llama-3.1-8b", "dgx-h100:2", "--search", "everything"]) == 2
+    assert "axes: offload, schedule, precision" in capsys.readouterr().err
 
 
 def test_the_report_of_a_cost_says_the_rate_the_run_and_each_size(capsys):
@@ -101,7 +115,7 @@ def test_json_holds_the_new_keys_and_keeps_the_old(capsys):
 def test_what_is_wrong_or_out_of_reach_is_one_message(words, code, said, capsys):
     assert cli.main(["plan", "llama-3.1-8b", *words, "--json"]) == code
     captured = capsys.readouterr()
-    assert captured.out == ""
+    assert bool(captured.out) == (code == 1)
     assert captured.err.count("error:") == 1
     assert said in captured.err
     assert "hardware_specs" not in captured.err
@@ -163,3 +177,50 @@ def test_the_page_of_a_plan_asks_again_with_its_objective(capsys, tmp_path):
     for document in (first, again):
         document.pop("timing")
     assert again == first
+
+
+# --- no answer, as a document
+
+
+@pytest.mark.parametrize(
+    ("words", "schema", "empty"),
+    [
+        (("plan", "llama-3.1-405b", "dgx-h100:1"), "plan", "plans"),
+        (("plan", "llama-3.1-8b", "dgx-h100:1", "--fix", "tp=7"), "plan", "plans"),
+        (("place", "llama-3.1-8b", "dgx-h100:1", "--layout", "tp=3"), "place", "ranks"),
+    ],
+)
+def test_without_an_answer_json_is_one_document_that_says_why(words, schema, empty, capsys):
+    assert cli.main([*words, "--json"]) == 1
+    captured = capsys.readouterr()
+    answer = json.loads(captured.out)
+    assert answer["schema"] == f"meshwright.{schema}/1"
+    assert answer[empty] == []
+    assert f"error: {answer['reasons'][0]}" in captured.err
+
+
+def test_a_document_without_plans_is_refused_with_its_reason(tmp_path, capsys):
+    assert cli.main(["plan", "llama-3.1-405b", "dgx-h100:1", "--json"]) == 1
+    path = tmp_path / "plan.json"
+    path.write_text(capsys.readouterr().out)
+    for words in (["report", str(path), "-o", str(tmp_path / "r.html")], ["simulate", str(path)]):
+        assert cli.main(words) == 2
+        assert "holds no plan: nothing fits" in capsys.readouterr().err
+
+
+def test_the_batch_that_an_answer_about_gpus_hangs_on_is_said(capsys):
+    words = ["plan", "llama-3.1-8b", "dgx-h100", "--nodes", "1..2", "--objective", "gpus"]
+    words += ["--max-step-time", "60s", "--json"]
+    assert cli.main(words) == 0
+    notes = json.loads(capsys.readouterr().out)["notes"]
+    assert any("no --global-batch was given: 512 sequences" in note for note in notes)
+    assert cli.main([*words, "--global-batch", "512"]) == 0
+    notes = json.loads(capsys.readouterr().out)["notes"]
+    assert not any("--global-batch" in note for note in notes)
+
+
+def test_large_figures_are_told_without_exponents():
+    assert units.figure(718_480.3) == "718,480"
+    assert units.figure(12_345.67) == "12,346"
+    assert units.figure(1234.5) == "1,234.5"
+    assert units.figure(0.000123456) == "0.00012346"

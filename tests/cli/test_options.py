@@ -6,7 +6,8 @@ import pytest
 
 from planner.cli.asking import Asked, default_batch, workload_of
 from planner.cli.machines import real_cluster
-from planner.cli.options import LAYOUT_FIELDS, fields_of, listed, rule_of, shares_of, words_of
+from planner.cli.names import LAYOUT_FIELDS
+from planner.cli.options import fields_of, listed, rule_of, shares_of, words_of
 from planner.errors import SpecError
 from planner.layouts.ranges import FIXABLE
 
@@ -155,3 +156,15 @@ def test_only_two_rules_place_pipelines():
     assert rule_of("fastest") == "fastest"
     with pytest.raises(SpecError, match="did you mean 'fastest'"):
         rule_of("fast")
+
+
+def test_hosts_may_be_written_with_brackets(tmp_path):
+    from planner.cli.options import hosts_of
+
+    assert hosts_of("a1:3,n[08-10,3]:0,b", option="--slow") == (
+        *("a1:3", "n08:0", "n09:0", "n10:0", "n3:0", "b"),
+    )
+    (tmp_path / "bad").write_text("n[1,2] # down\nb:7\n")
+    assert hosts_of(f"@{tmp_path / 'bad'}", option="--slow") == ("n1", "n2", "b:7")
+    with pytest.raises(SpecError, match=r"--slow: brackets do not match"):
+        hosts_of("n[1-", option="--slow")

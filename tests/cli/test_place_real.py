@@ -108,7 +108,7 @@ def test_too_few_nodes_is_said_with_what_would_do(files, capsys):
     (files / "nodes.txt").write_text((files / "nodes.txt").read_text().replace("IDLE\n", "DOWN\n"))
     code, _, err = run(capsys, *FILES)
     assert code == 1
-    assert "no healthy node left" in err
+    assert "no node to use: all are unhealthy" in err
     state = "".join(
         f"NodeName=gpu{n:02d} Gres=gpu:8 State={'DOWN' if n < 5 else 'IDLE'}\n"
         for n in range(1, 13)

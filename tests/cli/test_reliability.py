@@ -17,17 +17,7 @@ import pytest
 from planner.cli import app as cli
 
 ROOT = Path(__file__).resolve().parents[2]
-MODEL = """\
-name: small
-layers: 4
-hidden: 512
-heads: 4
-kv_heads: 4
-head_dim: 128
-ffn: 2048
-vocab: 32000
-max_seq_tokens: 2048
-"""
+MODEL = (ROOT / "examples" / "sweep" / "small.yaml").read_text(encoding="utf-8")
 WORK = ["--seq", "2048", "--global-batch", "64"]
 PLAN = ["plan", "small.yaml", "dgx-h100:2", *WORK, "--top", "3"]
 JOB = "--tensor-model-parallel-size 2\n--num-layers 4\n--hidden-size 512\n"

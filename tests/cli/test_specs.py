@@ -119,8 +119,8 @@ def test_the_cluster_schema_allows_what_files_may_write(capsys):
     schema = answer(capsys, "specs", "schema", "cluster")
     forms = schema["properties"]["accelerator"]["anyOf"]
     assert {"type": "string"}.items() <= forms[1].items()
-    extends, whole = (form["required"] for form in schema["anyOf"])
-    assert extends == ["extends"]
+    extends, mix, whole = (form["required"] for form in schema["anyOf"])
+    assert (extends, mix) == (["extends"], ["mix"])
     assert {"accelerator", "node"} < set(whole)
     assert not {"name", "nodes"} & set(whole)
 

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import json
+from pathlib import Path
 
 import pytest
 from typer.testing import CliRunner
 
 from planner.cli.app import app, main
 
+STEPS = Path(__file__).resolve().parents[2] / "examples" / "calibrate" / "h100_steps.csv"
 SUMMARY = {"median_abs_error", "p90_abs_error", "n", "by_source", "families"}
 ROW = {
     *("id", "status", "reason", "step_time_s_predicted", "step_time_s_measured", "error"),
@@ -68,3 +70,32 @@ def test_write_docs_writes_the_page(tmp_path, monkeypatch):
     page = (tmp_path / "docs" / "accuracy.md").read_text()
     assert page.startswith("# Accuracy\n")
     assert "| vTrain |" in page
+
+
+def validated(*words):
+    return json.loads(CliRunner().invoke(app, ["validate", *words, "--json"]).stdout)
+
+
+def test_rows_that_the_numbers_were_fitted_to_are_said_to_be():
+    answer = validated()
+    rows = [row for row in answer["rows"] if row["error"] is not None]
+    assert sum(row["fitted_to"] for row in rows) >= 0.9 * len(rows)
+    summary = answer["summary"]
+    told = summary["fitted_to"]["n"] + summary["not_fitted_to"]["n"]
+    assert told == summary["without_stalled"]["n"]
+    assert "in-sample" in CliRunner().invoke(app, ["validate"]).stdout
+
+
+def test_a_cluster_fitted_to_a_users_runs_knows_them_again(tmp_path):
+    """As shipped none of the rows was seen; under the overlay those that it was fitted to were."""
+    lines = STEPS.read_text().splitlines()
+    some, out = tmp_path / "some.csv", tmp_path / "my.yaml"
+    some.write_text("\n".join(lines[:9]) + "\n")
+    assert validated(str(STEPS), "--cluster", "dgx-h100")["summary"]["fitted_to"]["n"] == 0
+    words = ["calibrate", "dgx-h100", "--steps", str(some), "-o", str(out)]
+    assert CliRunner().invoke(app, words).exit_code == 0
+    words = ["validate", str(STEPS), "--cluster", str(out)]
+    summary = validated(*words[1:])["summary"]
+    assert summary["fitted_to"]["n"] == 8
+    assert summary["not_fitted_to"]["n"] == len(lines) - 9
+    assert "the other 4:" in CliRunner().invoke(app, words).stdout

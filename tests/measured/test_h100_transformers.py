@@ -74,7 +74,34 @@ def test_half_of_the_peaks_are_told_within_a_quarter_of_a_percent():
     assert np.median(errors) < 0.0025
 
 
-def test_half_of_the_steps_are_told_within_an_eighth():
-    """Few numbers were fitted to these very runs, so this only keeps them from drifting."""
-    errors = [abs(step_s(inputs(row))[0] / float(row["step_time_s"]) - 1) for row in ROWS]
-    assert np.median(errors) < 0.125
+def errors():
+    return [abs(step_s(inputs(row))[0] / float(row["step_time_s"]) - 1) for row in ROWS]
+
+
+def test_steps_are_told_within_five_percent_and_nine_in_ten_within_an_eighth():
+    """Eight numbers were fitted to these 32 runs; two of equal runs differ by 20 %."""
+    assert np.median(errors()) < 0.05
+    assert np.quantile(errors(), 0.9) < 0.13
+
+
+def test_autocast_and_the_hooks_of_fsdp_take_what_they_were_seen_to_take():
+    """The same job under autocast, with bf16 weights, and in FSDP2 on one GPU: what each adds."""
+    wanted = {"layers": "16", "hidden": "2048", "vocab": "32000", "micro_batch": "2"}
+    wanted |= {"seq_tokens": "2048", "recompute": "none", "num_microbatches": "1"}
+    same = [r for r in ROWS if r["optimizer"] == "adamw" and wanted.items() <= r.items()]
+
+    def took(told, stack, zero):
+        rows = [r for r in same if (r["stack"], r["zero"]) == (stack, zero)]
+        return np.mean([told(r) for r in rows])
+
+    def predicted(row):
+        return step_s(inputs(row))[0]
+
+    def measured(row):
+        return float(row["step_time_s"])
+
+    for told in (predicted, measured):
+        bf16 = took(told, "transformers+pure-bf16", "0")
+        autocast = took(told, "transformers", "0")
+        assert 1.15 < autocast / bf16 < 1.40
+        assert 1.15 < took(told, "transformers", "3") / autocast < 1.40

@@ -45,7 +45,7 @@ CASES = {
 case = st.sampled_from(sorted(CASES))
 
 
-BY_PART = ("dense_layer_s", "moe_layer_s", "dense_directions_s", "moe_directions_s")
+BY_PART = ("dense_layer_s", "moe_layer_s", "dense_directions_s", "moe_directions_s", "autocast_s")
 
 
 @functools.cache

@@ -37,6 +37,13 @@ CASES = {
     "by-cost": ("llama-3.1-8b", "dgx-h100:2", "nanotron", 32, {"cp": "1"}),
     "even-only": ("gpt-3-1.3b", "dgx-a100:4", "megatron-2021", 64, {}),
     "experts": ("deepseek-v2-lite", "dgx-h100:4", "megatron", 128, {"tp": "1|2", "cp": "1"}),
+    "in-turn": (
+        "llama-4-maverick",
+        "dgx-h100:64",
+        "any",
+        512,
+        {"tp": "2", "cp": "1", "ep": "64|128", "vpp": "2|3", "micro_batch": "1", "zero": "1"},
+    ),
     "mtp": ("deepseek-v3", "dgx-h100:64", "megatron", 512, {"tp": "1", "cp": "1", "ep": "32|64"}),
 }
 

@@ -37,14 +37,14 @@ def schedules_of(context: Context) -> tuple[str, ...]:
     return (*names, *(WITH_FLAG[flag] if flag in flags else ()))
 
 
-def searched_schedules(context: Context) -> tuple[str, ...]:
+def searched_schedules(context: Context, *, every: bool = False) -> tuple[str, ...]:
     """Return the schedules that a search goes through when none is asked for.
 
     The oldest three (a rule says where a stack lacks one) and those that the stack adds. For the
     profile `any`, whose times are the mean of stacks of which none was measured with weight
-    gradients apart, the newer ones are legal, and searched where they are asked for.
+    gradients apart, the newer ones are legal, and searched where `every` one is asked for.
     """
-    if context.workload.stack.split("+", maxsplit=1)[0] == "any":
+    if not every and context.workload.stack.split("+", maxsplit=1)[0] == "any":
         return OLD
     return tuple(dict.fromkeys((*OLD, *schedules_of(context))))
 

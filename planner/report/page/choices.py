@@ -2,27 +2,36 @@
 
 from __future__ import annotations
 
-from planner.plan import Plan, Sensitivity, Size, WhatIf
+from planner.plan import Plan, Sensitivity, Size, WhatIf, option_text
 from planner.report.page.markup import Html, TableCell, section, table, tag
-from planner.report.tradeoffs import amount
+from planner.report.ranked import OPTIONS
+from planner.report.tradeoffs import ONE_SIDED, amount, slope
 from planner.units import GIB, seconds
 
 
 def sizes(plan: Plan) -> Html:
     """Return every node count and batch that was looked at, the chosen one marked."""
-    headings = ["nodes", "batch", "step", "GiB", plan.objective.unit, "best layout, or why none"]
-    first = (plan.best.layout.gpus, plan.best.global_batch)
+    chosen = [OPTIONS[name] for name in plan.best.options]
+    headings = ["nodes", "batch", *chosen, "step", "GiB", plan.objective.unit]
+    headings.append("best layout, or why none")
+    first = (plan.best.layout.gpus, plan.best.global_batch, plan.best.options)
     rows = [_size(plan, size) for size in plan.sizes]
     marked = {
-        row: "best" if (size.gpus, size.global_batch) == first else "off"
+        row: "best" if (size.gpus, size.global_batch, size.options) == first else "off"
         for row, size in enumerate(plan.sizes)
-        if not size.layout or (size.gpus, size.global_batch) == first
+        if not size.layout or (size.gpus, size.global_batch, size.options) == first
     }
     return section(
         "sizes",
         "Nodes and batches",
         tag("p", f"Chosen by {plan.objective.name}: every one of these was looked at."),
-        table(headings, rows, kinds=["n"] * 5 + ["k"], sortable=True, marked=marked),
+        table(
+            headings,
+            rows,
+            kinds=["n", "n", *["k"] * len(chosen), "n", "n", "n", "k"],
+            sortable=True,
+            marked=marked,
+        ),
     )
 
 
@@ -30,6 +39,7 @@ def _size(plan: Plan, size: Size) -> list[TableCell]:
     job: list[TableCell] = [
         (f"{size.nodes:,}", size.nodes),
         (f"{size.global_batch:,}", size.global_batch),
+        *(option_text(value) for value in size.options.values()),
     ]
     if not size.layout or size.step_time_s is None or size.value is None:
         return [*job, "", "", "", size.reason]
@@ -55,6 +65,8 @@ def hardware(plan: Plan) -> Html:
         "Step time with one figure changed. The elasticity is per cent of step time for each per "
         "cent of the figure."
     )
+    if any(row.why_none for row in plan.sensitivity):
+        about += f" {ONE_SIDED}."
     kinds = ["k", *["n", "k"] * len(factors), "n"]
     return section(
         "hardware",
@@ -68,7 +80,7 @@ def _figure(row: Sensitivity, base_s: float) -> list[TableCell]:
     cells: list[TableCell] = [row.about]
     for case in row.cases:
         cells += [_own(case, base_s), _best(case, base_s)]
-    return [*cells, "" if row.elasticity is None else f"{row.elasticity:+.2f}"]
+    return [*cells, slope(row)]
 
 
 def _own(case: WhatIf, base_s: float) -> str:

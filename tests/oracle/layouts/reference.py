@@ -35,6 +35,8 @@ def everything(
     workload: Workload,
     gpus: int,
     fix: dict[str, set[int]],
+    *,
+    opened: tuple[str, ...] = (),
 ) -> Iterator[Row]:
     """Every combination of the declared ranges with tp * cp * pp * dp = gpus, legal or not."""
     experts = model.experts.count if model.experts else 1
@@ -54,18 +56,25 @@ def everything(
                     for etp in choose(fix, "etp", widths):
                         shape = {"tp": tp, "cp": cp, "pp": pp, "dp": rest // pp}
                         shape |= {"ep": ep, "etp": etp}
-                        yield from runs(model, workload, shape, fix)
+                        yield from runs(model, workload, shape, fix, opened)
 
 
 def runs(
-    model: ModelSpec, workload: Workload, shape: Row, fix: dict[str, set[int]]
+    model: ModelSpec,
+    workload: Workload,
+    shape: Row,
+    fix: dict[str, set[int]],
+    opened: tuple[str, ...],
 ) -> Iterator[Row]:
     """Every way to run one shape: chunks, schedule, micro-batch, and what is kept where."""
     pp, dp = shape["pp"], shape["dp"]
     most_chunks = 1 if pp == 1 else max(1, (model.layers + 2) // pp)
+    offloads = [0, 1, 2, 3, 4] if "offload" in opened else [0]
     alone = shape["tp"] * shape["cp"] * pp * shape["ep"] == 1
     for vpp in choose(fix, "vpp", list(range(1, most_chunks + 1))):
         natural = [NONE] if pp == 1 else in_use(workload.stack, vpp)
+        if pp > 1 and "schedule" in opened and workload.stack == "any":
+            natural = every_schedule(vpp)
         for schedule in choose(fix, "schedule", natural):
             for micro_batch in choose(fix, "micro_batch", divisors(workload.global_batch)):
                 steps = max(1, workload.global_batch // (dp * micro_batch))
@@ -76,7 +85,9 @@ def runs(
                             for recompute in choose(fix, "recompute", [0, 1, 2]):
                                 plain = alone and zero == 0
                                 syncs = choose(fix, "dp_sync", [0, 1] if plain else [0])
-                                for sync, offload in product(syncs, choose(fix, "offload", [0])):
+                                for sync, offload in product(
+                                    syncs, choose(fix, "offload", offloads)
+                                ):
                                     yield {
                                         **shape,
                                         "vpp": vpp,
@@ -90,6 +101,13 @@ def runs(
                                         "dp_sync": sync,
                                         "offload": offload,
                                     }
+
+
+def every_schedule(vpp: int) -> list[int]:
+    """What runs so many chunks a stage: those that go there and back run two."""
+    if vpp == 1:
+        return [GPIPE, ONE_F_ONE_B, ZB_H1, DUALPIPE]
+    return [INTERLEAVED, LOOPED_BFS, INTERLEAVED_ZB, *([ZBV, DUALPIPEV] if vpp == 2 else [])]
 
 
 def in_use(stack: str, vpp: int) -> list[int]:
@@ -190,6 +208,8 @@ def offload_agrees(row: Row, stack: str) -> bool:
     """What may lie on the host: the optimizer (1), the parameters too (2). AdamW is taken."""
     if not row["offload"]:
         return True
+    if row["offload"] > 2:  # to drives, of which the cluster has none
+        return False
     optimizer, zero = row["offload"] == 1, row["zero"]
     several = row["dp"] * row["cp"] > 1
     return (
@@ -226,6 +246,8 @@ def deepspeed(row: Row) -> bool:
     if row["vpp"] > 1 or row["schedule"] not in (NONE, ONE_F_ONE_B) or row["cp"] > 1 or row["sp"]:
         return False
     if row["tp"] > 1 or row["dp"] % row["ep"] or row["etp"] > 1:
+        return False
+    if row["ep"] > 1 and (row["zero"] == 3 or row["offload"]):
         return False
     return not (row["recompute"] == SELECTIVE or row["dp_replicate"] > 1 or row["dp_sync"])
 

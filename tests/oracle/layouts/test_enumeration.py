@@ -99,6 +99,35 @@ def test_the_legal_layouts_are_those_of_the_slow_reference(model, gpus, fix, sta
     assert sum(tally.rejected.values()) + tally.legal == tally.enumerated
 
 
+@pytest.mark.parametrize("stack", STACKS)
+@pytest.mark.parametrize(
+    ("model", "gpus", "fix", "opened"),
+    [
+        (DENSE, 8, {"micro_batch": "1|3", "recompute": "none"}, ("offload", "schedule")),
+        (EXPERTS, 6, {"micro_batch": "1|2", "zero": "0|1|3"}, ("schedule",)),
+        (LATENT, 4, {"micro_batch": "2"}, ("offload",)),
+    ],
+    ids=["both", "schedules", "offload"],
+)
+def test_axes_that_are_opened_are_searched_whole_and_rejects_still_add_up(
+    model, gpus, fix, opened, stack
+):
+    around, tally = context(model, gpus, stack), Tally()
+    found = set()
+    for part in legal_layouts(around, gpus, parse_fix(fix, opened), tally):
+        columns = [getattr(part, name).tolist() for name in COLUMNS]
+        found |= set(zip(*columns, strict=True))
+    rows = list(reference.everything(*around, gpus, values(fix), opened=opened))
+    wanted = {tuple(r[n] for n in COLUMNS) for r in rows if reference.legal(r, *around)}
+    assert found == wanted
+    assert (tally.enumerated, tally.legal) == (len(rows), len(wanted))
+    assert sum(tally.rejected.values()) + tally.legal == tally.enumerated
+    closed = Tally()
+    for _ in legal_layouts(around, gpus, parse_fix(fix), closed):
+        pass
+    assert tally.enumerated > closed.enumerated or stack != "any"
+
+
 def test_some_layouts_are_legal_and_some_are_not_in_every_stack():
     for stack in STACKS:
         tally = Tally()

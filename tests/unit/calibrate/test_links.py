@@ -9,7 +9,7 @@ from logs import EXAMPLES, MEASURED, log_text
 from planner.calibrate.links import across_s, fit_links
 from planner.calibrate.nccl import Log, Timing, read_logs
 from planner.specs.catalog import load_cluster
-from planner.specs.cluster import CollectiveFit
+from planner.specs.links import CollectiveFit
 
 SIZES = [2**p for p in range(10, 34)]
 

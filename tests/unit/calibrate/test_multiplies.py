@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 from logs import EXAMPLES
 
 from planner.calibrate.gemm import Multiply, read_multiplies
+from planner.calibrate.links import fit_links
 from planner.calibrate.multiplies import fit_multiplies, multiplies_s
+from planner.calibrate.nccl import read_logs
 from planner.errors import SpecError
 from planner.specs.catalog import load_cluster
 
@@ -61,12 +65,50 @@ def test_times_of_launches_do_not_pass_for_times_of_multiplies():
     assert any("launching" in fact for fact in found.facts)
 
 
-def test_faster_than_the_peak_is_doubted():
+def test_a_table_faster_than_the_peak_is_refused_whole():
     cluster = load_cluster("dgx-h100")
     rows = [Multiply(r.m, r.n, r.k, "bf16", r.seconds / 3) for r in timed(cluster)]
     found, after = fit_multiplies(cluster, rows, "made.csv")
-    assert after.accelerator.gemm.emax <= 1
-    assert any("peak" in warning for warning in found.warnings)
+    assert after == cluster
+    assert "against 989 TFLOP/s: impossible, so none of them is used" in found.warnings[0]
+
+
+def test_a_few_multiplies_faster_than_the_peak_are_left_out_and_said():
+    cluster = load_cluster("dgx-h100")
+    rows = timed(cluster, emax=0.6)
+    odd = [Multiply(8192, 8192, 8192, "bf16", 5e-4)] * 2
+    found, after = fit_multiplies(cluster, [*rows, *odd], "made.csv")
+    assert after.accelerator.gemm == fit_multiplies(cluster, rows, "made.csv")[1].accelerator.gemm
+    assert "2 of 20 multiplies in bf16 or fp16" in found.warnings[0]
+    assert "impossible, left out" in found.warnings[0]
+
+
+def test_sizes_that_stay_off_after_the_fit_are_said_with_their_sign():
+    """A card that throttles under large multiplies: no shape term of the formula can follow."""
+    cluster = load_cluster("dgx-h100")
+    shapes = [*SHAPES, (16384, 12288, 8192), (16384, 12288, 16384), (12288, 16384, 16384)]
+    made = [Multiply(*shape, "bf16", 1.0) for shape in shapes]
+    seconds = multiplies_s(cluster, "gemm", {"emax": 0.6}, made)
+    large = np.array([2.0 * m * n * k > 1e12 for m, n, k in shapes])
+    rows = [
+        Multiply(*shape, "bf16", float(s))
+        for shape, s in zip(shapes, np.where(large, 1.4, 1.0) * seconds, strict=True)
+    ]
+    found, _ = fit_multiplies(cluster, rows, "made.csv")
+    told = [one.telling for one in found.residuals if one.telling]
+    assert told
+    assert "1 to 10 TFLOP: still told" in told[0]
+    assert "too fast" in told[0]
+    assert sum(one.points for one in found.residuals) == len(rows)
+
+
+def test_bus_bandwidth_above_the_links_is_refused(tmp_path):
+    log = next(iter(read_logs(EXAMPLES / "h100_all_reduce.log")))
+    fast = replace(log, timings=tuple(replace(t, time_s=t.time_s / 4) for t in log.timings))
+    cluster = load_cluster("dgx-h100")
+    found, after = fit_links(cluster, [fast])
+    assert after == cluster
+    assert "above the 900 that NVLink 4 + NVSwitch of dgx-h100 can carry" in found.warnings[0]
 
 
 @pytest.mark.parametrize(

@@ -16,7 +16,7 @@ GIVEN = Given(
     logs=(str(EXAMPLES / "h100_all_reduce.log"), str(MEASURED / "h100_all_gather_8.log")),
     gemm=EXAMPLES / "h100_gemm.csv",
     profiles=(MEASURED / "h100_step_trace.json",),
-    stack="torchtitan+cudnn",
+    stack="any",
 )
 
 

@@ -5,16 +5,20 @@ from __future__ import annotations
 import gzip
 import json
 import sqlite3
+from dataclasses import replace
 
 import numpy as np
 import pytest
-from logs import MEASURED
+from logs import EXAMPLES, MEASURED
 
+from planner.calibrate.gemm import read_multiplies
 from planner.calibrate.kernels import Kernel, activity_of, class_of, covered
+from planner.calibrate.multiplies import fit_multiplies
 from planner.calibrate.profiled import fit_profiles
 from planner.calibrate.trace import read_profile
 from planner.errors import SpecError
 from planner.specs.catalog import load_cluster
+from planner.specs.stack import stack_named
 
 TRACE = MEASURED / "h100_step_trace.json"
 
@@ -53,13 +57,58 @@ def test_collectives_are_exposed_only_where_nothing_else_runs():
 
 def test_a_real_step_of_an_h100_gives_the_rate_of_its_multiplies():
     activity = read_profile(TRACE)
-    found, after = fit_profiles(load_cluster("dgx-h100"), [activity], "torchtitan+cudnn")
+    found, after = fit_profiles(load_cluster("dgx-h100"), [activity], "megatron")
     gemm = found.figures[0]
-    assert gemm.name == "stacks.torchtitan.gemm"
-    assert gemm.quality.median_before > 0.05
-    assert gemm.quality.median_after < 0.05
-    assert after.stacks["torchtitan"].gemm == gemm.after
-    assert not found.warnings
+    assert gemm.name == "stacks.megatron.gemm"
+    assert gemm.quality.points == 12
+    assert gemm.quality.median_after < gemm.quality.median_before
+    assert after.stacks["megatron"].gemm == gemm.after
+
+
+def test_a_rate_that_a_flag_sets_is_not_fitted_and_said():
+    found, after = fit_profiles(load_cluster("dgx-h100"), [read_profile(TRACE)], "torchtitan+cudnn")
+    figures = after.stacks["torchtitan"].numbers if after.stacks else {}
+    assert "attention" not in figures
+    assert any("a flag of torchtitan+cudnn sets its rate" in fact for fact in found.facts)
+
+
+def test_a_moment_of_a_cool_card_cannot_overrule_a_table_of_multiplies():
+    """The trace and the table are of H100s; the trace's card was at 8 % load."""
+    rows = read_multiplies(EXAMPLES / "h100_gemm.csv").rows
+    _, tabled = fit_multiplies(load_cluster("dgx-h100"), rows, "h100_gemm.csv")
+    now = stack_named("any").gemm
+    found, after = fit_profiles(tabled, [read_profile(TRACE)], "any")
+    assert now < after.stacks["any"].gemm < 1.1 * now
+    assert found.figures[0].spread > 0.05
+    assert any("count for" in fact for fact in found.facts)
+
+
+def test_one_shape_is_said_to_be_not_enough_to_tell():
+    found, _ = fit_profiles(load_cluster("dgx-h100"), [read_profile(TRACE)], "any")
+    attention = next(f for f in found.figures if f.path[-1] == "attention")
+    assert attention.quality.points == 1
+    assert attention.quality.r2 is None
+    assert attention.quality.median_unseen is None
+    assert attention.spread > 0.1
+    assert any("1 shape, not enough to tell" in fact for fact in found.facts)
+
+
+def test_a_long_and_busy_profile_says_what_is_sustained():
+    """The same kernels over and over for half a minute: no cool card, and they count for more."""
+    short = read_profile(TRACE)
+    long = replace(short, window_s=30.0, busy_s=25.0)
+    cluster = load_cluster("dgx-h100")
+    cool, hot = (fit_profiles(cluster, [one], "any")[1].stacks["any"].gemm for one in (short, long))
+    derate = cluster.accelerator.gemm.derate
+    assert hot > cool / derate**0.5
+
+
+def test_kernels_faster_than_the_gpu_are_refused():
+    short = read_profile(TRACE)
+    fast = replace(short, kernels=tuple(replace(k, seconds=k.seconds / 3) for k in short.kernels))
+    found, after = fit_profiles(load_cluster("dgx-h100"), [fast], "any")
+    assert "gemm" not in (after.stacks["any"].numbers if after.stacks else {})
+    assert any("impossible" in warning for warning in found.warnings)
 
 
 def test_cudnn_kernels_under_a_stack_that_has_others_are_said():

@@ -86,7 +86,7 @@ def test_steps_of_the_stack_as_it_ships_leave_its_numbers_alone():
 
 
 def test_every_number_that_may_move_is_one_that_a_cluster_can_hold():
-    assert set(WIDTHS) == set(StackFigures.model_fields) - {"runs", "low", "high"}
+    assert set(WIDTHS) == set(StackFigures.model_fields) - {"runs", "low", "high", "fitted"}
     assert set(WIDTHS) <= set(vars(stack_named("any")))
 
 
@@ -147,3 +147,30 @@ def test_rows_of_another_gpu_are_left_out_with_the_line(tmp_path):
     found, after = fit_steps(mine, read_runs(table(tmp_path / "r.csv", rows), mine), "r.csv")
     assert after == mine
     assert "r.csv, line 2: hardware: 'A100" in found.warnings[0]
+
+
+def test_what_is_kept_between_evaluations_never_changes_a_prediction():
+    """Numbers changed one at a time, all at once, and back; against layouts never seen before."""
+    random = np.random.default_rng(1)
+    steps = measured()
+    table = Steps("any", steps)
+    shipped = {n.name: n.shipped for n in numbers_of(stack_named("any"))}
+    tried = [shipped]
+    for name, value in shipped.items():
+        tried += [{**shipped, name: value * 1.01}, shipped]
+    tried += [{n: v * random.uniform(0.5, 2) for n, v in shipped.items()} for _ in range(6)]
+    for numbers in tried:
+        fresh = Steps("any", steps).closed_form_s(numbers)
+        np.testing.assert_array_equal(table.closed_form_s(numbers), fresh)
+
+
+def test_a_step_faster_than_the_peak_is_left_out_with_its_line(tmp_path):
+    text = (EXAMPLES / "h100_steps.csv").read_text(encoding="utf-8")
+    rows = list(csv.DictReader(text.splitlines()))
+    rows[2]["step_time_s"] = str(float(rows[2]["step_time_s"]) / 1000)  # ms for s
+    mine = load_cluster("dgx-h100")
+    path = table(tmp_path / "runs.csv", rows)
+    found, _ = fit_steps(mine, read_runs(path, mine), "runs.csv")
+    assert found.figures[0].quality.points == len(rows) - 1
+    assert "runs.csv, line 4: a step in" in found.warnings[0]
+    assert "impossible" in found.warnings[0]

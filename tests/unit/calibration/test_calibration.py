@@ -95,6 +95,32 @@ def test_repeats_of_one_job_weigh_as_one_and_sources_are_capped(calibration, tmp
     assert weight[:4] == pytest.approx(weight[4] / 4)
 
 
+def test_every_measured_layer_of_a_profiled_source_weighs_the_same(table):
+    """vTrain's 720 runs are 32 layers, of which some stand in 100 pipelines and some in one."""
+    total: dict[tuple[int, int, int], float] = {}
+    for run, weight in zip(table.runs, table.weight, strict=True):
+        if run.row["source"] == "vTrain":
+            key = (run.context.model.hidden, run.layout["tp"], run.layout["micro_batch"])
+            total[key] = total.get(key, 0.0) + weight
+    assert len(total) > 2
+    assert max(total.values()) == pytest.approx(min(total.values()))
+
+
+def test_no_accelerator_moves_beyond_what_its_kernels_can(calibration):
+    """However far the runs of one odd source pull."""
+    from planner.specs.catalog import load_accelerator
+
+    far = {(f, g): 2.0 for f in ("te", "fa2", "gemm_fp8") for g in calibration.knobs.DEVICES}
+    for name in ("a100-sxm-80gb", "h20-sxm-96gb", "b200-sxm-180gb"):
+        spec = load_accelerator(name)
+        gpu = calibration.knobs.accelerator(spec, calibration.knobs.device_of(name), far)
+        assert gpu.attention.fa2 <= gpu.attention.te <= gpu.gemm.emax
+        if gpu.gemm_fp8:
+            fast = gpu.peak_flops_per_s("fp8") * gpu.gemm_fp8.emax * gpu.gemm_fp8.derate
+            slow = gpu.peak_flops_per_s("bf16") * gpu.gemm.emax * gpu.gemm.derate
+            assert 1.3 < fast / slow < 2.25
+
+
 def test_numbers_are_written_where_they_are_assigned_and_nowhere_else(calibration, tmp_path):
     path = tmp_path / "home.py"
     path.write_text('RATE = 0.5\n"""Of é."""\nOTHER: float = 0.5\n', encoding="utf-8")

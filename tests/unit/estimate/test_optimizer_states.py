@@ -59,7 +59,7 @@ def test_moments_are_those_that_a_real_optimizer_made_to_the_byte(row):
 def test_torchs_optimizers_step_once_and_keep_what_is_told(name, optimizer, dtype):
     torch = pytest.importorskip("torch")
     made = [
-        (n, torch.nn.Parameter(torch.ones(shape, dtype=getattr(torch, dtype))))
+        (n, torch.nn.Parameter(torch.ones(shape, dtype=getattr(torch, dtype), device="meta")))
         for n, shape in tensors(MODELS[name])
     ]
     ends = ("embed", "lm_head")

@@ -109,7 +109,7 @@ def step_alone(x, stages):
     every = []
     for p in stages:
         layers = s.dense_layers[0][p] * dense + s.moe_layers[0][p] * moe
-        ends = s.first[0][p] * step.embedding_s(x)[0] + s.last[0][p] * step.head_s(x)[0]
+        ends = s.first[0][p] * step.first_s(x)[0] + s.last[0][p] * step.head_s(x)[0]
         every.append(layers + ends + step.pp_microbatch_s(x)[0] + x.stack.microbatch_s)
     pipeline = lay.num_microbatches[0] * max(every) + (sum(every) - max(every)) / lay.vpp[0]
     once = [step.exposed_sync_s, step.tied_embedding_s, step.optimizer_s, step.offloaded_s]

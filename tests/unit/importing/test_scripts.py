@@ -292,7 +292,7 @@ def test_accelerate_with_fsdp1_s_words(tmp_path):
         "dp": "16", "dp_replicate": "2", "zero": "3", "micro_batch": "2", "recompute": "full",
     }  # fmt: skip
     assert job.stack == "fsdp1"
-    assert job.ignored == ()
+    assert job.ignored == job.without_effect
 
 
 def test_accelerate_with_deepspeed_inside(tmp_path):
@@ -311,7 +311,8 @@ def test_the_trainer_alone(tmp_path):
 
 def test_what_is_not_read_is_named(tmp_path):
     job = job_of(tmp_path, {"train.sh": MEGATRON.replace("--bf16", "--bf16 --frobnicate 3")})
-    assert job.ignored == ("frobnicate",)
+    assert set(job.ignored) - set(job.without_effect) == {"frobnicate"}
+    assert "overlap_param_gather" in job.without_effect
 
 
 def test_gpus_that_no_file_says_are_those_of_the_cluster_and_that_is_told(tmp_path):
@@ -381,3 +382,16 @@ def test_semicolons_end_assignments():
     options, variables = settings_of('TP=${TP:-8}; PP=2;DP=4\nrun --tp $TP --pp "$PP"\n', {})
     assert (variables["TP"], variables["PP"], variables["DP"]) == ("8", "2", "4")
     assert (options["tp"], options["pp"]) == ("8", "2")
+
+
+def test_no_setting_of_any_file_is_dropped_in_silence(tmp_path):
+    """What a file beside the telling one holds is listed too, and what may matter stands apart."""
+    config = {**DEEPSPEED, "sparse_attention": {"mode": "fixed"}}
+    config["zero_optimization"] = {"stage": 3, "zero_quantized_weights": True, "overlap_comm": True}
+    script = TRAINER.replace("run_clm.py", "run_clm.py --lora_rank 8 --learning_rate 1e-4")
+    job = job_of(tmp_path, {"ds.json": json.dumps(config), "run.sh": script})
+    may_matter = set(job.ignored) - set(job.without_effect)
+    unheard = {"lora_rank", "sparse_attention.mode", "zero_optimization.zero_quantized_weights"}
+    assert unheard <= may_matter
+    assert {"learning_rate", "zero_optimization.overlap_comm"} <= set(job.without_effect)
+    assert not {"nnodes", "nproc_per_node", "gradient_accumulation_steps"} & set(job.ignored)

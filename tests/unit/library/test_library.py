@@ -100,6 +100,7 @@ def test_specs_and_paths_are_taken_as_names_are(tmp_path):
     [
         ({"sequ": 4096}, "there is no option 'sequ'"),
         ({"seq": 0}, "--seq: 0 is not allowed"),
+        ({"seq": "8kb"}, "--seq: '8kb' is not allowed"),
         ({"objective": "cost"}, "--objective cost: no price"),
         ({"fix": {"tpp": 8}}, "--fix: unknown layout field 'tpp'"),
         ({"nodes": [1, 200_000]}, "--nodes: 200000 is more than"),
@@ -112,11 +113,27 @@ def test_what_the_command_refuses_is_refused_in_the_same_words(options, said):
         plan("llama-3.1-8b", "dgx-h100:2", **options)
 
 
+def test_lengths_and_shares_may_be_written_as_on_the_command_line():
+    mine = {"top": 1, "fix": {"tp": 8}}
+    typed = plan("llama-3.1-8b", "dgx-h100:1", seq="4k", max_memory="90%", **mine)
+    assert document(typed) == document(
+        plan("llama-3.1-8b", "dgx-h100:1", seq=4096, max_memory=0.9, **mine)
+    )
+
+
 def test_what_has_no_answer_raises():
     with pytest.raises(InfeasibleError, match="nothing fits"):
         plan("llama-3.1-405b", "dgx-h100:1")
     with pytest.raises(InfeasibleError, match="not legal"):
         place("llama-3.1-8b", "dgx-h100:1", {"tp": 3})
+
+
+@pytest.mark.parametrize("strange", [None, 3, {"layers": 2}])
+def test_what_is_no_spec_is_refused_by_name(strange):
+    with pytest.raises(SpecError, match=f"cluster: {type(strange).__name__} is not allowed"):
+        plan("llama-3.1-8b", strange)
+    with pytest.raises(SpecError, match=r"model: .* must be a name, a path or a ModelSpec"):
+        plan(strange, "dgx-h100:2")
 
 
 # --- frames
@@ -201,6 +218,15 @@ def test_the_stub_names_what_the_package_exports():
         _ = planner.pln
 
 
+def test_what_is_searched_beside_the_layout_is_asked_for_as_on_the_command_line(capsys):
+    asked = ("plan", "llama-3.1-8b", "dgx-h100:1", "--seq", "2048", "--global-batch", "64")
+    typed = told(capsys, *asked, "--fix", "micro_batch=1", "--search", "offload,precision")
+    options = {"seq": 2048, "global_batch": 64, "fix": {"micro_batch": 1}}
+    found = plan("llama-3.1-8b", "dgx-h100:1", search=["precision", "offload"], **options)
+    assert document(found) == typed
+    assert found.best.options == {"precision": "fp8"}
+
+
 def test_every_option_of_the_commands_is_one_of_the_functions():
     import typer
 
@@ -210,7 +236,7 @@ def test_every_option_of_the_commands_is_one_of_the_functions():
     files = {"output", "target", "force", "as_json", "help", "model", "cluster", "layout"}
     takes = {
         "plan": library.PlanOptions.__annotations__,
-        "explain": library.Options.__annotations__,
+        "explain": library.PlaceOptions.__annotations__,
         "place": {**library.PlaceOptions.__annotations__, "moved_from": None},
     }
     for name, options in takes.items():

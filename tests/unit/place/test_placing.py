@@ -263,3 +263,15 @@ def test_importing_place_loads_neither_numpy_nor_ortools():
         "from planner.place import place; assert 'ortools' not in sys.modules"
     )
     subprocess.run([sys.executable, "-c", code], check=True)
+
+
+def test_ranks_on_other_rails_than_their_peers_are_said(cluster_of, layout_of):
+    """Four ranks a node; two nodes have lost a GPU among the first four."""
+    layout, down = layout_of(tp=4, pp=2, dp=2), ["node00001:0", "node00003:2", "node00004:7"]
+    down += [f"node0000{n}:6" for n in (1, 2, 3)]
+    found = place(cluster_of(4, per_leaf=4), layout, unhealthy=down)
+    assert found.gpus_per_node == 4
+    (said,) = (note for note in found.notes if "other rails" in note)
+    assert said.startswith("2 nodes with ranks on other rails")
+    whole = place(cluster_of(4, per_leaf=4), layout, unhealthy=["node00004:7"])
+    assert not any("rails" in note for note in whole.notes)

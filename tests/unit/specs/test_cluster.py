@@ -12,7 +12,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from pydantic import ValidationError
 
-from planner.specs.cluster import Accelerator, ClusterSpec
+from planner.specs.accelerator import Accelerator
+from planner.specs.cluster import ClusterSpec
 
 
 def gpu(**changes: Any) -> dict[str, Any]:

@@ -12,8 +12,9 @@ from typing import Any
 import pytest
 import yaml
 
+from planner.specs.accelerator import Accelerator
 from planner.specs.catalog import load_accelerator, load_cluster
-from planner.specs.cluster import Accelerator, ClusterSpec, Record
+from planner.specs.cluster import ClusterSpec, Record
 
 ROOT = Path(__file__).parents[3]
 ACCELERATORS = sorted((ROOT / "hardware_specs/accelerators").glob("*.yaml"))

@@ -10,11 +10,13 @@ import pytest
 from planner.errors import SpecError
 from planner.estimate.communication import (
     TP_BACKWARD,
+    embedding_sharding_s,
     gradient_sync_s,
     parameter_gather_s,
 )
 from planner.estimate.compute import head_s
 from planner.estimate.inputs import Inputs
+from planner.estimate.kernels import gemm_s, uses_fp8
 from planner.estimate.params import stage_dense_parameters
 from planner.estimate.step import pressure_slowdown, step_s, time_parts
 from planner.layouts.rules import rules_of
@@ -229,12 +231,49 @@ def test_a_collective_for_each_bucket_pays_its_latency_each_time():
     took = []
     for size in (1e12, 1e8, 1e7):
         x = inputs("megatron", "llama3-8b", ep=1, dp=512)
-        x.stack = replace(x.stack, bucket_bytes=size)
+        x.stack = replace(x.stack, bucket_bytes=size, bucket_rank_bytes=0.0)
         took.append(gradient_sync_s(x)[0])
     gradients = 4 * stage_dense_parameters(x)[0, 0]
     latency = x.cluster.fabric.latency_us * 1e-6 + 511 * x.cluster.fabric.step_latency_us * 1e-6
     assert took[1] - took[0] == pytest.approx((gradients / 1e8 - 1) * latency, rel=1e-6)
     assert took[2] - took[0] == pytest.approx((gradients / 1e7 - 1) * latency, rel=1e-6)
+
+
+def test_buckets_that_grow_with_the_group_keep_what_latency_costs_within_bounds():
+    """Megatron-Core's hold max(40M, 1M * dp) gradients: fewer, the more steps a ring takes."""
+
+    def waits(dp: int, **changes: float) -> float:
+        x = inputs("megatron", "llama3-8b", ep=1, dp=dp)
+        x.stack = replace(x.stack, **changes)
+        whole = inputs("megatron", "llama3-8b", ep=1, dp=dp)
+        whole.stack = replace(x.stack, bucket_bytes=1e12)
+        return float(gradient_sync_s(x)[0] - gradient_sync_s(whole)[0])
+
+    assert waits(8) == waits(8, bucket_rank_bytes=0.0)
+    assert waits(512) < waits(512, bucket_rank_bytes=0.0) / 8
+
+
+@pytest.mark.parametrize("stack", sorted(STACKS))
+@pytest.mark.parametrize("cluster", ["dgx-a100", "dgx-h100", "dgx-b200"])
+def test_no_multiply_outruns_the_best_that_kernels_reach(stack, cluster):
+    """However a stack's rate was fitted to narrow models; MAMF is 0.87 of an A100's peak."""
+    one = inputs(stack, "llama3-8b", dp=8, ep=1)
+    x = Inputs(one.model, load_cluster(cluster), one.workload, one.layouts)
+    for size in (1024.0, 4096.0, 65536.0):
+        for precision in ("bf16", "fp8"):
+            work = x.workload.model_copy(update={"precision": precision})
+            y = Inputs(x.model, x.cluster, work, x.layouts)
+            peak = x.cluster.accelerator.peak_flops_per_s("fp8" if uses_fp8(y) else "bf16")
+            assert 2 * size**3 / gemm_s(y, size, size, size) <= 0.87 * peak
+
+
+def test_zero_3_gathers_the_token_table_before_anything_can_hide_it():
+    alone, pair = (inputs("torchtitan", "llama3-8b", zero=3, dp=dp, ep=1) for dp in (1, 8))
+    assert embedding_sharding_s(alone)[0] == 0.0
+    table = 128256 * 4096 * (2 + 4) * 7 / 8  # gathered in 16 bit, reduced in fp32
+    slowest = table / embedding_sharding_s(pair)[0]
+    assert 0.5 * 450e9 < slowest < 450e9
+    assert embedding_sharding_s(inputs("torchtitan", "llama3-8b", zero=2, dp=8, ep=1))[0] == 0.0
 
 
 def test_a_stack_whose_allocator_retries_slows_down_near_the_limit_only():

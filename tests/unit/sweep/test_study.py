@@ -52,6 +52,7 @@ def test_without_axes_there_is_one_point(study):
         ("max_memory", 0.5, lambda r: r.workload.max_memory),
         ("risk_memory", 0.5, lambda r: r.workload.risk_memory),
         ("gpus", 4, lambda r: r.gpus),
+        ("search", "offload,precision", lambda r: ",".join(r.search)),
     ],
 )  # fmt: skip
 def test_every_kind_of_name_reaches_the_request(study, path, value, read):
@@ -93,6 +94,15 @@ def test_spec_files_are_found_beside_the_study_wherever_one_stands(study, tmp_pa
     elsewhere.mkdir()
     monkeypatch.chdir(elsewhere)
     assert points(path)[0].inputs["model"] == "small"
+
+
+def test_what_a_point_may_choose_is_in_its_row_and_an_unknown_axis_refuses_the_study(study):
+    (point,) = points(study({"search": ["precision"]}))
+    row = evaluate(point.request)
+    assert row["search.precision"] in ("bf16", "fp8")
+    with pytest.raises(SpecError, match="--search: 'precison' is no axis") as error:
+        points(study({"search": ["offload", "precison"]}))
+    assert "did you mean 'precision'" in error.value.hint
 
 
 def test_a_contradiction_is_a_refused_point_and_stops_no_other(study):

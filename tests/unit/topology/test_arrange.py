@@ -132,3 +132,28 @@ def test_nodes_with_more_gpus_than_the_spec_are_said():
     found = arrange(make_cluster(1), states=[NodeState("a", gpus=16)])
     assert found.avoid == ()
     assert found.notes == ("1 host (a) with more than 8 GPUs: only 8 of each are used",)
+
+
+def test_hosts_of_a_mix_are_of_the_type_that_their_gpus_are_called_after():
+    def named(cluster, name, gpu):
+        more = {"accelerator": cluster.accelerator.model_copy(update={"name": gpu})}
+        return cluster.model_copy(update={"name": name, **more})
+
+    from planner.specs.mixing import joined
+
+    types = [named(make_cluster(1), "new", "gb200"), named(make_cluster(1), "old", "b200-sxm")]
+    mix = joined(types, "lab", "test")
+    kinds = {"x": "gb200", "a": "NVIDIA-B200", "b": "b200", "c": "rtx-4090"}
+    states = [NodeState(host, gpus=8, kind=kind) for host, kind in kinds.items()]
+    states[2] = NodeState("b", "down", gpus=8, kind="b200")
+    found = arrange(mix, states=states, leafs=leafs(p="x a", q="b"))
+    new, old = found.cluster.mix
+    assert [new.host(n) for n in range(new.nodes)] == ["x"]
+    assert [old.host(n) for n in range(old.nodes)] == ["a", "b"]
+    assert [leaf.name for leaf in found.cluster.leafs] == ["new/p", "old/p", "old/q"]
+    assert found.avoid == ("b",)
+    only = arrange(mix, states=states, hosts=["b", "a"])
+    assert (only.cluster.name, only.cluster.hosts) == ("old", ("b", "a"))
+    assert only.notes[0] == "no node of type new among the nodes to use"
+    with pytest.raises(SpecError, match="nothing says which node type z is"):
+        arrange(mix, states=states, hosts=["a", "z"])

@@ -61,6 +61,7 @@ def test_rows_scored_together_equal_rows_scored_alone(tmp_path):
         ({"micro_batch": ""}, "micro_batch"),
         ({"arch_json": ""}, "arch_json"),
         ({"arch_json": "{"}, "arch_json"),
+        ({"arch_json": '{"layers": ' + "9" * 5000 + "}"}, "arch_json: not JSON"),
         ({"arch_json": '{"layers": "x"}'}, "arch_json"),
         ({"arch_json": json.dumps(LLAMA_8B | {"mamba": 1})}, "arch_json"),
         ({"arch_json": json.dumps(LLAMA_8B | {"moe": [1]})}, "arch_json"),

@@ -14,7 +14,7 @@ def record(guess: float, truth: float, **more: object) -> dict:
         "status": "ok", "source": "s", "stack": "any", "accelerator": "h100-sxm-80gb",
         "step_time_s_predicted": guess, "step_time_s_measured": truth, "error": guess / truth - 1,
         "family": "", "mfu_measured": None, "peak_gib_predicted": 10.0, "peak_gib_measured": None,
-        "oom_predicted": False, "oom_measured": False, **more,
+        "fitted_to": False, "oom_predicted": False, "oom_measured": False, **more,
     }  # fmt: skip
 
 
@@ -23,6 +23,23 @@ def test_errors_are_relative_and_their_median_is_of_the_size():
     assert scores["median_abs_error"] == pytest.approx(0.1)
     assert scores["p90_abs_error"] == pytest.approx(0.18)
     assert scores["n"] == 3
+
+
+def test_a_large_source_does_not_hide_a_small_bad_one():
+    rows = [record(1.0, 1.0, source="big")] * 9 + [record(1.5, 1.0, source="small")]
+    scores = summary(rows)
+    assert scores["median_abs_error"] == 0
+    assert scores["mean_of_source_medians"] == pytest.approx(0.25)
+    assert scores["by_source"]["small"]["mean_abs_error"] == pytest.approx(0.5)
+
+
+def test_families_are_scored_by_source_too():
+    rows = [record(g, t, family="f") for g, t in ((1.0, 2.2), (1.5, 2.0), (3.0, 4.0))]
+    rows += [record(t, t, family="f", source="t") for t in (1.0, 2.0, 3.0)]
+    family = summary(rows)["families"]
+    assert family["n"] == 2
+    assert family["by_source"]["s"]["mean_top1_ratio"] == pytest.approx(1.1)
+    assert family["by_source"]["t"]["mean_top1_ratio"] == 1.0
 
 
 def test_stalls_of_nanotron_are_scored_apart():

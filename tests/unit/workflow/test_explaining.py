@@ -12,11 +12,14 @@ from planner.estimate.record import TERMS
 from planner.layouts.ranges import FIXABLE
 from planner.specs.catalog import load_cluster, load_model
 from planner.specs.workload import Workload
-from planner.workflow import PlanRequest, explain, plan
+from planner.workflow import PlanRequest, place, plan
+from planner.workflow.explaining import explain
 
 
 def request(model="llama-3.1-8b", cluster="dgx-h100:2", *, seq=4096, batch=64, **more):
-    asked = {name: more.pop(name) for name in ("gpus", "unhealthy") if name in more}
+    asked = {
+        name: more.pop(name) for name in ("gpus", "unhealthy", "pipelines", "notes") if name in more
+    }
     workload = Workload(seq_tokens=seq, global_batch=batch, **more)
     return PlanRequest(load_model(model), load_cluster(cluster), workload, **asked)
 
@@ -43,7 +46,7 @@ def test_json_keeps_its_keys_and_opens_memory_by_stage():
     contract = {"schema", "legal", "feasible", "reasons", "layout", "estimate", "terms"}
     before = {"mends", "assumed", "stage_layers", "compared", "gradient_sync", "notes"}
     before |= {"memory_terms", "mend_layouts", "peak_points"}
-    assert contract | before | {"against", "broken_rules"} == {*told}
+    assert contract | before | {"against", "broken_rules", "on_map"} == {*told}
     assert all(isinstance(mend, str) for mend in told["mends"])
     stages = told["estimate"]["memory"]["stages"]
     rows = told["memory_terms"]
@@ -321,3 +324,63 @@ def test_more_layers_than_a_chunk_has_are_said():
 def test_a_plan_says_so_too():
     notes = plan(request(recompute_layers=2)).notes
     assert any("--recompute-layers does nothing here" in note for note in notes)
+
+
+# --- on its map
+
+
+NARROW = {"model": "llama-3.2-1b", "cluster": "h100-tor-4to1:12", "batch": 12, "seq": 1024}
+
+
+@pytest.mark.parametrize("rule", ["under-leaf", "fastest"])
+def test_times_are_those_of_the_map_that_the_layout_gets(rule):
+    asked = request(**NARROW, pipelines=rule)
+    layout = {"tp": "8", "pp": "6"}
+    told = explain(asked, layout)
+    spot = place(asked, layout)
+    assert told.on_map.splits == spot.splits
+    assert told.on_map.tiers == spot.tiers
+    assert told.estimate.step_time_s == pytest.approx(spot.step_time_s, rel=1e-6)
+    assert told.on_map.step_time_s == told.estimate.step_time_s
+    assert sum(told.estimate.time_s.values()) == pytest.approx(spot.step_time_s, rel=1e-5)
+    paper = explain(asked, layout, mapped=False)
+    assert told.on_map.on_paper_s == paper.estimate.step_time_s
+    assert told.on_map.on_paper_s != pytest.approx(told.on_map.step_time_s, rel=1e-3)
+    terms = {t.name: t.value for t in told.terms}
+    assert any(terms[t.name] != t.value for t in paper.terms)
+    (said,) = (note for note in told.notes if note.startswith("timed where"))
+    assert f"--pipelines {rule} places it on this 4:1 fabric" in said
+
+
+def test_the_best_that_a_layout_is_compared_with_is_the_plan_placed_too():
+    asked = request(**NARROW)
+    best = plan(asked).best
+    told = explain(asked, {"tp": "8", "pp": "6"})
+    assert told.against.best_step_time_s == pytest.approx(best.estimate.step_time_s)
+    slower = told.estimate.step_time_s / best.estimate.step_time_s - 1
+    assert told.compared[0].startswith(f"{slower:.1%} slower than the best that fits")
+    fields = {
+        name: str(int(value)) if isinstance(value, bool) else str(value)
+        for name, value in best.layout.model_dump().items()
+        if name in FIXABLE
+    }
+    assert explain(asked, fields).compared[0].startswith("this is the fastest of")
+
+
+def test_on_a_wide_fabric_a_map_changes_nothing_and_nothing_is_said():
+    told = explain(request(notes=("a note",)), {"tp": "8"})
+    assert told.on_map.step_time_s == told.on_map.on_paper_s == told.estimate.step_time_s
+    assert told.notes[0] == "a note"
+    assert not any("timed where" in note for note in told.notes)
+
+
+def test_a_layout_without_room_is_opened_on_paper_and_that_is_said():
+    """Two racks of 15 healthy trays hold six groups of four trays, not seven."""
+    down = tuple(f"node{n:05d}" for n in (1, 2, 3, 34, 35, 36))
+    asked = request(cluster="gb200-nvl72:36", batch=56, unhealthy=down)
+    told = explain(asked, {"tp": "16", "pp": "1", "dp": "7"})
+    assert told.legal
+    assert told.on_map is None
+    assert told.estimate
+    (said,) = (note for note in told.notes if note.startswith("cannot be placed"))
+    assert "short by 1" in said

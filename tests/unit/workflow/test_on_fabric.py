@@ -8,12 +8,16 @@ import numpy as np
 import pytest
 
 from planner.errors import InfeasibleError
+from planner.estimate.running import judge
+from planner.layouts.table import Layouts
+from planner.objectives import Aim, Objective
 from planner.plan import Layout
 from planner.rank import settle
 from planner.specs.catalog import load_cluster, load_model
 from planner.specs.workload import Workload
 from planner.workflow import PlanRequest, plan
-from planner.workflow.on_fabric import on_fabric
+from planner.workflow.board import Board, trade
+from planner.workflow.on_fabric import floor_s, on_fabric
 from planner.workflow.planning import placed_layout, search
 
 
@@ -115,3 +119,81 @@ def test_the_same_question_gets_the_same_answer():
     asked = request(rule="fastest", fix="tp=8,zero=1")
     told = [plan(asked).model_dump(exclude={"timing"}) for _ in range(2)]
     assert told[0] == told[1]
+
+
+# --- several jobs, and memory
+
+SMALL = "tp=8,zero=1,recompute=none,cp=1,micro_batch=1,vpp=1"
+
+
+@pytest.mark.parametrize("objective", ["step-time", "tokens-per-gpu"])
+def test_of_several_node_counts_the_best_placed_one_is_found(objective):
+    """Every feasible layout of each job, placed and timed one by one."""
+    asked = replace(request(fix=SMALL, nodes=(6, 8, 12)), aim=Aim(objective=Objective(objective)))
+    asked = replace(asked, workload=asked.workload.model_copy(update={"global_batch": 48}))
+    best = {}
+    for nodes in asked.nodes:
+        one = replace(asked, nodes=(), cluster=asked.cluster.model_copy(update={"nodes": nodes}))
+        ranking, _ = search(one, str)
+        records = [Layout.model_validate(ranking.layouts.row(n)) for n in range(ranking.feasible)]
+        best[nodes] = min(placed_layout(one, layout).step_time_s for layout in records)
+    worth = {n: s * (n if objective == "tokens-per-gpu" else 1) for n, s in best.items()}
+    found = plan(asked)
+    first = min(worth, key=worth.__getitem__)
+    assert found.request.cluster.nodes == first
+    assert found.best.estimate.step_time_s == pytest.approx(best[first], rel=2e-6)
+
+
+def test_the_least_memory_is_told_with_the_time_of_its_map():
+    aim = Aim(objective=Objective.MEMORY)
+    asked = replace(request(fix=SMALL, top=4), aim=aim)
+    found = plan(asked)
+    peaks = [p.estimate.memory.peak_bytes for p in found.plans if not p.note]
+    assert peaks == sorted(peaks)
+    paper = {}
+    for shown in found.plans:
+        if not shown.note:
+            took = placed_layout(asked, shown.layout).step_time_s
+            assert shown.estimate.step_time_s == pytest.approx(took, rel=2e-6)
+            paper[shown.layout] = explain_on_paper(asked, shown.layout)
+    assert any(
+        paper[p.layout] != pytest.approx(p.estimate.step_time_s, rel=1e-3)
+        for p in found.plans
+        if not p.note
+    )
+    # a limit that the lightest keeps on paper and misses on its map, or the other way round
+    limit = found.plans[0].estimate.step_time_s * 0.999
+    held = plan(replace(asked, aim=replace(aim, max_step_s=limit)))
+    assert held.best.layout != found.best.layout
+    assert held.best.estimate.step_time_s <= limit
+
+
+def explain_on_paper(asked, layout):
+    rows = Layouts.of([layout.model_dump()])
+    return judge(asked.context, rows)[0].step_s
+
+
+def test_a_bound_of_all_maps_is_under_what_any_map_takes():
+    asked = request(fix=SMALL)
+    ranking, _ = search(asked, str)
+    least = floor_s(asked, ranking)
+    for row in range(0, ranking.feasible, 3):
+        layout = Layout.model_validate(ranking.layouts.row(row))
+        assert least <= placed_layout(asked, layout).step_time_s * (1 + 1e-9)
+    assert floor_s(request(ways=1.0, fix=SMALL), ranking) == ranking.step_s.min()
+
+
+def test_rows_not_placed_are_bounded_by_what_uplinks_must_carry():
+    """Trades bound every row under its own best map, and some of them above free air."""
+    asked = request(fix=SMALL, rule="fastest", leaf=2)
+    ranking, _ = search(asked, str)
+    board = Board.of(asked, ranking)
+    before = board.least_s.copy()
+    board.placed_s[0] = 1e9  # something is placed, and everything might still beat it
+    assert trade(board, np.arange(1, len(ranking.layouts)))
+    assert not trade(board, np.arange(1, len(ranking.layouts)))
+    assert (board.least_s[1:] > before[1:] * 1.001).any()
+    for row in range(1, ranking.feasible, 2):
+        layout = Layout.model_validate(ranking.layouts.row(row))
+        took = placed_layout(asked, layout).step_time_s
+        assert board.least_s[row] <= took * (1 + 1e-9)

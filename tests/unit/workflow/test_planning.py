@@ -12,16 +12,19 @@ from planner.errors import InfeasibleError, SpecError
 from planner.estimate.bounds import least_step_s
 from planner.estimate.inputs import Inputs
 from planner.estimate.step import step_s
+from planner.layouts.grid import Tally, legal_layouts
 from planner.layouts.ranges import Fix, parse_fix
 from planner.layouts.table import COLUMNS
 from planner.rank import nearest, rank
 from planner.specs.catalog import load_cluster, load_model
 from planner.specs.workload import Workload
 from planner.workflow import PlanRequest, explain, place, plan, plan_for_target
+from planner.workflow.request import quiet
+from planner.workflow.searching import fewer_gpus, search
 
 
 def request(model="llama-3.1-8b", cluster="dgx-h100:2", *, seq=4096, batch=64, fix=None, **more):
-    asked = {name: more.pop(name) for name in ("gpus", "top", "unhealthy") if name in more}
+    asked = {name: more.pop(name) for name in ("gpus", "top", "unhealthy", "slow") if name in more}
     return PlanRequest(
         load_model(model),
         load_cluster(cluster),
@@ -115,8 +118,25 @@ def test_nodes_with_unhealthy_gpus_are_left_out():
     assert set(found.placement.hosts) == {"node00001", "node00003"}
 
 
+def test_slow_nodes_are_told_apart_from_broken_ones():
+    avoid = {
+        "unhealthy": ("node00003", "node00002", "node00003"),
+        "slow": ("node00002", "node00003"),
+    }
+    found = plan(request(cluster="dgx-h100:4", **avoid))
+    assert "16 of 32 GPUs are on unhealthy and slow nodes and left out" in found.notes
+    notes = found.placement.notes  # node00003 is broken and slow: broken
+    assert "1 node with fewer than 8 healthy GPUs left out" in notes
+    assert "1 slow node left out" in notes
+    only = plan(request(cluster="dgx-h100:3", unhealthy=("node00002",), slow=("node00002",)))
+    assert "8 of 24 GPUs are on slow nodes and left out" in only.notes
+    with pytest.raises(InfeasibleError, match="all are slow") as refused:
+        plan(request(cluster="dgx-h100:1", unhealthy=("node00001",), slow=("node00001",)))
+    assert refused.value.hint == "leave --slow out"
+
+
 def test_without_a_healthy_node_there_is_no_plan():
-    with pytest.raises(InfeasibleError, match="no healthy node left"):
+    with pytest.raises(InfeasibleError, match="no node to use: all are unhealthy"):
         plan(request(unhealthy=("node00001", "node00002")))
 
 
@@ -130,7 +150,33 @@ def test_where_no_layout_uses_all_gpus_the_plan_uses_fewer_and_says_so():
     fix = {"tp": "8", "cp": "1", "pp": "1"}
     found = plan(request(cluster="dgx-h100:7", fix=fix))
     assert found.best.layout.gpus == 32
-    assert "no layout is legal on all 56 GPUs; this one leaves 24 idle" in found.notes
+    told = (
+        "no layout is legal on all 56 GPUs; this one leaves 24 idle, as few as a layout that fits"
+    )
+    assert any(note.startswith(told) for note in found.notes)
+
+
+@pytest.mark.parametrize(
+    ("batch", "fix"), [(64, {"pp": "1"}), (64, {}), (24, {"tp": "2", "pp": "1..3"}), (9, {})]
+)
+def test_fewer_gpus_are_those_that_some_layout_can_use_most_first(batch, fix):
+    asked = request("gpt2", "dgx-h100:24", seq=1024, batch=batch, fix=fix)
+
+    def legal(gpus: int) -> bool:
+        tally = Tally()
+        return any(len(part) for part in legal_layouts(asked.context, gpus, asked.choices, tally))
+
+    tried = fewer_gpus(asked.context, 192, asked.choices)
+    by_hand = [n for n in range(184, 0, -8) if legal(n)]
+    assert [n for n in tried if n >= 8 and legal(n)] == by_hand
+    assert [n for n in tried if n < 8 and legal(n)] == [n for n in range(7, 0, -1) if legal(n)]
+
+
+def test_a_thousand_nodes_without_a_legal_layout_do_not_fall_to_parts_of_one():
+    asked = request("gpt2", "dgx-h100:1000", seq=1024, batch=4096, fix={"tp": "1", "pp": "1"})
+    ranking, notes = search(replace(asked, fix=asked.fix | {"cp": "1"}), quiet)
+    assert ranking.gpus == 4096
+    assert "leaves 3,904 idle" in notes[0]
 
 
 def test_asking_for_a_number_of_gpus_forbids_to_use_fewer():
@@ -327,8 +373,8 @@ def test_graphs_are_not_offered_to_a_plan_that_has_them_nor_a_cure_to_a_busy_gpu
     busy = plan(request("llama-3.1-8b", "dgx-h100:2", stack="megatron"))
     assert busy.best.estimate.time_s["host"] < 0.1 * busy.best.estimate.step_time_s
     assert not [note for note in busy.notes if "host-bound" in note]
-    graphed = request("gpt2", "dgx-h100:1", seq=128, batch=64, stack="megatron+full-graphs")
-    found = plan(replace(graphed, fix={"tp": "4", "pp": "1", "cp": "1", "micro_batch": "1"}))
+    graphed = request("gpt2", "dgx-h100:1", seq=64, batch=64, stack="megatron+full-graphs")
+    found = plan(replace(graphed, fix={"tp": "2", "pp": "1", "cp": "1", "micro_batch": "1"}))
     told = [note for note in found.notes if "host-bound" in note]
     assert told
     assert "graphs" not in told[0]

@@ -185,8 +185,8 @@ def test_405b_over_16_stages_leaves_a_layer_out_at_either_end_as_llama_3_did():
 def test_an_exact_cut_that_is_not_known_is_refused():
     with pytest.raises(InfeasibleError, match="two copies"):
         ask(saved("llama-3.1-8b"), schedule="dualpipe", balance=True)
-    with pytest.raises(InfeasibleError, match="in turn"):
-        ask(saved("llama-4-maverick", vpp=2, schedule="interleaved"), balance=True)
+    with pytest.raises(InfeasibleError, match="different kinds into 4 chunks"):
+        ask(saved("llama-4-maverick", vpp=4, schedule="interleaved"), balance=True)
 
 
 @pytest.mark.parametrize(
@@ -196,6 +196,8 @@ def test_an_exact_cut_that_is_not_known_is_refused():
         ("deepseek-v3", "interleaved"),
         ("deepseek-v3", "zbv"),
         ("deepseek-v2-lite", "interleaved"),
+        ("llama-4-maverick", "interleaved"),
+        ("llama-4-maverick", "zbv"),
     ],
 )
 def test_an_exact_cut_over_several_chunks_has_no_slower_slowest_stage(model, schedule):
