@@ -25,6 +25,8 @@ from planner.workflow.rows import layout_record, search_record, shown
 from planner.workflow.searching import nothing_fits, search, with_offload
 from planner.workflow.spots import placed_layout
 
+LIKE = 16
+"""So many layouts that are refused as the unsplit model is: it is the model, or the job."""
 OWN_PROFILE = ("nanotron",)
 """Frameworks that follow another's rules but run by themselves, at a speed of their own."""
 
@@ -74,6 +76,8 @@ def _planned(request: PlanRequest, target: str) -> Plan:
     whole, _ = on_fabric(own, whole, 1)
     ranking = aimed(whole, own.aim, Job(whole.gpus, workload.tokens))
     why: list[str] = []
+    same: set[str] | None = None
+    drafted = 0
     can = payload(target, request.workload.stack).can
     for row in _varied(ranking):
         told = list(layout_refusals(layout_record(ranking.layouts, row), workload, can))
@@ -88,9 +92,14 @@ def _planned(request: PlanRequest, target: str) -> Plan:
             notes=notes,
         )
         why = emitter.unsupported(draft)
+        same = set(why) & (set(emitter.unsupported(_unsplit(draft))) if same is None else same)
+        drafted += 1
         if not why:
             placement = placed_layout(own, first.layout)
             return draft.model_copy(update={"placement": placement})
+        if same and drafted == LIKE:
+            why = [sentence for sentence in why if sentence in same]
+            break
     if not whole.feasible:
         raise nothing_fits(own, whole)
     if not len(ranking.layouts):
@@ -116,6 +125,17 @@ def narrowed(request: PlanRequest, found: Plan) -> PlanRequest:
         batches=(),
         search=tuple(axis for axis in request.search if axis in OPENED),
     )
+
+
+def _unsplit(draft: Plan) -> Plan:
+    """Return the plan with its model whole on every GPU, to tell what no layout would mend."""
+    best = draft.best
+    ones = dict.fromkeys(("tp", "pp", "vpp", "cp", "ep", "etp", "dp_replicate"), 1)
+    whole = ones | {"dp": best.layout.gpus, "sp": False, "zero": 0, "schedule": "none"}
+    layout = best.layout.model_copy(update=whole | {"recompute": "none", "offload": "none"})
+    held = [[sum(map(sum, best.stage_layers))]]
+    plain = best.model_copy(update={"layout": layout, "stage_layers": held})
+    return draft.model_copy(update={"plans": [plain]})
 
 
 def _varied(ranking: Ranking) -> list[int]:

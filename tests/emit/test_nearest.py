@@ -81,8 +81,12 @@ def test_one_node_alone_holds_a_parameter_server():
     assert "dataparallel" in caught.value.hint
 
 
-def for_target(target: str, stack: str, **fix: Any) -> Plan:
-    untied = MODEL.model_copy(update={"tied_embeddings": False})  # as torch's pipelines need
+def for_target(
+    target: str, stack: str, *, changes: dict[str, Any] | None = None, **fix: Any
+) -> Plan:
+    untied = MODEL.model_copy(
+        update={"tied_embeddings": False} | (changes or {})
+    )  # as torch's pipelines need
     request = workflow.PlanRequest(
         untied,
         CLUSTER,
@@ -116,6 +120,10 @@ def test_layouts_that_the_table_does_not_hold_are_not_dealt_layer_by_layer(monke
     with pytest.raises(PlannerError, match="parameter server"):
         for_target("dataparallel", "any", pp=2)
     assert dealt.call_count == 0
+    biased = {"qkv_bias": True}  # which nanotron's Llama has in no layout
+    with pytest.raises(PlannerError, match="without biases"):
+        for_target("nanotron", "any", changes=biased)
+    assert 0 < dealt.call_count <= targets.LIKE
     for_target("torchrun", "any")
     assert dealt.call_count >= 1
 
