@@ -8,8 +8,8 @@ from dataclasses import dataclass, field
 import numpy as np
 
 from planner.errors import InfeasibleError, SpecError
+from planner.estimate.cutting import dealt_out
 from planner.estimate.inputs import Inputs
-from planner.estimate.running import dealt_out
 from planner.estimate.stages import Prices, prices
 from planner.estimate.step import bubble_s, once_s, pipeline_s, pressure_slowdown, step_s
 from planner.layouts.rules import Context
