@@ -172,14 +172,16 @@ def all_to_all_s(
     What stays in the domain goes over its links, the rest through the rank's own share of the NICs
     (NCCL uses one NIC per GPU for all-to-all: nccl-tests issues 130, 267). The shares say what a
     dispatcher that sends one copy per rank or domain leaves of the two. `local` ranks share a
-    domain, by default as many as fit.
+    domain, by default as many as fit; a group that fewer share is no faster for it, though both
+    kinds of links work at once.
     """
     n = np.maximum(n, 1)
-    local = ranks_per_domain(x, stride, n) if local is None else local
+    most = ranks_per_domain(x, stride, n)
+    local = most if local is None else local
     peers = np.maximum(n - 1, 1)
-    inside = np.asarray(sent_bytes) * (local - 1) / peers * inside_share
+    inside = np.asarray(sent_bytes) * (most - 1) / peers * inside_share
     outside = np.asarray(sent_bytes) * (n - local) / peers * outside_share
-    alpha, rate, _ = _inside_parameters(x, "all_to_all", np.maximum(local, 2))
+    alpha, rate, _ = _inside_parameters(x, "all_to_all", np.maximum(most, 2))
     total = alpha + inside / rate
     if x.cluster.nodes > 1:
         fabric = x.cluster.fabric

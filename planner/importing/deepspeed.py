@@ -47,7 +47,7 @@ def deepspeed_job(facts: Facts, gpus: int | None, trainer: Trainer) -> Job:
     tp, pp, cp = (_auto(facts, name) or 1 for name in DEGREES)
     if cp > 1:
         told.append(f"cp={cp} stands for DeepSpeed's sequence parallelism (Ulysses)")
-    layout = {"tp": tp, "pp": pp, "cp": cp, "ep": 1, "sp": 0, "vpp": 1}
+    layout = {"tp": tp, "pp": pp, "cp": cp, "sp": 0, "vpp": 1}
     micro = _auto(facts, "train_micro_batch_size_per_gpu") or trainer.micro_batch
     steps = _auto(facts, "gradient_accumulation_steps") or trainer.steps
     batch = _auto(facts, "train_batch_size")

@@ -331,9 +331,14 @@ def _whole(job: Job, world: int | None) -> Job:
 
 
 def _with_plan(job: Job, plan: Plan | None) -> Job:
-    """Return the job with what a bundle's own plan says and its files do not."""
+    """Return the job with what a bundle's own plan says and its files do not.
+
+    Where neither says how experts are split (DeepSpeed's JSON does not, its model's code does) they
+    are taken to be whole on every rank, as models of Hugging Face have them.
+    """
     if plan is None:
-        return job
+        whole = {} if job.framework == "meshwright" else {"ep": "1"}
+        return replace(job, layout={**whole, **job.layout})
     request, lay = plan.request, plan.best.layout
     fields = lay.model_dump(mode="json", exclude={"num_microbatches"})
     planned = {name: str(int(v) if isinstance(v, bool) else v) for name, v in fields.items()}

@@ -88,7 +88,7 @@ def test_every_rank_starts_on_its_host_and_gpu_under_its_switch(slurm, capsys, r
 
 def test_the_bundle_of_a_plan_starts_node_ranks_where_its_map_says(slurm, capsys, tmp_path):
     out = tmp_path / "bundle"
-    words = ("--fix", "tp=8,pp=2,dp=4,vpp=1,zero=1", "--global-batch", "32")
+    words = ("--fix", "tp=8,pp=2,dp=4,vpp=1,zero=2", "--global-batch", "32")
     placement = answer(capsys, slurm, "plan", *words, "--target", "slurm", "-o", str(out))[
         "placement"
     ]

@@ -95,7 +95,8 @@ def _by_code(words: Sequence[str], code: int, out: str, err: str) -> Iterator[st
         yield f"traceback: {err[-300:]}"
     if any(ord(c) < 32 and c not in "\n\t" for c in out + err):
         yield "prints control characters"
-    if code == 0 and "--json" in words and not {"--help", "-h", "--version"} & set(words):
+    answered = code == 0 or (code == 1 and out)
+    if answered and "--json" in words and not {"--help", "-h", "--version"} & set(words):
         with contextlib.suppress(ValueError):
             json.loads(out)
             return
@@ -103,7 +104,7 @@ def _by_code(words: Sequence[str], code: int, out: str, err: str) -> Iterator[st
     if code in (1, 2) and "check" not in words and "--check" not in words:
         if err.count("error:") < 1:
             yield f"exit code {code} without a message"
-        if out:
+        if out and not (code == 1 and "--json" in words):
             yield f"fails and prints {out[:100]!r}"
 
 
