@@ -23,7 +23,7 @@ from planner.layouts.ranges import Fix
 from planner.layouts.rules import Context
 from planner.layouts.table import COLUMNS, IntArray, Layouts
 
-ROUNDS = 6
+ROUNDS = 12
 """Times that a shown layout may make room for another of its shape."""
 AT_ONCE = 4096
 """Rows that are looked at together for shapes not seen yet."""

@@ -6,6 +6,7 @@ the sends that hold it up), the slowest `S >= sum(T)/p`, m micro-batches and K o
 
 - every schedule: all that one stage does, after a micro-batch has come to it and before one has
   gone back from it, `before_r + m T_r`;
+- every schedule but those with weight gradients apart: one micro-batch's whole way, `sum(T)`;
 - one chunk a rank: one micro-batch's whole way, and all other forwards (or all other backwards) of
   the slowest stage, `sum(T) + (m-1) S/2`;
 - GPipe, where every forward of a rank comes before its first backward: `sum(T) + (m-1) S`;
@@ -151,7 +152,7 @@ def _least_pipeline_s(x: Inputs, *, whole: bool = False) -> FloatArray:
     trips = np.where(c.m > c.p, 2 * c.total + (c.m - c.p - 1) * slowest - 3 * c.send, longer_half)
     gpipe = c.total + (c.m - 1) * slowest
     flat = np.where(x.layouts.schedule == GPIPE, gpipe, np.maximum(trips, longer_half))
-    flat = np.where(c.v > 1, spread, flat)
+    flat = np.where(c.v > 1, np.maximum(spread, c.total), flat)
     bound: FloatArray = np.maximum(busiest, np.where(c.splits, spread, flat))
     return bound
 

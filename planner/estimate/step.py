@@ -383,18 +383,22 @@ def _slowest_stage_s(x: Inputs) -> FloatArray:
 
 @term(
     unit="s",
-    formula="(sum of all stages' time - the slowest's) / vpp * what weight gradients do not fill",
+    formula="(sum of all stages' time - the slowest's) / vpp (fewer than pp micro-batches in chunks: "
+    "sum + (m-1) slowest/vpp - m slowest) * what weight gradients do not fill",
     source=MEGATRON_2021,
     on=(),
 )
 def bubble_s(x: Inputs) -> FloatArray:
     """Time that the slowest stage waits for the others: (pp-1)/vpp stages when all are equal.
 
-    Two copies of the model fill from both ends: pp/2 - 1 stages.
+    Fewer micro-batches than stages leave a rank idle in every lap of its chunks. Two copies of the model fill from both ends: pp/2 - 1 stages.
     """
     counts = x.by(("pp", "vpp"), _stage_counts)
     every: FloatArray = np.add.reduce(list((stage_microbatch_s(x) * counts).T))
-    bubble: FloatArray = (every - slowest_stage_s(x)) / x.layouts.vpp
+    slowest, vpp, m = slowest_stage_s(x), x.layouts.vpp, x.layouts.num_microbatches
+    laps = (vpp > 1) & (m < x.layouts.pp)
+    few = every + (m - 1) * slowest / vpp - m * slowest
+    bubble: FloatArray = np.where(laps, few, (every - slowest) / vpp)
     if not x.runs(SPLITS):
         return bubble
     half = np.maximum(x.layouts.pp / 2 - 1, 0.0) / np.maximum(x.layouts.pp - 1, 1)
