@@ -193,8 +193,11 @@ def _typed(name: str, value: Any) -> Any:
 
 def _listed(value: Any) -> str:
     """Return 8 as '8' and (8, 16) as '8|16'."""
-    one = isinstance(value, str | int)
-    return str(value) if one else "|".join(map(str, value))
+    if isinstance(value, str | int):
+        return str(value)
+    if not isinstance(value, Iterable):
+        raise SpecError(f"{value!r} is not allowed, must be a whole number, or several")
+    return "|".join(map(str, value))
 
 
 def _pairs(value: Fields) -> str:

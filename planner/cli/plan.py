@@ -18,6 +18,9 @@ if TYPE_CHECKING:
     from planner.plan import Plan
     from planner.workflow import PlanRequest
 
+MANY_CHOICES = 20
+"""Searches of which the user is told beforehand."""
+
 EXAMPLES = """\
 \b
 Examples:
@@ -161,6 +164,8 @@ def _found(
         )
         return instead
 
+    if request.search and (choices := workflow.choices_of(request)) > MANY_CHOICES:
+        say(f"--search opens {choices:,} choices beside the layouts, each a search of its own")
     swaps: list[str] = []
     with progress("planning") as tell:
         found = workflow.plan(request, progress=tell)

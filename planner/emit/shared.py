@@ -138,7 +138,15 @@ your own script: `preflight.check()` before the process group is made, and
    profile with the parts expected (exposed time, they add up to the step):
 
 {_time_table(best)}
-"""
+{_stand_in_note(plan, runs)}"""
+
+
+def _stand_in_note(plan: Plan, runs: str) -> str:
+    """Return that memory and times are not those of the stand-in that is trained at first."""
+    if runs not in STAND_INS:
+        return ""
+    model = one_line(plan.request.model.name)
+    return f"\nMemory and times are those of {model}, once it has taken the stand-in's place.\n"
 
 
 def _host_note(plan: Plan) -> str:
@@ -157,15 +165,15 @@ def _memory_table(best: RankedPlan) -> str:
     rows = [
         f"   | {stage} | {gib(m.total - m.overhead)} "
         f"| {gib(m.weights + m.gradients + m.optimizer)} | {gib(m.activations + m.logits)} "
-        f"| {gib(m.total)} |"
+        f"| {gib(m.buffers)} | {gib(m.total)} |"
         for stage, m in enumerate(memory.stages)
     ]
     head = (
         "   | stage | allocated | weights, gradients, optimizer | activations, logits "
-        "| with context, NCCL, fragmentation |"
+        "| buffers | with context, NCCL, fragmentation |"
     )
     limit = f"\n   A GPU can give {gib(memory.limit_bytes)}."
-    return "\n".join((head, "   |---|---|---|---|---|", *rows, limit))
+    return "\n".join((head, "   |---|---|---|---|---|---|", *rows, limit))
 
 
 def _time_table(best: RankedPlan) -> str:

@@ -29,7 +29,7 @@ from planner.layouts.table import IntArray, Layouts
 
 MOST_KEPT = 1 << 21
 """Fitting rows that a search keeps; 30 bytes each, and as much again while they are sorted."""
-NEARLY, NEARLY_KEPT = 1.15, 64
+NEARLY, NEARLY_KEPT = 1.3, 64
 """Pipelines that need up to so much more than may be used, and how many of these (the fastest by
 lower bound) are tried with a cut of their layers that memory allows."""
 PARALLEL_ROWS = 1 << 20

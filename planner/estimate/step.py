@@ -383,15 +383,16 @@ def _slowest_stage_s(x: Inputs) -> FloatArray:
 
 @term(
     unit="s",
-    formula="(sum of all stages' time - the slowest's) / vpp (fewer than pp micro-batches in chunks: "
-    "sum + (m-1) slowest/vpp - m slowest) * what weight gradients do not fill",
+    formula="(sum of all stages' time - the slowest's) / vpp (fewer than pp micro-batches in "
+    "chunks: sum + (m-1) slowest/vpp - m slowest) * what weight gradients do not fill",
     source=MEGATRON_2021,
     on=(),
 )
 def bubble_s(x: Inputs) -> FloatArray:
     """Time that the slowest stage waits for the others: (pp-1)/vpp stages when all are equal.
 
-    Fewer micro-batches than stages leave a rank idle in every lap of its chunks. Two copies of the model fill from both ends: pp/2 - 1 stages.
+    Fewer micro-batches than stages leave a rank idle in every lap of its chunks. Two copies of the
+    model fill from both ends: pp/2 - 1 stages.
     """
     counts = x.by(("pp", "vpp"), _stage_counts)
     every: FloatArray = np.add.reduce(list((stage_microbatch_s(x) * counts).T))
@@ -443,11 +444,15 @@ def offloaded_s(x: Inputs) -> FloatArray:
 
 
 def pressure_slowdown(x: Inputs) -> FloatArray:
-    """Return how much longer a step takes for want of memory: 1 + pressure, near the limit."""
+    """Return how much longer a step takes for want of memory: 1 + pressure, near the limit.
+
+    What does not fit is told as if it did, with room to spare.
+    """
     if not x.stack.pressure:
         return np.ones(len(x.layouts))
-    full = (peak_bytes(x) / limit_bytes(x) - PRESSED_FROM) / (PRESSED_AT - PRESSED_FROM)
-    return 1.0 + x.stack.pressure * np.clip(full, 0.0, 1.0)
+    share = peak_bytes(x) / limit_bytes(x)
+    full = (share - PRESSED_FROM) / (PRESSED_AT - PRESSED_FROM)
+    return 1.0 + x.stack.pressure * np.where(share > 1.0, 0.0, np.clip(full, 0.0, 1.0))
 
 
 class Ran(NamedTuple):

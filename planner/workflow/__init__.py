@@ -7,12 +7,14 @@ from planner.workflow.mixing import explain, place, plan
 from planner.workflow.request import PlanRequest
 from planner.workflow.simulating import SimulationRequest, simulate
 from planner.workflow.targets import narrowed, plan_for_target, stack_of
+from planner.workflow.variants import choices_of
 
 __all__ = [
     "PlanRequest",
     "SimulationRequest",
     "audit",
     "check",
+    "choices_of",
     "explain",
     "narrowed",
     "nearest_layout",

@@ -6,7 +6,10 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from math import prod
 
+import numpy as np
+
 from planner.errors import InfeasibleError, SpecError
+from planner.estimate.running import lightened
 from planner.layouts.ranges import Fix, parse_fix
 from planner.layouts.rules import broken_rules
 from planner.layouts.table import NAMES, Layouts
@@ -19,6 +22,8 @@ from planner.workflow.rows import layout_record, plain
 from planner.workflow.searching import search, usable_gpus
 
 ENOUGH_GIB = 1e9
+TIE = 1e-4
+"""Relative difference of step times below which the lighter layout is taken."""
 SAID = 0.001
 """A difference in memory that is worth a sentence."""
 DEGREES = ("tp", "pp", "cp", "dp")
@@ -57,9 +62,12 @@ def completed(request: PlanRequest, given: Mapping[str, str]) -> Completed:
     if not ranking.tally.legal and "dp" not in wanted and request.gpus is None:
         ranking, gpus, notes = _on_fewer(request, given, ranking, notes)
     if ranking.feasible:
-        return Completed(True, True, ranking.layouts.take([0]), gpus, wanted, notes=notes)
+        best = ranking.layouts.take([_lightest_of_ties(ranking)])
+        return Completed(True, True, best, gpus, wanted, notes=notes)
     if ranking.tally.legal:
         fastest, peak = _fastest_anyway(request, ranking, gpus, fix)
+        if lightened(request.context, fastest)[0] is not None:
+            return Completed(True, True, fastest, gpus, wanted, notes=notes)
         return Completed(
             True, False, fastest, gpus, wanted, _too_large(request, ranking, peak), notes
         )
@@ -70,6 +78,12 @@ def completed(request: PlanRequest, given: Mapping[str, str]) -> Completed:
         reasons.insert(0, f"tp*pp*cp*dp = {used:,} is not the {gpus:,} GPUs there are")
     reasons = reasons or [f"no layout of {gpus:,} GPUs has these fields"]
     return Completed(False, False, guess, gpus, wanted, reasons, notes)
+
+
+def _lightest_of_ties(ranking: Ranking) -> int:
+    """Return the row that needs least of those as fast as the fastest: GPipe ties with 1F1B."""
+    ties = int(np.searchsorted(ranking.step_s, ranking.step_s[0] * (1 + TIE), side="right"))
+    return int(np.argmin(ranking.peak_bytes[:ties]))
 
 
 def _fastest_anyway(
@@ -86,7 +100,8 @@ def _fastest_anyway(
     free = rank(context, gpus, fix)
     if not free.feasible:
         return ranking.lightest, ranking.lightest_bytes
-    return free.layouts.take([0]), float(free.peak_bytes[0])
+    row = _lightest_of_ties(free)
+    return free.layouts.take([row]), float(free.peak_bytes[row])
 
 
 def _too_large(request: PlanRequest, ranking: Ranking, peak_bytes: float) -> list[str]:

@@ -101,7 +101,8 @@ def _by_change(given: _Given) -> list[Mend]:
 def better(request: PlanRequest, found: Completed) -> list[Mend]:
     """Return layouts that change one given field and are faster than a layout that fits."""
     given = _given(request, found)
-    single = _changed(given, combinations([n for n in given.names if n != "offload"], 1))
+    names = [n for n in given.names if n != "offload" or given.row[n]]
+    single = _changed(given, combinations(names, 1))
     return [m for m in single if m.slower is not None and m.slower < -WORTH_A_CHANGE][:SINGLES]
 
 

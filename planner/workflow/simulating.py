@@ -90,6 +90,7 @@ def simulate(request: SimulationRequest) -> Simulated:
     # memory pressure stretches all of a step, and is told with what a step has once
     slowdown = float(pressure_slowdown(x)[0])
     once = float(once_s(x)[0]) * slowdown + (slowdown - 1.0) * line.makespan_s
+    slow = _slowed(request, pipeline)
     record = Simulation(
         schema=SIMULATION_SCHEMA,
         plan_rank=chosen.rank,
@@ -107,11 +108,11 @@ def simulate(request: SimulationRequest) -> Simulated:
         idle_fraction=line.idle_fraction,
         closed_form=closed,
         ranks=_ranks(pipeline, line),
-        straggler=_straggler(request, pipeline, line.makespan_s, once),
+        straggler=_straggler(request, slow, line.makespan_s, once),
         less_recompute=_advice(request, pipeline, x, line.makespan_s, once),
         notes=_notes(request, pipeline, layout),
     )
-    return Simulated(record, line)
+    return Simulated(record, slow or line)
 
 
 def _chosen(request: SimulationRequest) -> RankedPlan:
@@ -249,10 +250,8 @@ def _ranks(pipeline: _Pipeline, line: Timeline) -> list[RankTimes]:
     return out
 
 
-def _straggler(
-    request: SimulationRequest, pipeline: _Pipeline, makespan_s: float, once_s: float
-) -> Straggler | None:
-    """Return the pipeline run again with the slower stages; what a step has once stays."""
+def _slowed(request: SimulationRequest, pipeline: _Pipeline) -> Timeline | None:
+    """Return the pipeline run again with the slower stages."""
     if not request.straggler:
         return None
     ranks = pipeline.order.shape.ranks
@@ -262,7 +261,16 @@ def _straggler(
             raise SpecError(f"--straggler stage={stage}: the stages are 0 to {ranks - 1}")
         factors[stage] = factor
     slowed = pipeline.times.slowed(factors[pipeline.order.rank_of])
-    slow_s = run(pipeline.order, slowed, pipeline.links).makespan_s
+    return run(pipeline.order, slowed, pipeline.links)
+
+
+def _straggler(
+    request: SimulationRequest, slow: Timeline | None, makespan_s: float, once_s: float
+) -> Straggler | None:
+    """Return what the slower stages cost; what a step has once stays."""
+    if slow is None:
+        return None
+    slow_s = slow.makespan_s
     return Straggler(
         factors=dict(request.straggler),
         makespan_s=slow_s,

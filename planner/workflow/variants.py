@@ -75,6 +75,11 @@ def refuse_twice(request: PlanRequest) -> None:
             raise SpecError(f"--search {axis} does not go with --fix {axis}=...")
 
 
+def choices_of(request: PlanRequest) -> int:
+    """Return how many searches the axes that are open make of one."""
+    return sum(1 for _ in variants(request))
+
+
 def variants(request: PlanRequest) -> Iterator[PlanRequest]:
     """Yield the request itself, then one with each other choice of the axes that are open."""
     for outer in _outer(request):
