@@ -108,6 +108,7 @@ def request_of(asked: Asked, tell: Callable[[str], None] = say) -> PlanRequest:
         asked = replace(asked, global_batch=batches[-1])
     most = max(nodes, default=cluster.nodes) * cluster.node.gpus
     workload = workload_of(asked, model, asked.gpus or most, tell)
+    _refuse_format(workload, cluster)
     from planner.workflow import PlanRequest
     from planner.workflow.variants import axes_named, refuse_twice
 
@@ -158,6 +159,18 @@ def _batch_note(asked: Asked, workload: Workload) -> tuple[str, ...]:
         f"and the answer depends on them; --global-batch {max(1, batch // 2)}..{2 * batch} would "
         "choose among several",
     )
+
+
+def _refuse_format(workload: Workload, cluster: ClusterSpec) -> None:
+    """Raise SpecError where a GPU has no multiplies in the 8 bits that are asked for."""
+    for part in (cluster, *cluster.mix):
+        known = part.accelerator.peak_tflops
+        if workload.precision == "fp8" and "fp8" not in known:
+            raise SpecError(
+                f"--precision fp8: {part.accelerator.name} has no FP8 (peak_tflops: "
+                f"{', '.join(known)})",
+                hint="leave --precision out: bf16",
+            )
 
 
 def _mixed(asked: Asked, cluster: ClusterSpec) -> bool:

@@ -29,9 +29,9 @@ from planner.layouts.table import IntArray, Layouts
 
 MOST_KEPT = 1 << 21
 """Fitting rows that a search keeps; 30 bytes each, and as much again while they are sorted."""
-NEARLY, NEARLY_KEPT = 1.3, 64
-"""Pipelines that need up to so much more than may be used, and how many of these (the fastest by
-lower bound) are tried with a cut of their layers that memory allows."""
+CLOSE, NEARLY, NEARLY_KEPT = 1.15, 1.3, 64
+"""Pipelines that need up to so much more than may be used, and how many of these are tried with a
+cut of their layers that memory allows: the close ones, then the others, least lower bound first."""
 PARALLEL_ROWS = 1 << 20
 """Rows (half a second) from which on a second core gains more than a copy of the process costs."""
 
@@ -139,8 +139,7 @@ def _gathered(grid: Grid, tally: Tally, cores: int) -> Scored:
     every = np.arange(len(grid.count))
     near, near_rows = None, None
     if close:
-        near_rows = Rows.concat(close)
-        near_rows = near_rows.take(np.argsort(near_rows.least_s, kind="stable")[:NEARLY_KEPT])
+        near_rows = _hopeful(Rows.concat(close), Inputs(*grid.context, Layouts.empty()))
         near = Factored(grid.space, every, near_rows.turn, near_rows.option)
     beside = {"nearly": near, "nearly_rows": near_rows}
     rest: dict[str, Any] = {"lightest": lightest, "lightest_bytes": lightest_bytes} | beside
@@ -196,7 +195,13 @@ def _nearly(x: Inputs, layouts: Factored, peak: FloatArray, shared: Shared) -> R
     least = least_step_s(near)
     turn, option = rows.base[rows.turn].astype(np.int32), rows.option.astype(np.int32)
     found = Rows(turn, option, step_s(near), least, peak[piped])
-    return found.take(np.argsort(least, kind="stable")[:NEARLY_KEPT])
+    return _hopeful(found, x)
+
+
+def _hopeful(rows: Rows, x: Inputs) -> Rows:
+    """Return the rows that nearly fit which are tried with another cut."""
+    far = rows.peak_bytes > CLOSE * budget_bytes(x)
+    return rows.take(np.lexsort((rows.least_s, far))[:NEARLY_KEPT])
 
 
 def fastest(rows: Rows, space: Space) -> Rows:

@@ -29,7 +29,7 @@ FORMATS = {
 }
 OPTIMIZERS = {"adam": "adamw", "adamw": "adamw", "sgd": "sgd", "muon": "muon"}
 BESIDE = (
-    *("overlap_grad_reduce", "ckpt_format", "tokenizer_model"),
+    *("overlap_grad_reduce", "overlap_param_gather", "ckpt_format", "tokenizer_model"),
     *("init_model_with_meta_device", "moe_grouped_gemm", "overlap_cpu_optimizer_d2h_h2d"),
     *("moe_router_load_balancing_type", "moe_router_padding_for_quantization", "mock_data"),
     *("tokenizer_type", "moe_aux_loss_coeff", "no_bias_dropout_fusion", "use_mcore_models"),

@@ -224,3 +224,8 @@ def test_large_figures_are_told_without_exponents():
     assert units.figure(12_345.67) == "12,346"
     assert units.figure(1234.5) == "1,234.5"
     assert units.figure(0.000123456) == "0.00012346"
+
+
+def test_formats_that_a_gpu_has_no_multiplies_in_are_refused(capsys):
+    assert cli.main(["plan", "llama-3.1-8b", "dgx-a100:1", "--precision", "fp8"]) == 2
+    assert "a100-sxm-80gb has no FP8" in capsys.readouterr().err

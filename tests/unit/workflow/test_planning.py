@@ -378,3 +378,12 @@ def test_graphs_are_not_offered_to_a_plan_that_has_them_nor_a_cure_to_a_busy_gpu
     told = [note for note in found.notes if "host-bound" in note]
     assert told
     assert "graphs" not in told[0]
+
+
+@pytest.mark.parametrize("stack", ["torchtitan", "torchtitan+eager"])
+def test_rows_stand_in_the_order_of_the_times_that_they_show(stack):
+    """A batch so small that chunked schedules have fewer micro-batches than stages."""
+    found = plan(request("llama-3.1-70b", "dgx-h100:16", seq=8192, batch=32, stack=stack))
+    shown = [row.estimate.step_time_s for row in found.plans if row.feasible]
+    assert len(shown) >= 8
+    assert shown == sorted(shown)
