@@ -444,15 +444,11 @@ def offloaded_s(x: Inputs) -> FloatArray:
 
 
 def pressure_slowdown(x: Inputs) -> FloatArray:
-    """Return how much longer a step takes for want of memory: 1 + pressure, near the limit.
-
-    What does not fit is told as if it did, with room to spare.
-    """
+    """Return how much longer a step takes for want of memory: 1 + pressure, near the limit."""
     if not x.stack.pressure:
         return np.ones(len(x.layouts))
-    share = peak_bytes(x) / limit_bytes(x)
-    full = (share - PRESSED_FROM) / (PRESSED_AT - PRESSED_FROM)
-    return 1.0 + x.stack.pressure * np.where(share > 1.0, 0.0, np.clip(full, 0.0, 1.0))
+    full = (peak_bytes(x) / limit_bytes(x) - PRESSED_FROM) / (PRESSED_AT - PRESSED_FROM)
+    return 1.0 + x.stack.pressure * np.clip(full, 0.0, 1.0)
 
 
 class Ran(NamedTuple):

@@ -16,7 +16,9 @@ from typing import NamedTuple
 import numpy as np
 
 from planner.errors import PlannerError
+from planner.estimate.inputs import Inputs
 from planner.estimate.running import judge
+from planner.estimate.step import pressure_slowdown
 from planner.explanation import Mend
 from planner.layouts.grid import Tally, legal_layouts
 from planner.layouts.ranges import FIXABLE, Choice, Fix
@@ -127,6 +129,8 @@ def _given(request: PlanRequest, found: Completed) -> _Given:
     took = None
     if found.legal:
         took = judge(request.context, found.layouts)[0].step_s
+        if not found.feasible:  # what it would take if it fitted, with room to spare
+            took /= float(pressure_slowdown(Inputs(*request.context, found.layouts))[0])
     return _Given(request, row, names, found.gpus, took)
 
 

@@ -387,7 +387,7 @@ def test_a_layout_without_room_is_opened_on_paper_and_that_is_said():
 
 
 def test_a_layout_that_fits_by_its_own_cut_only_is_told_to_fit():
-    asked = request("mixtral-8x7b", "dgx-h100:8", batch=256)
+    asked = request("mixtral-8x7b", "dgx-h100:8", seq=8192, batch=256)
     words = "tp=1,pp=4,vpp=1,cp=1,ep=8,etp=1,micro_batch=1,zero=1,recompute=none,schedule=1f1b"
     told = explain(asked, dict(pair.split("=") for pair in words.split(",")))
     assert told.feasible
