@@ -106,7 +106,7 @@ def request_of(asked: Asked, tell: Callable[[str], None] = say) -> PlanRequest:
     if asked.batches is not None:
         batches = counts(asked.batches, option="--global-batch", doubling=True)
         asked = replace(asked, global_batch=batches[-1])
-    most = max(nodes, default=cluster.nodes) * cluster.node.gpus
+    most = _most_gpus(cluster, nodes, (*unhealthy, *slow, *real.avoid))
     workload = workload_of(asked, model, asked.gpus or most, tell)
     _refuse_format(workload, cluster)
     from planner.workflow import PlanRequest
@@ -159,6 +159,16 @@ def _batch_note(asked: Asked, workload: Workload) -> tuple[str, ...]:
         f"and the answer depends on them; --global-batch {max(1, batch // 2)}..{2 * batch} would "
         "choose among several",
     )
+
+
+def _most_gpus(cluster: ClusterSpec, nodes: tuple[int, ...], avoid: tuple[str, ...]) -> int:
+    """Return the GPUs that a job may have: of whole nodes, those to avoid left out."""
+    if nodes or not avoid or cluster.mix:
+        return max(nodes, default=cluster.nodes) * cluster.node.gpus
+    from planner.place import free_nodes
+
+    gpus = cluster.node.gpus
+    return max(1, len(free_nodes(cluster, avoid).with_gpus(gpus))) * gpus
 
 
 def _refuse_format(workload: Workload, cluster: ClusterSpec) -> None:

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from itertools import product
+from itertools import groupby, product
 from math import lcm, prod
 
 import numpy as np
@@ -23,6 +23,7 @@ from planner.place.tree import Tree
 from planner.plan import Layout, Placement
 
 GONE = -1
+MOVES_SAID = 16
 TRIED = 512  # sets of leafs for the lost nodes up to which all are tried, not only the nearest
 
 
@@ -89,6 +90,26 @@ def with_spares(units: Units, usable: IntArray, kept: IntArray) -> IntArray:
 def moved_ranks(old: Placement, new: Sequence[tuple[str, int]]) -> int:
     """Return how many ranks have another host or GPU than before."""
     return sum((r.host, r.gpu) != place for r, place in zip(old.ranks, new, strict=True))
+
+
+def moves_said(old: Placement, new: Placement) -> list[str]:
+    """Return which ranks move from which host to which, a sentence a host; MOVES_SAID at most."""
+    pairs = zip(old.ranks, new.ranks, strict=True)
+    moved = [(a.host, b.host, b.rank) for a, b in pairs if (a.host, a.gpu) != (b.host, b.gpu)]
+    said = []
+    for (before, after), group in groupby(moved, key=lambda move: move[:2]):
+        ranks = [rank for *_, rank in group]
+        some = f"rank {ranks[0]} moves" if len(ranks) == 1 else f"ranks {_span(ranks)} move"
+        said.append(f"{some} from {before} to {after}")
+    more = len(said) - MOVES_SAID
+    return (
+        said if more <= 0 else [*said[:MOVES_SAID], f"and {more:,} more hosts change their ranks"]
+    )
+
+
+def _span(ranks: Sequence[int]) -> str:
+    whole = ranks[-1] - ranks[0] + 1 == len(ranks)
+    return f"{ranks[0]} to {ranks[-1]}" if whole else ", ".join(map(str, ranks))
 
 
 def gone_ranks(free: FreeNodes, kept: IntArray, ranks: int, old: Placement) -> int:

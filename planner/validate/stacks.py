@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping
 
+from planner.specs.profiles import STACKS
 from planner.specs.stack import stack_named
 from planner.validate.fields import whole
 from planner.validate.vocabulary import (
@@ -30,6 +31,8 @@ def stack_of(row: Mapping[str, str], assumed: dict[str, str], *, experts: bool) 
         profile = longest_prefix(framework, FRAMEWORKS)
     if framework == "Megatron-LM" and row["hardware"].startswith("V100"):
         profile = "megatron-deepspeed-2021"
+    if profile is None and framework.lower() in STACKS:
+        profile = framework.lower()
     if profile is None:
         profile = assumed["framework"] = "any"
     flags = [*_attention(row, profile), *_overlap(row), *_built(row, profile)]

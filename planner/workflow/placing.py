@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from dataclasses import replace
 
 from planner.errors import InfeasibleError
+from planner.place.moving import moves_said
 from planner.plan import Layout, Placement
 from planner.workflow.completing import completed
 from planner.workflow.mending import mends, sentences
@@ -32,7 +33,8 @@ def place(
             f"this layout is not legal: {'; '.join(found.reasons)}", hint="; ".join(hint[:1])
         )
     placement = placed_layout(request, found.layout, moved_from=moved_from)
-    return placement.model_copy(update={"notes": [*request.notes, *placement.notes]})
+    moves = moves_said(moved_from, placement) if moved_from else []
+    return placement.model_copy(update={"notes": [*request.notes, *moves, *placement.notes]})
 
 
 def _refuse_for_room(request: PlanRequest, layout: Layout | None) -> None:

@@ -173,6 +173,7 @@ def test_after_a_failure_few_ranks_move(files, capsys):
     assert (code, err.count("error")) == (0, 0)
     new = json.loads(out)
     assert new["moved_ranks"] == 8
+    assert f"ranks 0 to 7 move from {lost} to {new['ranks'][0]['host']}" in new["notes"]
     assert {r["host"] for r in new["ranks"]} >= {r["host"] for r in old["ranks"]} - {lost}
     (files / "old.json").write_text("{}")
     code, _, err = run(capsys, *again)

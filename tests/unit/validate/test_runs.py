@@ -128,6 +128,11 @@ def test_every_known_machine_is_a_shipped_cluster(word):
     assert cluster.nodes * cluster.node.gpus >= 64
 
 
+def test_a_stack_s_own_name_is_a_framework():
+    row = {"framework": "megatron", "hardware": "H100-SXM-80GB"}
+    assert stack_of(row, {}, experts=False).split("+")[0] == "megatron"
+
+
 def test_every_known_framework_is_a_shipped_profile():
     for name in FRAMEWORKS:
         row = {"framework": name, "hardware": "H100"}
