@@ -83,7 +83,9 @@ def _sentences(record: Simulation) -> list[str]:
 def _less_recompute(less: LessRecompute, stages: int) -> str:
     """Return which stages could recompute less, and what it would gain."""
     whole = len(less.stages) == stages
-    who = "every stage has" if whole else f"stages {runs_of(less.stages)} have"
+    one = len(less.stages) == 1
+    some = f"stage {less.stages[0]} has" if one else f"stages {runs_of(less.stages)} have"
+    who = "every stage has" if whole else some
     room = f"{who} the memory for recompute={less.recompute} ({gib(less.peak_bytes)} at most)"
     if less.gained < 5e-4:
         return f"{room}, but the others set the pace: it would gain nothing"

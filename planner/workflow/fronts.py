@@ -7,7 +7,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from planner.objectives import pareto
+from planner.objectives import allowed_step_s, pareto
 from planner.plan import FrontPoint, Layout, RankedPlan
 from planner.workflow.choosing import Looked
 from planner.workflow.rows import layout_record
@@ -32,7 +32,7 @@ class _Point(NamedTuple):
 def front(found: Sequence[Looked], plans: Sequence[RankedPlan]) -> list[FrontPoint]:
     """Return the front over all jobs that were searched; rows of the table with what they show.
 
-    Time is that of a token, so that batches compare.
+    Time is that of a token, so that batches compare. What misses a limit on time is none of it.
     """
     best = {
         _key(p.options, p.global_batch, p.layout): p for p in plans if p.feasible and not p.note
@@ -58,11 +58,14 @@ def _distinct(found: Sequence[Looked], plans: dict[_Key, RankedPlan]) -> Iterato
         work, judged = one.request.workload, one.front.leaders.judged
         options = options_of(one.request)
         nodes = -(-one.job.gpus // one.request.cluster.node.gpus)
+        allowed_s = allowed_step_s(one.request.aim, one.job)
         for row in range(len(one.front.layouts)):
             layout = layout_record(one.front.layouts, row)
             if _key(options, work.global_batch, layout) in plans:
                 continue
             step_s, peak = float(one.front.step_s[row]), float(one.front.peak_bytes[row])
+            if step_s > allowed_s:
+                continue
             amounts = (step_s, peak, row in judged)
             sizes = (work.global_batch, one.job.gpus, nodes, work.tokens)
             yield _Point(options, layout, *sizes, *amounts)

@@ -373,6 +373,15 @@ def test_rows_of_the_table_are_on_the_front_with_the_figures_that_they_show():
     assert times == sorted(times)
 
 
+def test_what_misses_a_limit_on_time_is_not_on_the_front():
+    every = plan(request(fix={})).pareto
+    limit_s = every[len(every) // 2].step_time_s
+    kept = plan(request(fix={}, aim=Aim(max_step_s=limit_s))).pareto
+    assert [p.step_time_s for p in kept] == [
+        p.step_time_s for p in every if p.step_time_s <= limit_s
+    ]
+
+
 def test_near_ties_are_marked_and_only_they():
     found = plan(request(fix={}))
     best = found.best.estimate.step_time_s
