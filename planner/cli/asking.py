@@ -106,7 +106,8 @@ def request_of(asked: Asked, tell: Callable[[str], None] = say) -> PlanRequest:
     if asked.batches is not None:
         batches = counts(asked.batches, option="--global-batch", doubling=True)
         asked = replace(asked, global_batch=batches[-1])
-    most = _most_gpus(cluster, nodes, (*unhealthy, *slow, *real.avoid))
+    avoid = () if asked.global_batch is not None else (*unhealthy, *slow, *real.avoid)
+    most = _most_gpus(cluster, nodes, avoid)
     workload = workload_of(asked, model, asked.gpus or most, tell)
     _refuse_format(workload, cluster)
     from planner.workflow import PlanRequest

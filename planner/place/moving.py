@@ -100,7 +100,8 @@ def moves_said(old: Placement, new: Placement) -> list[str]:
     for (before, after), group in groupby(moved, key=lambda move: move[:2]):
         ranks = [rank for *_, rank in group]
         some = f"rank {ranks[0]} moves" if len(ranks) == 1 else f"ranks {_span(ranks)} move"
-        said.append(f"{some} from {before} to {after}")
+        way = f"to other GPUs of {after}" if before == after else f"from {before} to {after}"
+        said.append(f"{some} {way}")
     more = len(said) - MOVES_SAID
     return (
         said if more <= 0 else [*said[:MOVES_SAID], f"and {more:,} more hosts change their ranks"]

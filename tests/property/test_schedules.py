@@ -5,6 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
+from planner.estimate.bounds import least_step_s
 from planner.estimate.in_flight import microbatches_in_flight
 from planner.estimate.inputs import Inputs
 from planner.estimate.memory import budget_bytes, stage_bytes
@@ -119,6 +120,18 @@ def test_the_closed_form_is_near_what_running_it_gives_and_its_parts_sum(name, m
     ran = time_parts(own, one.ran)
     assert float(sum(ran.values())[0]) == pytest.approx(one.step_s, rel=1e-9)
     assert min(float(v[0]) for v in ran.values()) >= 0
+
+
+@pytest.mark.parametrize("microbatches", [1, 2, 3])
+def test_fewer_micro_batches_than_stages_idle_in_every_lap(microbatches):
+    """The closed form is near what running it gives, and the lower bound is under it."""
+    context = around(model="llama-3.1-8b", batch=microbatches)
+    layouts = row("looped-bfs", dp=1, num_microbatches=microbatches)
+    assert microbatches < layouts.pp[0]
+    x, one = Inputs(*context, layouts), judge(context, layouts, recut=False)[0]
+    assert one.makespan_s is not None
+    assert float(pipeline_s(x)[0]) == pytest.approx(one.makespan_s, rel=0.06)
+    assert float(least_step_s(x)[0]) <= judge(context, layouts)[0].step_s * (1 + 1e-9)
 
 
 def test_zero_bubble_wins_where_the_bubble_is_large():
