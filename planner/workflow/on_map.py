@@ -28,17 +28,11 @@ def on_map(request: PlanRequest, layouts: Layouts) -> tuple[Judged, OnMap | None
     paper = judge(request.context, layouts)[0]
     try:
         placement = placed_layout(request, layout)
-        free = free_nodes(request.cluster, request.unhealthy)
-        clock, tree = Clock(request.context, layout), Tree.of(request.cluster)
-        loads = loads_of(free, tree, clock, pipelines=request.pipelines)
+        clock = Clock(request.context, layout)
+        best = _timed(request, layouts, paper, clock)
     except InfeasibleError as error:
         why = f"cannot be placed: {error.message}; times are those of pipelines under one leaf"
         return paper, None, [why]
-    rows = layouts.take([0] * len(loads))
-    timed = loaded(request.context, rows, [paper] * len(loads), flows_of(loads))
-    best = min(timed, key=lambda one: one.step_s)
-    if not clock.contended:  # every map takes the same: that of paper, to the last digit
-        best = replace(paper, flows=None)
     record = OnMap(
         pipelines=request.pipelines,
         step_time_s=best.step_s,
@@ -47,6 +41,17 @@ def on_map(request: PlanRequest, layouts: Layouts) -> tuple[Judged, OnMap | None
         tiers=placement.tiers,
     )
     return best, record, _said(record, placement, clock)
+
+
+def _timed(request: PlanRequest, layouts: Layouts, paper: Judged, clock: Clock) -> Judged:
+    """Return the layout on the best of its maps; InfeasibleError where there is no room."""
+    if not clock.contended:  # every map takes the same: that of paper, to the last digit
+        return replace(paper, flows=None)
+    free, tree = free_nodes(request.cluster, request.unhealthy), Tree.of(request.cluster)
+    loads = loads_of(free, tree, clock, pipelines=request.pipelines)
+    rows = layouts.take([0] * len(loads))
+    timed = loaded(request.context, rows, [paper] * len(loads), flows_of(loads))
+    return min(timed, key=lambda one: one.step_s)
 
 
 def _said(record: OnMap, placement: Placement, clock: Clock) -> list[str]:
