@@ -12,14 +12,15 @@ import re
 from collections.abc import Iterator
 
 from planner.emit.base import Artifact, hosts_are_placeholders, placed
-from planner.emit.capabilities import ALL, only, refusals, usual
+from planner.emit.capabilities import ALL, job_refusals, only, refusals, usual
 from planner.emit.deepspeed_config import config
 from planner.emit.fabric import fabric_text
 from planner.emit.shared import example, shared_artifacts
 from planner.emit.threads import threads
 from planner.layouts.table import NAMES
 from planner.plan import Plan
-from planner.specs.workload import Optimizer
+from planner.specs.model import ModelSpec
+from planner.specs.workload import Optimizer, Workload
 
 CAN = usual(
     "DeepSpeed",
@@ -45,6 +46,10 @@ class DeepSpeed:
     stack = "deepspeed"
     tested_with = "deepspeed 0.19.8"
     can = CAN
+
+    def never(self, model: ModelSpec, work: Workload) -> list[str]:
+        """Return one sentence for each thing of the job that no layout mends."""
+        return list(job_refusals(work, CAN))
 
     def unsupported(self, plan: Plan) -> list[str]:
         """Return one sentence for each thing that DeepSpeed, or this bundle's script, cannot do."""

@@ -253,7 +253,7 @@ def precision_flags(work: Workload) -> list[Flag]:
 
 def state_flags(plan: Plan) -> list[Flag]:
     """Return the optimizer where it is not Adam, the formats of its states, and offload."""
-    work, formats = plan.request.workload, formats_of(plan)
+    work, formats = plan.request.workload, formats_of(plan.request.workload)
     away = plan.best.layout.offload == "optimizer"
     out = []
     if work.optimizer is not Optimizer.ADAMW:

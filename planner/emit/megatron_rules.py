@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from planner.emit.capabilities import ALL, Capabilities, only, refusals, usual
+from planner.emit.capabilities import ALL, Capabilities, job_refusals, only, refusals, usual
 from planner.emit.megatron_flags import biases
 from planner.emit.megatron_pipeline import chunks_in_order
 from planner.emit.states import formats_of
@@ -34,6 +34,11 @@ CAN = usual(
     recompute_list=ALL,
     capacity_factor=ALL,
 )
+
+
+def never(model: ModelSpec, work: Workload, can: Capabilities = CAN) -> list[str]:
+    """Return one sentence for each thing of the model or the job that no layout mends."""
+    return [*architecture(model, work), *job_refusals(work, can)]
 
 
 def problems(plan: Plan, can: Capabilities = CAN) -> list[str]:
@@ -154,7 +159,7 @@ def kept(plan: Plan) -> Iterator[str]:
     work, lay = plan.request.workload, plan.best.layout
     if work.optimizer is Optimizer.MUON and lay.zero >= 2:
         yield f"Megatron-FSDP (zero={lay.zero}) does not run Muon."
-    if not formats_of(plan) and lay.offload == "none":
+    if not formats_of(work) and lay.offload == "none":
         return
     if work.optimizer is not Optimizer.ADAMW or lay.zero == 0:
         yield "Megatron's precision-aware optimizer, which offload uses, needs adamw and zero >= 1."
