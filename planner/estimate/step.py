@@ -427,7 +427,8 @@ def exposed_s(x: Inputs, share_held: FloatArray) -> FloatArray:
     if x.stack.zero1 == "all-reduce":
         window = np.where((x.layouts.zero == 1) | (x.layouts.zero == 2), 0.0, window)
     out = np.zeros(len(x.layouts))
-    for traffic, share in ((gradient_sync_s(x), 2 / 3), (parameter_gather_s(x), 1 / 3)):
+    gathers = x.stack.gather_overlap / 3
+    for traffic, share in ((gradient_sync_s(x), 2 / 3), (parameter_gather_s(x), gathers)):
         left = share_held * traffic * x.stack.dp_exposed
         out = out + np.maximum(left - share * window, DP_FLOOR * left)
     return np.where(x.layouts.dp_sync == 1, parameter_server_s(x), out)
