@@ -11,7 +11,7 @@ from collections.abc import Iterator
 from planner.emit.capabilities import ALL, Capabilities, only, refusals, usual
 from planner.emit.megatron_flags import biases
 from planner.emit.megatron_pipeline import chunks_in_order
-from planner.emit.states import formats_of
+from planner.emit.states import AWARE, formats_of
 from planner.plan import Layout, Plan
 from planner.specs.model import ModelSpec, QkNorm
 from planner.specs.workload import Optimizer, Precision, Workload
@@ -28,7 +28,7 @@ CAN = usual(
     ),
     offload=only("none", "optimizer", why="Megatron-LM keeps weights on the GPUs"),
     formats=only(
-        *("precision-aware", "bf16-moments", "fp8-moments"),
+        *(*AWARE, "offload-fraction"),
         why="Megatron-LM keeps master weights in fp32",
     ),
     recompute_list=ALL,

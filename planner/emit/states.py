@@ -3,11 +3,22 @@
 from __future__ import annotations
 
 from planner.plan import Plan
+from planner.specs.stack import stack_named
 
-FORMATS = ("pure-bf16", "precision-aware", "bf16-moments", "fp8-moments")
-"""Flags of a stack that say in which format states are kept."""
+AWARE = ("precision-aware", "bf16-moments", "fp8-moments")
+"""Those of Megatron's precision-aware optimizer."""
+FORMATS = ("pure-bf16", *AWARE, "offload-fraction")
+"""Flags of a stack that say in which format states are kept, and where."""
 
 
 def formats_of(plan: Plan) -> set[str]:
-    """Return the flags of the plan's stack that say how states are kept."""
-    return set(plan.request.workload.stack.split("+")[1:]) & set(FORMATS)
+    """Return the flags of the plan's stack that say how states are kept, without their numbers."""
+    flags = {flag.partition("=")[0] for flag in plan.request.workload.stack.split("+")[1:]}
+    if plan.best.layout.offload == "none":
+        flags -= {"offload-fraction"}
+    return flags & set(FORMATS)
+
+
+def offload_fraction(plan: Plan) -> float:
+    """Return the share of the optimizer's state that its offload moves."""
+    return stack_named(plan.request.workload.stack).offload_fraction

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 from planner.errors import SpecError
@@ -10,6 +10,7 @@ from planner.importing.facts import Facts
 from planner.importing.job import Job
 from planner.importing.trainer import Trainer
 
+RATIO = "zero_optimization.offload_optimizer.ratio"
 TELLING = frozenset(
     [
         *("train_batch_size", "train_micro_batch_size_per_gpu", "zero_optimization"),
@@ -74,7 +75,7 @@ def deepspeed_job(facts: Facts, gpus: int | None, trainer: Trainer) -> Job:
     facts.leave(*BESIDE)
     return Job(
         framework="DeepSpeed",
-        stack="deepspeed+bf16-gradients" if stage and not in_fp32 else "deepspeed",
+        stack="+".join(["deepspeed", *_flags(facts, summed_in_16_bit=bool(stage) and not in_fp32)]),
         layout=words,
         gpus=gpus or (dp * tp * pp * cp if dp else None),
         seq_tokens=trainer.seq_tokens,
@@ -134,6 +135,14 @@ def _offload(facts: Facts) -> str:
     optimizer, param = (d != "none" or o == "true" for d, o in zip(devices, old, strict=True))
     drives = "-nvme" if "nvme" in devices else ""
     return f"optimizer+params{drives}" if param else f"optimizer{drives}" if optimizer else "none"
+
+
+def _flags(facts: Facts, *, summed_in_16_bit: bool) -> Iterator[str]:
+    """Yield the flags of a stack that say how states are kept, and where."""
+    if summed_in_16_bit:
+        yield "bf16-gradients"
+    if _offload(facts) == "optimizer" and (part := facts.part(RATIO)) is not None:
+        yield f"offload-fraction={part}"
 
 
 def _optimizer(facts: Facts) -> str | None:

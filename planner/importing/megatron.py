@@ -52,8 +52,6 @@ def megatron_job(facts: Facts, gpus: int | None, *, stack: str = "megatron") -> 
     layout |= _recompute(facts)
     if facts.flag("optimizer_cpu_offload"):
         layout["offload"] = "optimizer"
-        if (facts.number("optimizer_offload_fraction") or 1.0) < 1:
-            told.append("all of the optimizer is taken to be on the host, not a part of it")
     else:
         layout["offload"] = "none"
     batch = facts.integer("global_batch_size")
@@ -232,6 +230,8 @@ def _state_flags(facts: Facts) -> Iterator[str]:
     aware = facts.flag("use_precision_aware_optimizer") and not away
     kept = facts.text("exp_avg_dtype").lower().rpartition(".")[2]
     facts.asked.update(("exp_avg_sq_dtype", "main_grads_dtype"))
+    if away and (part := facts.part("optimizer_offload_fraction")) is not None:
+        yield f"offload-fraction={part}"
     if aware:
         flag = FORMATS.get(kept, "precision-aware")
         yield flag

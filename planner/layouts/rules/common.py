@@ -7,6 +7,7 @@ from numpy.typing import NDArray
 
 from planner.layouts.rules.rule import Context, Mask, Rule
 from planner.layouts.table import Layouts
+from planner.specs.stack import stack_named
 
 
 def _divides(part: NDArray[np.int64], whole: int) -> Mask:
@@ -202,6 +203,13 @@ COMMON: tuple[Rule, ...] = (
         "cluster file",
         ("offload",),
         lambda x, c: (x.offload >= 3) & (c.cluster.node.nvme_gb_per_s is None),
+    ),
+    Rule(
+        "a part of the optimizer on the host",
+        "{stack}: only offload=optimizer leaves a part of the optimizer's state on the GPUs, not "
+        "offload={offload}",
+        ("offload",),
+        lambda x, c: (x.offload >= 2) & (stack_named(c.workload.stack).offload_fraction < 1),
     ),
     Rule(
         "offload with a parameter server",
