@@ -272,6 +272,8 @@ def state_flags(plan: Plan) -> list[Flag]:
             _flag("--optimizer-offload-fraction", offload_fraction(plan)),
             _flag("--overlap-cpu-optimizer-d2h-h2d"),
         ]
+    if layers := stack_named(work.stack).offload_layers:
+        out.append(_flag("--cpu-offloading-num-layers", layers))
     return out
 
 

@@ -28,7 +28,7 @@ CAN = usual(
     ),
     offload=only("none", "optimizer", why="Megatron-LM keeps weights on the GPUs"),
     formats=only(
-        *(*AWARE, "offload-fraction"),
+        *(*AWARE, "offload-fraction", "offload-layers"),
         why="Megatron-LM keeps master weights in fp32",
     ),
     recompute_list=ALL,
@@ -154,7 +154,7 @@ def kept(plan: Plan) -> Iterator[str]:
     work, lay = plan.request.workload, plan.best.layout
     if work.optimizer is Optimizer.MUON and lay.zero >= 2:
         yield f"Megatron-FSDP (zero={lay.zero}) does not run Muon."
-    if not formats_of(plan) and lay.offload == "none":
+    if not formats_of(plan).intersection(AWARE) and lay.offload == "none":
         return
     if work.optimizer is not Optimizer.ADAMW or lay.zero == 0:
         yield "Megatron's precision-aware optimizer, which offload uses, needs adamw and zero >= 1."

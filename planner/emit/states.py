@@ -7,8 +7,8 @@ from planner.specs.stack import stack_named
 
 AWARE = ("precision-aware", "bf16-moments", "fp8-moments")
 """Those of Megatron's precision-aware optimizer."""
-FORMATS = ("pure-bf16", *AWARE, "offload-fraction")
-"""Flags of a stack that say in which format states are kept, and where."""
+FORMATS = ("pure-bf16", *AWARE, "offload-fraction", "offload-layers")
+"""Flags of a stack that say in which format states are kept, and where; activations too."""
 
 
 def formats_of(plan: Plan) -> set[str]:

@@ -8,6 +8,7 @@ from planner.estimate.communication import EXPERT_DATA
 from planner.estimate.inputs import FloatArray, Inputs, term
 from planner.estimate.kernels import hbm_s
 from planner.estimate.muon import orthogonalising_s
+from planner.estimate.offloading import LINK_SUSTAINED
 from planner.estimate.schemes import FP32, scheme, stepped
 from planner.estimate.states import (
     held,
@@ -25,8 +26,6 @@ from planner.sources import (
 )
 
 STATE = (*EXPERT_DATA, "vpp", "zero")
-LINK_SUSTAINED = 0.8
-"""Share of the link to the host that copies from pinned memory reach."""
 HOST_MEMORY_SUSTAINED = 0.3
 """Share of the host's memory bandwidth that a vectorised CPU Adam reaches on all cores.
 

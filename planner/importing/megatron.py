@@ -29,6 +29,7 @@ FORMATS = {
 }
 OPTIMIZERS = {"adam": "adamw", "adamw": "adamw", "sgd": "sgd", "muon": "muon"}
 BESIDE = (
+    *("cpu_offloading_weights", "cpu_offloading_activations"),
     *("overlap_grad_reduce", "overlap_param_gather", "ckpt_format", "tokenizer_model"),
     *("init_model_with_meta_device", "moe_grouped_gemm", "overlap_cpu_optimizer_d2h_h2d"),
     *("moe_router_load_balancing_type", "moe_router_padding_for_quantization", "mock_data"),
@@ -232,6 +233,9 @@ def _state_flags(facts: Facts) -> Iterator[str]:
     facts.asked.update(("exp_avg_sq_dtype", "main_grads_dtype"))
     if away and (part := facts.part("optimizer_offload_fraction")) is not None:
         yield f"offload-fraction={part}"
+    on = facts.flag("cpu_offloading", default=True)  # Megatron-LM's parser sets it by the number
+    if (layers := facts.integer("cpu_offloading_num_layers", least=0)) and on:
+        yield f"offload-layers={layers}"
     if aware:
         flag = FORMATS.get(kept, "precision-aware")
         yield flag

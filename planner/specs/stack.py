@@ -138,11 +138,18 @@ AMOUNTS: dict[str, Amount] = {
         1.0,
         whole=False,
     ),
+    "offload-layers": Amount(
+        "layers, the first ones, whose activations go to the host's memory and back",
+        "offload_layers",
+        1e5,
+        whole=True,
+    ),
 }
 """Flags with a number: what it is, and the field of the profile that it sets."""
 
 
 FLAG_RULES: dict[str, tuple[Rules, ...]] = {
+    "offload-layers": ("any", "megatron"),
     "offload-fraction": ("any", "megatron", "deepspeed"),
     "chunked-loss": ("any", "torchtitan"),
     "pure-bf16": ("any", "torchtitan", "transformers"),

@@ -89,6 +89,41 @@ def test_megatron_and_deepspeed_read_which_part_of_the_optimizer_leaves_the_gpus
     assert config.sub_group_size <= 5e7
 
 
+@pytest.mark.frameworks
+def test_megatron_reads_which_layers_send_their_activations_to_the_host(tmp_path):
+    args = megatron(tmp_path, plan(DENSE, dp=8, zero=1, stack="megatron+offload-layers=3"))
+    assert (args.cpu_offloading, args.cpu_offloading_num_layers) == (True, 3)
+    assert not args.use_precision_aware_optimizer
+
+
+@pytest.mark.frameworks
+@pytest.mark.parametrize(
+    "degrees",
+    [
+        {},
+        {"pp": 2},
+        {"recompute": "selective"},
+        {"recompute": "full"},
+        {"dp": 8, "zero": 3},
+        {"tp": 2, "cp": 2},
+    ],
+    ids=str,
+)
+@pytest.mark.parametrize("layers", [1, DENSE.layers - 1, DENSE.layers])
+def test_activations_go_to_the_host_where_megatron_takes_them(degrees, layers, tmp_path):
+    """Its own configuration refuses what the rules refuse, and nothing that they allow."""
+    answer = plan(DENSE, stack=f"megatron+offload-layers={layers}", **degrees)
+    request = answer.request
+    context = Context(request.model, request.cluster, request.workload)
+    rows = Layouts.of([answer.best.layout.model_dump()])
+    allowed = not any("activations" in r for r in broken_rules(rows, 0, context))
+    if allowed:
+        assert megatron(tmp_path, answer).cpu_offloading_num_layers == layers
+    else:
+        with pytest.raises(megatron_harness.RefusedError, match="ffloading"):
+            megatron(tmp_path, answer)
+
+
 def test_deepspeed_offloads_a_part_under_zero_3_only():
     answers = [
         plan(DENSE, dp=8, zero=zero, offload="optimizer", stack="any+offload-fraction=0.5")

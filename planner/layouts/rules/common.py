@@ -212,6 +212,27 @@ COMMON: tuple[Rule, ...] = (
         lambda x, c: (x.offload >= 2) & (stack_named(c.workload.stack).offload_fraction < 1),
     ),
     Rule(
+        "activations on the host",
+        "{stack}: activations go to the host without a pipeline and without recompute, not with "
+        "pp={pp}, recompute={recompute}",
+        ("pp", "recompute"),
+        lambda x, c: (
+            ((x.pp > 1) | (x.recompute > 0))
+            if stack_named(c.workload.stack).offload_layers
+            else np.zeros(len(x), dtype=bool)
+        ),
+        where="megatron/core/transformer/transformer_config.py:1714",
+    ),
+    Rule(
+        "activations of the last layer on the host",
+        "{stack}: the last of the {layers} layers keeps its activations on the GPU",
+        ("pp",),
+        lambda x, c: np.full(
+            len(x), stack_named(c.workload.stack).offload_layers >= c.model.layers
+        ),
+        where="megatron/core/transformer/transformer_config.py:1707",
+    ),
+    Rule(
         "offload with a parameter server",
         "offload={offload} does not go with a parameter server",
         ("dp_sync", "offload"),

@@ -168,3 +168,11 @@ def test_the_offloaded_part_of_the_optimizer_comes_back(target, zero, fraction, 
     assert [f for f in job.stack.split("+") if "offload" in f] == (
         [fraction[1:]] if fraction else []
     )
+
+
+@pytest.mark.parametrize("target", ["megatron", "megatron-bridge"])
+def test_the_layers_whose_activations_go_to_the_host_come_back(target, tmp_path):
+    made = plan(MODELS["dense"], dp=4, zero=1, stack=f"{target}+offload-layers=2")
+    job = read_back(made, target, tmp_path / "b", FILES[target])
+    assert "offload-layers=2" in job.stack.split("+")
+    assert not [n for n in set(job.ignored) - set(job.without_effect) if "offload" in n]
