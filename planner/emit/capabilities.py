@@ -80,12 +80,17 @@ def layout_refusals(lay: Layout, work: Workload, can: Capabilities) -> Iterator[
         yield f"{can['recompute_list'].why}."
 
 
-def job_refusals(work: Workload, can: Capabilities) -> Iterator[str]:
-    """Yield a sentence for each field of the job that the table does not hold, in any layout."""
+def job_refusals(work: Workload, can: Capabilities, *, offload: bool = False) -> Iterator[str]:
+    """Yield a sentence for each field of the job that the table does not hold, in any layout.
+
+    With `offload`, in any that offloads.
+    """
     for field in ("precision", "optimizer", "capacity_factor"):
         if not can[field].holds(value := getattr(work, field)):
             yield f"{field}={word(value)}: {can[field].why}."
-    if strange := [name for name in sorted(formats_of(work)) if not can["formats"].holds(name)]:
+    if strange := [
+        name for name in sorted(formats_of(work, offload=offload)) if not can["formats"].holds(name)
+    ]:
         stack = stack_named(work.stack).name
         yield f"{can['formats'].why}: {', '.join(strange)} (stack {stack})."
 
@@ -97,7 +102,7 @@ def refusals(plan: Plan, can: Capabilities) -> Iterator[str]:
     """
     lay, work = plan.best.layout, plan.request.workload
     yield from layout_refusals(lay, work, can)
-    yield from job_refusals(work, can)
+    yield from job_refusals(work, can, offload=lay.offload != "none")
     sequences = lay.micro_batch * lay.num_microbatches * lay.dp
     if sequences != work.global_batch:
         yield (

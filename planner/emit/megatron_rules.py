@@ -11,7 +11,7 @@ from collections.abc import Iterator
 from planner.emit.capabilities import ALL, Capabilities, job_refusals, only, refusals, usual
 from planner.emit.megatron_flags import biases
 from planner.emit.megatron_pipeline import chunks_in_order
-from planner.emit.states import formats_of
+from planner.emit.states import AWARE, formats_of
 from planner.plan import Layout, Plan
 from planner.specs.model import ModelSpec, QkNorm
 from planner.specs.workload import Optimizer, Precision, Workload
@@ -28,7 +28,7 @@ CAN = usual(
     ),
     offload=only("none", "optimizer", why="Megatron-LM keeps weights on the GPUs"),
     formats=only(
-        *("precision-aware", "bf16-moments", "fp8-moments"),
+        *(*AWARE, "offload-fraction", "offload-layers"),
         why="Megatron-LM keeps master weights in fp32",
     ),
     recompute_list=ALL,
@@ -159,7 +159,8 @@ def kept(plan: Plan) -> Iterator[str]:
     work, lay = plan.request.workload, plan.best.layout
     if work.optimizer is Optimizer.MUON and lay.zero >= 2:
         yield f"Megatron-FSDP (zero={lay.zero}) does not run Muon."
-    if not formats_of(work) and lay.offload == "none":
+    offload = lay.offload != "none"
+    if not formats_of(work, offload=offload).intersection(AWARE) and not offload:
         return
     if work.optimizer is not Optimizer.ADAMW or lay.zero == 0:
         yield "Megatron's precision-aware optimizer, which offload uses, needs adamw and zero >= 1."

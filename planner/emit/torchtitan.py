@@ -200,7 +200,9 @@ def keys(plan: Plan) -> list[tuple[str, str]]:
         "training.mixed_precision_param": "bfloat16",
         "metrics.log_freq": 1,
     }
-    if formats_of(plan.request.workload):  # weights, and with them gradients and moments, in 16 bit
+    if "pure-bf16" in formats_of(
+        work, offload=False
+    ):  # weights, and with them gradients and moments, in 16 bit
         out["training.dtype"] = "bfloat16"
     if lay.pp > 1:
         out["parallelism.pipeline_parallel_schedule"] = SCHEDULES[lay.schedule]

@@ -107,7 +107,7 @@ LEAVING = [
      "num_processes is 8, the plan has 16"),
     ("accelerate", "accelerate.yaml", "_dp_shard_size", "_dp_size", "dp_shard_size is missing"),
     ("accelerate", "accelerate.yaml", "debug: false", "debug: [", "cannot be read"),
-    ("accelerate", "trainer_args.json", '"bf16": true', '"bf16": false', "bf16 is false, the plan has true"),
+    ("accelerate", "trainer_args.json", '"bf16": true', '"bf16": false', "bf16 is false"),
     ("slurm", "job.sbatch", "--nodes=2", "--nodes=3", "--nodes is 3, the plan has 2"),
     ("slurm", "job.sbatch", "\nNODES=2", "\nNODES=3", "NODES is 3, the plan has 2"),
     ("k8s", "jobset.yaml", "completions: 2", "completions: 3", "completions is 3, the plan has 2"),
