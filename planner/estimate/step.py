@@ -39,7 +39,7 @@ from planner.estimate.directions import (
 from planner.estimate.inputs import FloatArray, Inputs, term, widest
 from planner.estimate.kernels import softmax_falls_back, uses_fp8
 from planner.estimate.memory import limit_bytes, peak_bytes
-from planner.estimate.modules import fully_recomputed_share
+from planner.estimate.modules import AGAIN, fully_recomputed_share
 from planner.estimate.offloading import copies_bytes_per_s, layers_within, wait_s
 from planner.estimate.optimizer import host_traffic_s, optimizer_s
 from planner.estimate.recompute import offloaded_bytes
@@ -54,9 +54,9 @@ from planner.sources import (
 )
 
 LAYER = tuple(
-    dict.fromkeys((*EXPERT_SHARD, *EXPERT_DATA, "vpp", "recompute", "zero", "num_microbatches"))
+    dict.fromkeys((*EXPERT_SHARD, *EXPERT_DATA, "vpp", *AGAIN, "zero", "num_microbatches"))
 )
-BUSY = (*EXPERT_SHARD, "pp", "dp", "recompute", "zero", "num_microbatches")
+BUSY = (*EXPERT_SHARD, "pp", "dp", *AGAIN, "zero", "num_microbatches")
 """What a layer's passes depend on without ZeRO's traffic."""
 TRAFFIC = (*EXPERT_DATA, "vpp", "zero")
 ENDS = ("tp", "sp", "cp", "pp", "vpp", "dp", "dp_replicate", "zero", "micro_batch")
