@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 from planner.emit import EMITTER_NAMES, emitter_named
 from planner.emit.base import MARKER, hosts_are_placeholders, listed_files, one_line, safe_host
 from planner.emit.facts import disagreements
-from planner.emit.kinds import ADDRESS, KINDS, SCRIPT
+from planner.emit.kinds import ADDRESS, KINDS
 from planner.emit.shared import fingerprint
 from planner.errors import SpecError
 from planner.plan import Plan
@@ -109,15 +109,19 @@ def _of_another_plan(folder: Path, plan: Plan) -> list[str]:
 def _of_file(folder: Path, name: str, expected: str, plan: Plan) -> list[str]:
     """Return what is wrong with one file."""
     try:
-        text = _text(folder / name)
+        return text_problems(name, expected, _text(folder / name), plan)
     except SpecError as error:
         return [f"{name}: {error.message}"]
+
+
+def text_problems(name: str, expected: str, text: str, plan: Plan) -> list[str]:
+    """Return a sentence for each value of a file's text that is not as the plan has it."""
     made_up = hosts_are_placeholders(plan)
     if name in ("hosts.txt", "hostfile") and made_up:
         return _filled_in(name, expected, text)
     if (kind := KINDS.get(name)) is None:
         return []
-    if kind is SCRIPT and made_up:
+    if name == "run.sh" and made_up:
         kind = kind._replace(yours=(*kind.yours, *ADDRESS))
     return disagreements(name, kind, expected, text)
 

@@ -85,7 +85,7 @@ def json_facts(text: str) -> Facts:
 
 def yaml_facts(text: str) -> Facts:
     """Return the leaves of a YAML mapping by their path."""
-    return _leaves(yaml.safe_load(text))
+    return _leaves(yaml.load(text, getattr(yaml, "CSafeLoader", yaml.SafeLoader)))
 
 
 def _no_duplicates(pairs: list[tuple[str, Any]]) -> dict[str, Any]:

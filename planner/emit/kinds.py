@@ -23,7 +23,7 @@ from planner.emit.facts import (
 QUEUES = "CUDA_DEVICE_MAX_CONNECTIONS"
 """Belongs to the layout also where it is unset (`megatron_rules.queue_text`)."""
 ADDRESS = ("MASTER_ADDR", "master_addr", "NODE_RANK", "node_rank")
-"""Variables of scripts that are the user's where the hosts' names are placeholders."""
+"""Variables of run.sh that are the user's where the hosts' names are placeholders."""
 SCRIPT = Kind(
     script_facts,
     yours=(
