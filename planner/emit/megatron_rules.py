@@ -28,7 +28,7 @@ CAN = usual(
     ),
     offload=only("none", "optimizer", why="Megatron-LM keeps weights on the GPUs"),
     formats=only(
-        *(*AWARE, "offload-fraction", "offload-layers"),
+        *(*AWARE, "offload-fraction", "offload-layers", "fp8-params"),
         why="Megatron-LM keeps master weights in fp32",
     ),
     recompute_list=ALL,
@@ -154,6 +154,13 @@ def kept(plan: Plan) -> Iterator[str]:
     work, lay = plan.request.workload, plan.best.layout
     if work.optimizer is Optimizer.MUON and lay.zero >= 2:
         yield f"Megatron-FSDP (zero={lay.zero}) does not run Muon."
+    if "fp8-params" in formats_of(plan):
+        aware = bool(formats_of(plan).intersection(AWARE))
+        if work.precision is not Precision.FP8 or lay.zero == 0 or lay.offload != "none" or aware:
+            yield (
+                "Parameters in FP8 (fp8-params) need precision fp8, zero >= 1, states on the GPUs "
+                "and no precision-aware optimizer."
+            )
     if not formats_of(plan).intersection(AWARE) and lay.offload == "none":
         return
     if work.optimizer is not Optimizer.ADAMW or lay.zero == 0:
