@@ -246,8 +246,9 @@ def precision_flags(work: Workload) -> list[Flag]:
     if stack_named(work.stack).gradient_bytes == 2:
         out.append(_flag("--grad-reduce-in-bf16"))
     if work.precision is Precision.FP8:
-        recipe = _flag("--fp8-recipe", "tensorwise")
-        return [*out, _flag("--fp8-format", "hybrid"), recipe]
+        out += [_flag("--fp8-format", "hybrid"), _flag("--fp8-recipe", "tensorwise")]
+        if stack_named(work.stack).fp8_params:
+            out.append(_flag("--fp8-param-gather"))
     return out
 
 

@@ -28,7 +28,7 @@ CAN = usual(
     ),
     offload=only("none", "optimizer", why="Megatron-LM keeps weights on the GPUs"),
     formats=only(
-        *(*AWARE, "offload-fraction", "offload-layers"),
+        *(*AWARE, "offload-fraction", "offload-layers", "fp8-params"),
         why="Megatron-LM keeps master weights in fp32",
     ),
     recompute_list=ALL,
@@ -160,7 +160,15 @@ def kept(plan: Plan) -> Iterator[str]:
     if work.optimizer is Optimizer.MUON and lay.zero >= 2:
         yield f"Megatron-FSDP (zero={lay.zero}) does not run Muon."
     offload = lay.offload != "none"
-    if not formats_of(work, offload=offload).intersection(AWARE) and not offload:
+    formats = formats_of(work, offload=offload)
+    aware = bool(formats.intersection(AWARE))
+    whole = work.precision is Precision.FP8 and lay.zero > 0 and not (offload or aware)
+    if "fp8-params" in formats and not whole:
+        yield (
+            "Parameters in FP8 (fp8-params) need precision fp8, zero >= 1, states on the GPUs "
+            "and no precision-aware optimizer."
+        )
+    if not aware and not offload:
         return
     if work.optimizer is not Optimizer.ADAMW or lay.zero == 0:
         yield "Megatron's precision-aware optimizer, which offload uses, needs adamw and zero >= 1."

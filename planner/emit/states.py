@@ -8,7 +8,7 @@ from planner.specs.workload import Workload
 
 AWARE = ("precision-aware", "bf16-moments", "fp8-moments")
 """Those of Megatron's precision-aware optimizer."""
-FORMATS = ("pure-bf16", *AWARE, "offload-fraction", "offload-layers")
+FORMATS = ("pure-bf16", *AWARE, "offload-fraction", "offload-layers", "fp8-params")
 """Flags of a stack that say in which format states are kept, and where; activations too."""
 
 

@@ -216,7 +216,8 @@ def _precision(facts: Facts, told: list[str]) -> tuple[str, list[str]]:
     fp8 = facts.text("fp8_format", "fp8").lower() not in ("", "none", "null", "false")
     if fp8 or "fp8" in named:
         scales = {"tensorwise": ["fp8-current"], "mxfp8": ["mxfp8"], "blockwise": ["fp8-rowwise"]}
-        return "fp8", scales.get(recipe, [])
+        gathered = facts.flag("fp8_param_gather", "fp8_param")
+        return "fp8", scales.get(recipe, []) + (["fp8-params"] if gathered else [])
     if fp16 or named.startswith(("16", "fp16")):
         return "fp16", []
     if not bf16 and not named.startswith("bf16"):
