@@ -173,7 +173,7 @@ def _moe_left(x: Inputs) -> FloatArray:
 def live_layers(x: Inputs) -> FloatArray:
     """Return the layers that recompute makes whole again at once: those of one unit of a chunk."""
     if not x.has_units:
-        return np.ones(x.stages.count.shape)
+        return np.ones_like(x.stages.count, dtype=np.float64)
     full = x.layouts.recompute[:, None] == FULL
     return np.where(full, x.by(UNITS, _unit_layers), 1.0)
 
