@@ -207,6 +207,11 @@ class Inputs:
         return self._blocks
 
     @property
+    def recut(self) -> bool:
+        """Return whether the layers are cut in another way than the stack's own."""
+        return self._kinds is not None
+
+    @property
     def has_units(self) -> bool:
         """Return whether full recompute is anywhere by more, or fewer, than each layer."""
         work, rows = self.workload, self.layouts
