@@ -122,7 +122,7 @@ def loads_of(
         return loads(clock, tree, job.ranks, maps, None)
     if clock.layout.tp <= job.cluster.node.gpus:
         maps[BY_NAME] = hostname_order(job)
-    return loads(clock, tree, job.ranks, maps, found.cells)
+    return loads(clock, tree, job.ranks, maps, found.cells, bound_s=_bound(job, clock))
 
 
 def trades_of(free: FreeNodes, tree: Tree, clock: Clock) -> list[list[Load]]:
@@ -145,7 +145,8 @@ def _chosen(
     if clock is None:
         return Choice(found.nodes)
     maps = {UNDER_LEAF: found.nodes, BY_NAME: by_name}
-    all_scored = scored(clock, job.tree, job.ranks, maps, found.cells)
+    bound = _bound(job, clock)
+    all_scored = scored(clock, job.tree, job.ranks, maps, found.cells, bound_s=bound)
     # names in a row may tear a tensor group that spans nodes out of its scale-up domain
     whole = job.layout.tp <= job.cluster.node.gpus
     open_to = [one for one in all_scored if whole or one.words != BY_NAME]
@@ -155,7 +156,7 @@ def _chosen(
         nodes=best.nodes,
         question="least-step-time" if pipelines == "fastest" else "fewest-splits",
         seconds=best.seconds,
-        bound_s=min(_bound(job, clock), best.seconds),
+        bound_s=min(bound, best.seconds),
         orders=order_times(all_scored),
         baseline={"step_time_s": all_scored[1].seconds},
         notes=remarks(clock, open_to, best),
