@@ -169,9 +169,10 @@ class Explanation(PlanRecord):
 
 
 class Switch(PlanRecord):
-    """What a setting outside the layout costs: the same layout without the flag of its stack."""
+    """What a setting outside the layout is worth: the same layout with it turned on."""
 
     flag: str
+    setting: str = Field(description="As the framework spells it.")
     advice: str
     step_time_s: float
     slower: float = Field(description="Share of the job's step time; below zero, it gains.")

@@ -12,7 +12,7 @@ from collections.abc import Iterator
 from typing import Any
 
 from planner.emit.base import Artifact, hosts_are_placeholders, placed
-from planner.emit.capabilities import ALL, only, refusals, usual
+from planner.emit.capabilities import ALL, job_refusals, only, refusals, usual
 from planner.emit.deepspeed_config import config as deepspeed_config
 from planner.emit.fabric import fabric_text
 from planner.emit.nodes import node_text
@@ -20,7 +20,8 @@ from planner.emit.shared import example, shared_artifacts
 from planner.emit.threads import threads
 from planner.emit.yaml_text import yaml_text
 from planner.plan import Layout, Plan
-from planner.specs.workload import Optimizer, Precision
+from planner.specs.model import ModelSpec
+from planner.specs.workload import Optimizer, Precision, Workload
 
 CAN = usual(
     "Accelerate",
@@ -47,6 +48,10 @@ class Accelerate:
     stack = "transformers"
     tested_with = "accelerate 1.15.0, transformers 5.23.0"
     can = CAN
+
+    def never(self, model: ModelSpec, work: Workload) -> list[str]:
+        """Return one sentence for each thing of the job that no layout mends."""
+        return list(job_refusals(work, CAN))
 
     def unsupported(self, plan: Plan) -> list[str]:
         """Return one sentence for each thing that Accelerate, or this bundle, cannot express."""

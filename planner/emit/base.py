@@ -19,6 +19,8 @@ from typing import TYPE_CHECKING, NamedTuple, Protocol
 
 from planner.errors import SpecError
 from planner.plan import Placement, Plan
+from planner.specs.model import ModelSpec
+from planner.specs.workload import Workload
 
 if TYPE_CHECKING:
     from planner.emit.capabilities import Capabilities
@@ -61,6 +63,9 @@ class Emitter(Protocol):
     @property
     def can(self) -> Capabilities:
         """Return, field by field, what the framework and this bundle express."""
+
+    def never(self, model: ModelSpec, work: Workload) -> list[str]:
+        """Return one sentence for each thing of the model or the job that no layout mends."""
 
     def unsupported(self, plan: Plan) -> list[str]:
         """Return one sentence for each thing that this framework cannot express."""

@@ -143,6 +143,11 @@ PLAN: dict[str, Rule] = {
     "--optimizer-cpu-offload": _on("optimizer.optimizer_cpu_offload"),
     "--optimizer-offload-fraction": _one("optimizer.optimizer_offload_fraction"),
     "--overlap-cpu-optimizer-d2h-h2d": _on("optimizer.overlap_cpu_optimizer_d2h_h2d"),
+    "--cpu-offloading-num-layers": lambda words: [
+        ("model.cpu_offloading", "true"),
+        ("model.cpu_offloading_weights", "false"),
+        ("model.cpu_offloading_num_layers", words[0]),
+    ],
     "--lr": _one("optimizer.lr"),
     "--min-lr": _one("optimizer.min_lr"),
     "--clip-grad": _one("optimizer.clip_grad"),

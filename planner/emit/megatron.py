@@ -10,11 +10,13 @@ from __future__ import annotations
 from planner.emit.base import Artifact, hosts_are_placeholders, placed
 from planner.emit.fabric import fabric_text
 from planner.emit.megatron_flags import flags
-from planner.emit.megatron_rules import CAN, problems, queue_text
+from planner.emit.megatron_rules import CAN, never, problems, queue_text
 from planner.emit.nodes import node_text
 from planner.emit.shared import example, shared_artifacts
 from planner.emit.threads import threads
 from planner.plan import Plan
+from planner.specs.model import ModelSpec
+from planner.specs.workload import Workload
 
 
 class Megatron:
@@ -24,6 +26,10 @@ class Megatron:
     stack = "megatron"
     tested_with = "megatron-core 0.19.2"
     can = CAN
+
+    def never(self, model: ModelSpec, work: Workload) -> list[str]:
+        """Return one sentence for each thing of the model or the job that no layout mends."""
+        return never(model, work)
 
     def unsupported(self, plan: Plan) -> list[str]:
         """Return one sentence for each thing that Megatron-LM cannot express."""

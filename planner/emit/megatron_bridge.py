@@ -14,12 +14,13 @@ from planner.emit.bridge_overrides import Override, model_overrides, plan_overri
 from planner.emit.capabilities import only
 from planner.emit.fabric import fabric_text
 from planner.emit.megatron_rules import CAN as MEGATRON
-from planner.emit.megatron_rules import problems, queue_text
+from planner.emit.megatron_rules import never, problems, queue_text
 from planner.emit.nodes import node_text
 from planner.emit.shared import example, shared_artifacts
 from planner.emit.threads import threads
 from planner.plan import Plan
-from planner.specs.workload import Optimizer
+from planner.specs.model import ModelSpec
+from planner.specs.workload import Optimizer, Workload
 
 CAN = {
     **MEGATRON,
@@ -37,9 +38,13 @@ class MegatronBridge:
     tested_with = "megatron-bridge 0.6.2"
     can = CAN
 
+    def never(self, model: ModelSpec, work: Workload) -> list[str]:
+        """Return one sentence for each thing of the model or the job that no layout mends."""
+        return [*never(model, work, CAN), *own_problems(model, work)]
+
     def unsupported(self, plan: Plan) -> list[str]:
         """Return one sentence for each thing that Megatron-Bridge cannot express."""
-        return [*problems(plan, CAN), *own_problems(plan)]
+        return [*problems(plan, CAN), *own_problems(plan.request.model, plan.request.workload)]
 
     def emit(self, plan: Plan) -> list[Artifact]:
         """Return the overrides, the script that applies them, and what every bundle carries."""
@@ -63,9 +68,8 @@ EMITTER = MegatronBridge()
 MODEL_HEAD = "shapes of the model, for the recipe of any GPT; RECIPE leaves this file out"
 
 
-def own_problems(plan: Plan) -> Iterator[str]:
+def own_problems(model: ModelSpec, work: Workload) -> Iterator[str]:
     """Yield what Bridge has no field for, or leaves to its model's own recipe."""
-    model, work = plan.request.model, plan.request.workload
     if model.learned_positions and model.learned_positions != work.seq_tokens:
         yield (
             f"Bridge makes as many learned positions as tokens in a sequence ({work.seq_tokens}), "

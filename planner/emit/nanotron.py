@@ -9,7 +9,7 @@ from collections.abc import Iterator
 from typing import Any
 
 from planner.emit.base import Artifact, hosts_are_placeholders, placed
-from planner.emit.capabilities import ALL, only, refusals, usual
+from planner.emit.capabilities import ALL, job_refusals, only, refusals, usual
 from planner.emit.fabric import fabric_text
 from planner.emit.nodes import node_text
 from planner.emit.shared import example, shared_artifacts
@@ -17,7 +17,7 @@ from planner.emit.threads import threads
 from planner.emit.yaml_text import yaml_text
 from planner.plan import Layout, Plan
 from planner.specs.model import ModelSpec, Norm, QkNorm
-from planner.specs.workload import Precision
+from planner.specs.workload import Precision, Workload
 
 ENGINES = {"none": "1f1b", "1f1b": "1f1b", "gpipe": "afab"}
 """Its words for schedules; 'afab' is all forward, all backward."""
@@ -42,6 +42,10 @@ class Nanotron:
     stack = "nanotron"
     tested_with = "huggingface/nanotron@2411b022"
     can = CAN
+
+    def never(self, model: ModelSpec, work: Workload) -> list[str]:
+        """Return one sentence for each thing of the model or the job that no layout mends."""
+        return [*shape_problems(model), *job_refusals(work, CAN)]
 
     def unsupported(self, plan: Plan) -> list[str]:
         """Return one sentence for each thing that nanotron, or its Llama, cannot express."""

@@ -7,6 +7,7 @@ sees.
 
 from __future__ import annotations
 
+import hashlib
 import json
 from math import log
 
@@ -66,11 +67,24 @@ def rank_map(plan: Plan, *, target: str) -> str:
         "hosts": place.hosts,
         "hosts_are_placeholders": hosts_are_placeholders(plan),
         "order": "tp-cp-ep-dp-pp, tp fastest",
+        "planned": fingerprint(plan),
     }
     keys = ("rank", "host", "gpu", *AXES)
     rows = (json.dumps({k: getattr(r, k) for k in keys}) for r in place.ranks)
     body = ",\n  ".join(rows)
     return json.dumps(head, indent=1)[:-2] + f',\n "ranks": [\n  {body}\n ]\n}}\n'
+
+
+def fingerprint(plan: Plan) -> str:
+    """Return a word that changes with what was asked and with the layout that was found.
+
+    Some bundles repeat little of `plan.json` elsewhere; an edit there would not be noticed.
+    """
+    best = plan.best
+    text = (
+        f"{best.layout.short()} {best.layout} {best.stage_layers} {plan.request.model_dump_json()}"
+    )
+    return hashlib.sha256(text.encode()).hexdigest()[:16]
 
 
 def hosts_text(plan: Plan) -> str:

@@ -10,11 +10,13 @@ from __future__ import annotations
 import re
 
 from planner.emit.base import Artifact, hosts_are_placeholders, one_line, placed, shell_line
-from planner.emit.capabilities import ALL, refusals, usual
+from planner.emit.capabilities import ALL, job_refusals, refusals, usual
 from planner.emit.fabric import fabric_text
 from planner.emit.shared import example, shared_artifacts
 from planner.emit.threads import threads
 from planner.plan import Layout, Plan
+from planner.specs.model import ModelSpec
+from planner.specs.workload import Workload
 
 PARTS = ("tiny_model.py", "tiny_experts.py", "tiny_split.py")
 """What train.py imports."""
@@ -28,6 +30,10 @@ class Torchrun:
     stack = "torchtitan"
     tested_with = "PyTorch 2.13.0"
     can = CAN
+
+    def never(self, model: ModelSpec, work: Workload) -> list[str]:
+        """Return one sentence for each thing of the job that no layout mends."""
+        return list(job_refusals(work, CAN))
 
     def unsupported(self, plan: Plan) -> list[str]:
         """Return one sentence for each part of the layout that `train.py` cannot apply."""

@@ -76,6 +76,17 @@ def on_gpu(away: NDArray[np.bool_]) -> FloatArray:
     return (~away).astype(np.float64)[:, None]
 
 
+def optimizer_here(x: Inputs) -> FloatArray:
+    """Return the share of the optimizer's state that stays on the GPU, shape (layouts, 1).
+
+    Megatron moves whole tensors until the fraction is reached, and DeepSpeed all but the first
+    groups of parameters, of which none may be cut (megatron/core/optimizer/cpu_offloading/
+    hybrid_optimizer.py; deepspeed/runtime/zero/stage3.py, subgroup_to_device): never less.
+    """
+    here: FloatArray = 1.0 - x.stack.offload_fraction * optimizer_away(x).astype(np.float64)
+    return here[:, None]
+
+
 @term(
     unit="bytes",
     formula="2 P (FSDP2: 4 P), / shards in zero 3; FSDP2 without reshard adds 2 P gathered",
@@ -119,14 +130,13 @@ def gradients_bytes(x: Inputs) -> FloatArray:
 @term(
     unit="bytes",
     formula="(master + moments) P: Adam 12 (DeepSpeed + 4 of gradients, FSDP2 - 4), SGD 8, "
-    "8-bit Adam 6, Muon 8 of matrices; / shards from zero 1 on",
+    "8-bit Adam 6, Muon 8 of matrices; / shards from zero 1 on; * (1 - share offloaded)",
     source=ZERO_2020,
     on=STATES,
 )
 def optimizer_bytes(x: Inputs) -> FloatArray:
-    """The optimizer's moments and the fp32 master weights; none with offload."""
-    kept = held_by_kind(x, scheme(x).optimizer, sharded_from=1)
-    return kept * on_gpu(optimizer_away(x))
+    """The optimizer's moments and the fp32 master weights; with offload the share that stays."""
+    return held_by_kind(x, scheme(x).optimizer, sharded_from=1) * optimizer_here(x)
 
 
 @term(
@@ -137,13 +147,13 @@ def optimizer_bytes(x: Inputs) -> FloatArray:
 )
 def step_gradients_bytes(x: Inputs) -> FloatArray:
     """The fp32 copy of a rank's own gradients that Megatron makes at the step, and drops there."""
-    return held(x, scheme(x).passing, sharded_from=1) * on_gpu(optimizer_away(x))
+    return held(x, scheme(x).passing, sharded_from=1) * optimizer_here(x)
 
 
 @term(
     unit="bytes",
-    formula="offload: (master + moments + 4 of gradients + 2 of weights) P / shards; NVMe: 4 P / "
-    "shards + 16 min(P / shards, 1e9) + 1 GB with weights",
+    formula="offload: share * (master + moments + 4 of gradients + 2 of weights) P / shards; NVMe: "
+    "4 P / shards + 16 min(P / shards, 1e9) + 1 GB with weights",
     source=DEEPSPEED_OFFLOAD,
     on=STATES,
 )
@@ -161,7 +171,7 @@ def host_rank_bytes(x: Inputs) -> FloatArray:
         staged = staged | (x.layouts.zero < 3)
     away = away + np.where(staged[:, None], held(x, kept.weight, sharded_from=1), 0.0)
     away = np.where(on_drives(x)[:, None], _passing_bytes(x), away)
-    return np.where(optimizer_away(x)[:, None], away, 0.0)
+    return away * (1.0 - optimizer_here(x))
 
 
 def _passing_bytes(x: Inputs) -> FloatArray:

@@ -74,6 +74,8 @@ class Stack:
     """Share of the hidden ZeRO-3 traffic that still slows the kernels that hide it."""
     overlap: float = 1.0
     """How much of one micro-batch's backward can hide gradient traffic (phi)."""
+    gather_overlap: float = 1.0
+    """What of that hides the gather of updated parameters: nothing where it is not switched on."""
     zero1: Literal["reduce-scatter", "all-reduce"] = "reduce-scatter"
     """How gradients of a sharded optimizer are summed; by all-reduce after the last backward where
     the framework has no hooks for it, and then nothing hides them."""
@@ -127,6 +129,10 @@ class Stack:
     layers_ahead: float = 0.0
     """Layers of the micro-batch before whose activations are freed, and not yet reusable: eager
     stacks that free what an asynchronous collective still holds, from the second one on."""
+    offload_fraction: float = 1.0
+    """Share of the optimizer's state that is moved where the layout offloads it."""
+    offload_layers: int = 0
+    """Layers, the first ones, whose activations wait for their backward in the node's memory."""
     fused_step: bool = False
     """AdamW in one kernel, which needs no temporary value of every parameter at the step."""
     autocast: bool = False
