@@ -9,6 +9,7 @@ from planner.place.arranging import (
     Job,
     Map,
     arranged,
+    gpus_said,
     hostname_order,
     job_of,
     notes_of,
@@ -86,6 +87,7 @@ def place(
         choice, free = _least_moved(job, choice, moved_from, clock)
     spans, named = job.spans(choice.nodes), job.spans(by_name)
     lost = splits(layout, spans["leaf"])
+    gpus = gpus_of(free, choice.nodes, job.ranks)
     leafs = [cluster.leaf_name(leaf) for leaf in job.tree.leaf[choice.nodes].tolist()]
     placement = Placement(
         **certificate(choice, lost, found.bound, found.scope),
@@ -98,7 +100,8 @@ def place(
         notes=[
             *(found.notes if choice.nodes is found.nodes else ()),
             *notes_of(job),
-            *rails_said(job, gpus_of(free, choice.nodes, job.ranks)),
+            *gpus_said(job, gpus),
+            *rails_said(job, gpus),
             *types_said(job, choice.nodes),
             *spares_said(job, choice.nodes),
             *choice.notes,
@@ -175,7 +178,8 @@ def _least_moved(
 ) -> tuple[Choice, FreeNodes]:
     """Return the map with the fewest moved ranks, priced beside `anew`, and the GPUs it may use."""
     layout, ranks = job.layout, job.ranks
-    kept = kept_nodes(layout, ranks, job.free, old)
+    kept = kept_nodes(layout, ranks, job.free, old, spare=job.usable)
+    could_stay = kept_nodes(layout, ranks, job.free, old, spare=job.usable[:0])
     free = on_old_gpus(job.free, kept, ranks, old)
     nodes = with_spares(Units(layout, ranks, job.tree), job.usable, kept)
 
@@ -197,7 +201,7 @@ def _least_moved(
         seconds=took,
         orders=orders,
         moved=moved,
-        must_move=gone_ranks(job.free, kept, ranks, old),
+        must_move=gone_ranks(job.free, could_stay, ranks, old),
         notes=[_price(moved, others, took, anew.seconds)],
     )
     return choice, free
