@@ -13,12 +13,14 @@ from planner.estimate import (
     communication,
     compute,
     experts,
+    fp8_weights,
     fsdp,
     in_flight,
     memory,
     muon,
     optimizer,
     params,
+    recompute,
     states,
     step,
 )
@@ -31,7 +33,7 @@ from planner.estimate.uncertainty import interval
 from planner.layouts.rules import Context
 from planner.layouts.table import Layouts
 
-MEMORY_MODULES = (states, activations, in_flight, buffers, fsdp, memory)
+MEMORY_MODULES = (fp8_weights, recompute, states, activations, in_flight, buffers, fsdp, memory)
 MODULES = (params, experts, compute, again, communication, *MEMORY_MODULES, muon, optimizer, step)
 
 

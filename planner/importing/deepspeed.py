@@ -10,6 +10,7 @@ from planner.importing.facts import Facts
 from planner.importing.job import Job
 from planner.importing.trainer import Trainer
 
+RATIO = "zero_optimization.offload_optimizer.ratio"
 TELLING = frozenset(
     [
         *("train_batch_size", "train_micro_batch_size_per_gpu", "zero_optimization"),
@@ -95,6 +96,8 @@ def _flags(facts: Facts, stage: int, told: list[str]) -> Iterator[str]:
     in_fp32 = facts.text("data_types.grad_accum_dtype").lower() in ("fp32", "float32", "float")
     if stage and not in_fp32:
         yield "bf16-gradients"
+    if _offload(facts) == "optimizer" and (part := facts.part(RATIO)) is not None:
+        yield f"offload-fraction={part}"
     overlapped = "zero_optimization.overlap_comm"
     if stage in (1, 2) and not facts.flag(overlapped):
         yield "no-dp-overlap"

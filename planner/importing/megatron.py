@@ -29,7 +29,7 @@ FORMATS = {
 }
 OPTIMIZERS = {"adam": "adamw", "adamw": "adamw", "sgd": "sgd", "muon": "muon"}
 BESIDE = (
-    *("ckpt_format", "tokenizer_model"),
+    *("cpu_offloading_weights", "cpu_offloading_activations", "ckpt_format", "tokenizer_model"),
     *("init_model_with_meta_device", "moe_grouped_gemm", "overlap_cpu_optimizer_d2h_h2d"),
     *("moe_router_load_balancing_type", "moe_router_padding_for_quantization", "mock_data"),
     *("tokenizer_type", "moe_aux_loss_coeff", "no_bias_dropout_fusion", "use_mcore_models"),
@@ -52,8 +52,6 @@ def megatron_job(facts: Facts, gpus: int | None, *, stack: str = "megatron") -> 
     layout |= _recompute(facts)
     if facts.flag("optimizer_cpu_offload"):
         layout["offload"] = "optimizer"
-        if (facts.number("optimizer_offload_fraction") or 1.0) < 1:
-            told.append("all of the optimizer is taken to be on the host, not a part of it")
     else:
         layout["offload"] = "none"
     batch = facts.integer("global_batch_size")
@@ -218,7 +216,8 @@ def _precision(facts: Facts, told: list[str]) -> tuple[str, list[str]]:
     fp8 = facts.text("fp8_format", "fp8").lower() not in ("", "none", "null", "false")
     if fp8 or "fp8" in named:
         scales = {"tensorwise": ["fp8-current"], "mxfp8": ["mxfp8"], "blockwise": ["fp8-rowwise"]}
-        return "fp8", scales.get(recipe, [])
+        gathered = facts.flag("fp8_param_gather", "fp8_param")
+        return "fp8", scales.get(recipe, []) + (["fp8-params"] if gathered else [])
     if fp16 or named.startswith(("16", "fp16")):
         return "fp16", []
     if not bf16 and not named.startswith("bf16"):
@@ -232,6 +231,11 @@ def _state_flags(facts: Facts) -> Iterator[str]:
     aware = facts.flag("use_precision_aware_optimizer") and not away
     kept = facts.text("exp_avg_dtype").lower().rpartition(".")[2]
     facts.asked.update(("exp_avg_sq_dtype", "main_grads_dtype"))
+    if away and (part := facts.part("optimizer_offload_fraction")) is not None:
+        yield f"offload-fraction={part}"
+    on = facts.flag("cpu_offloading", default=True)  # Megatron-LM's parser sets it by the number
+    if (layers := facts.integer("cpu_offloading_num_layers", least=0)) and on:
+        yield f"offload-layers={layers}"
     if aware:
         flag = FORMATS.get(kept, "precision-aware")
         yield flag

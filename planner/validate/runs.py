@@ -222,7 +222,8 @@ def _latent(arch: Mapping[str, Any]) -> LatentAttention | None:
 
 def _layout(row: Mapping[str, str], c: Context, assumed: dict[str, str]) -> dict[str, Any]:
     """Return the layout's columns; raises NotStatedError when sizes disagree."""
-    offload = longest_prefix(row.get("offload", "") or "none", OFFLOADED)
+    stated = row.get("offload", "") if not stacks.offloaded_layers(row) else ""
+    offload = longest_prefix(stated or "none", OFFLOADED)
     if offload is None:
         raise NotStatedError(f"offload: {row['offload'][:40]!r} is not modelled")
     tp, pp, cp, ep = (max(1, whole(row, name, 1)) for name in ("tp", "pp", "cp", "ep"))
