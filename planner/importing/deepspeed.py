@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 from planner.errors import SpecError
@@ -10,6 +10,7 @@ from planner.importing.facts import Facts
 from planner.importing.job import Job
 from planner.importing.trainer import Trainer
 
+RATIO = "zero_optimization.offload_optimizer.ratio"
 TELLING = frozenset(
     [
         *("train_batch_size", "train_micro_batch_size_per_gpu", "zero_optimization"),
@@ -70,11 +71,11 @@ def deepspeed_job(facts: Facts, gpus: int | None, trainer: Trainer) -> Job:
     fp16, bf16 = (_enabled(facts, name) for name in ("fp16", "bf16"))
     if not (fp16 or bf16 or trainer.precision):
         told.append("bf16: no 16-bit format is enabled")
-    in_fp32 = facts.text("data_types.grad_accum_dtype").lower() in ("fp32", "float32", "float")
+    flags = _flags(facts, stage, told)
     facts.leave(*BESIDE)
     return Job(
         framework="DeepSpeed",
-        stack="deepspeed+bf16-gradients" if stage and not in_fp32 else "deepspeed",
+        stack="+".join(["deepspeed", *flags]),
         layout=words,
         gpus=gpus or (dp * tp * pp * cp if dp else None),
         seq_tokens=trainer.seq_tokens,
@@ -83,6 +84,23 @@ def deepspeed_job(facts: Facts, gpus: int | None, trainer: Trainer) -> Job:
         optimizer=_optimizer(facts) or trainer.optimizer,
         assumed=tuple(told),
     )
+
+
+def _flags(facts: Facts, stage: int, told: list[str]) -> Iterator[str]:
+    """Yield the flags of the stack that the settings of ZeRO switch on.
+
+    `overlap_comm` is off by default below stage 3 (deepspeed/runtime/zero/config.py).
+    """
+    in_fp32 = facts.text("data_types.grad_accum_dtype").lower() in ("fp32", "float32", "float")
+    if stage and not in_fp32:
+        yield "bf16-gradients"
+    if _offload(facts) == "optimizer" and (part := facts.part(RATIO)) is not None:
+        yield f"offload-fraction={part}"
+    overlapped = "zero_optimization.overlap_comm"
+    if stage in (1, 2) and not facts.flag(overlapped):
+        yield "no-dp-overlap"
+    elif stage == 3 and facts.values.get(overlapped) is False:
+        told.append("ZeRO 3 gathers ahead of the layers, as with overlap_comm, which is off")
 
 
 DEGREES = ("tensor_parallel.autotp_size", "pipeline.stages", "sequence_parallel_size")
