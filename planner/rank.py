@@ -17,7 +17,7 @@ from planner.estimate.inputs import FloatArray, Inputs
 from planner.estimate.leading import BATCH, MOST_TO_RUN, Leaders, leaders
 from planner.estimate.memory import budget_bytes, limit_bytes
 from planner.estimate.running import Judged, actions_of, judge, lightened, runs
-from planner.estimate.scoring import Scored, score
+from planner.estimate.scoring import Scored, Tell, score, silent
 from planner.layouts.grid import Tally
 from planner.layouts.ranges import Fix
 from planner.layouts.rules import Context
@@ -65,16 +65,25 @@ class Ranking:
         return np.array(list(seen.values()), dtype=np.int64)
 
 
-def rank(context: Context, gpus: int, fix: Fix, *, cores: int | None = None) -> Ranking:
+def rank(
+    context: Context,
+    gpus: int,
+    fix: Fix,
+    *,
+    cores: int | None = None,
+    worth_s: float = np.inf,
+    tell: Tell = silent,
+) -> Ranking:
     """Return every legal layout of `gpus` GPUs that `fix` allows, scored and ordered.
 
     A layout that was not run has its closed form, or its lower bound where that is more.
 
     Ties in time go to the smaller peak, then to the earlier row of the enumeration. The result does
-    not depend on `cores`, by default all that this process may use.
+    not depend on `cores`, by default all that this process may use. Pipelines that cannot be faster
+    than `worth_s` (what another job takes) are not run.
     """
-    found = score(context, gpus, fix, cores=cores)
-    told = leaders(context, found.layouts, found.step_s, found.least_s)
+    found = score(context, gpus, fix, cores=cores, tell=tell)
+    told = leaders(context, found.layouts, found.step_s, found.least_s, worth_s)
     found, told = _with_lighter_cuts(context, found, told)
     layouts, time, bound, peak = found.layouts, found.step_s, found.least_s, found.peak_bytes
     time = np.maximum(time, bound)

@@ -3,16 +3,19 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from planner.cli import completing
 from planner.cli import options as o
 from planner.cli.names import TARGETS
-from planner.cli.talk import answer_json
+from planner.cli.talk import answer_json, say
 from planner.errors import SpecError
 from planner.report.text import printable
+
+if TYPE_CHECKING:
+    from planner.cli.bundles import Refused
 
 EXAMPLES = """\
 \b
@@ -55,8 +58,9 @@ def emit(
 ) -> None:
     """Write the launch files of a saved plan, one folder a framework.
 
-    A framework that cannot express the plan is refused, and nothing is written. With --check the
-    bundle in DIR is read instead: exit code 2 and a sentence for each thing that disagrees.
+    A framework that cannot express the plan is refused with the nearest layout that it can, the
+    others are written: exit code 1, or 2 where nothing is. With --check the bundle in DIR is read
+    instead: exit code 2 and a sentence for each thing that disagrees.
     """
     if check is not None:
         if plan_file or target or output or force:
@@ -74,17 +78,32 @@ def emit(
 def _write(plan_file: Path, target: str, output: Path, *, force: bool, as_json: bool) -> None:
     from planner.cli import bundles
     from planner.plan import Plan
+    from planner.workflow import whose_figures
 
     if plan_file.is_char_device():  # /dev/zero has no end
         raise SpecError(f"{plan_file}: is a device, not a plan")
     targets = bundles.targets_of(target)
     bundles.refuse_early(output, targets, force=force)
-    written = bundles.write(output, Plan.read(plan_file), targets, force=force)
-    if as_json:
-        answer_json({"schema": "meshwright.emit/1", "written": [str(path) for path in written]})
-        return
-    for path in written:
+    plan = Plan.read(plan_file)
+    paths, refused = bundles.write(output, plan, targets, force=force)
+    gone = {one.target for one in refused}
+    for name in targets:
+        if name not in gone and (told := whose_figures(plan, name)):
+            say(told)
+    if paths and as_json:
+        answer_json(_written(paths, refused))
+    for path in () if as_json else paths:
         typer.echo(f"wrote {path}")
+    if paths:
+        bundles.tell(refused)
+    bundles.end_with(refused, targets, answered=bool(paths))
+
+
+def _written(paths: list[Path], refused: list[Refused]) -> dict[str, Any]:
+    """Return the document of what was written and refused."""
+    why = [{"target": t, "reason": e.message, "hint": e.hint} for t, e in refused]
+    written = [str(path) for path in paths]
+    return {"schema": "meshwright.emit/1", "written": written, "refused": why}
 
 
 def _check(folder: Path, *, as_json: bool) -> None:

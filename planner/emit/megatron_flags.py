@@ -254,8 +254,8 @@ def precision_flags(work: Workload) -> list[Flag]:
 
 def state_flags(plan: Plan) -> list[Flag]:
     """Return the optimizer where it is not Adam, the formats of its states, and offload."""
-    work, formats = plan.request.workload, formats_of(plan)
-    away = plan.best.layout.offload == "optimizer"
+    work, away = plan.request.workload, plan.best.layout.offload == "optimizer"
+    formats = formats_of(work, offload=away)
     out = []
     if work.optimizer is not Optimizer.ADAMW:
         out.append(_flag("--optimizer", work.optimizer.value))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from planner.plan import Plan
 from planner.specs.stack import stack_named
+from planner.specs.workload import Workload
 
 AWARE = ("precision-aware", "bf16-moments", "fp8-moments")
 """Those of Megatron's precision-aware optimizer."""
@@ -11,12 +12,13 @@ FORMATS = ("pure-bf16", *AWARE, "offload-fraction", "offload-layers", "fp8-param
 """Flags of a stack that say in which format states are kept, and where; activations too."""
 
 
-def formats_of(plan: Plan) -> set[str]:
-    """Return the flags of the plan's stack that say how states are kept, without their numbers."""
-    flags = {flag.partition("=")[0] for flag in plan.request.workload.stack.split("+")[1:]}
-    if plan.best.layout.offload == "none":
-        flags -= {"offload-fraction"}
-    return flags & set(FORMATS)
+def formats_of(work: Workload, *, offload: bool) -> set[str]:
+    """Return the flags of the job's stack that say how states are kept, without their numbers.
+
+    `offload-fraction` says nothing of a layout without offload.
+    """
+    flags = {flag.partition("=")[0] for flag in work.stack.split("+")[1:]}
+    return flags & set(FORMATS) - (set() if offload else {"offload-fraction"})
 
 
 def offload_fraction(plan: Plan) -> float:

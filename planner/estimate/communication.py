@@ -161,8 +161,12 @@ def pp_microbatch_s(x: Inputs) -> FloatArray:
 def _data_s(
     x: Inputs, op: Collective, buffer_bytes: FloatArray, stride: IntArray, n: IntArray
 ) -> FloatArray:
-    """Return the seconds of a data-parallel collective, slowed where its rings leave the leaf."""
-    return group_s(x, op, buffer_bytes, stride, n, slowdown=leaf_slowdown(x, stride, n))
+    """Return the seconds of a data-parallel collective, slowed where its rings leave the leaf.
+
+    Where there is nothing to send (experts of a dense model) nothing starts either.
+    """
+    took = group_s(x, op, buffer_bytes, stride, n, slowdown=leaf_slowdown(x, stride, n))
+    return np.where(buffer_bytes > 0, took, 0.0)
 
 
 def _bucketed_s(

@@ -23,7 +23,7 @@ from planner.estimate.compute import (
 )
 from planner.estimate.inputs import FloatArray, Inputs, term
 from planner.estimate.kernels import hbm_s
-from planner.estimate.modules import fully_recomputed_share
+from planner.estimate.modules import AGAIN, fully_recomputed_share
 from planner.estimate.params import dense_layer_parameters, expert_parameters, moe_layer_parameters
 from planner.sources import CALIBRATION
 
@@ -44,7 +44,7 @@ def dense_compute_forward_s(x: Inputs) -> FloatArray:
     unit="s",
     formula="backward kernels + recomputed forward (full: all of it)",
     source=CALIBRATION,
-    on=(*EXPERT_SHARD, "recompute", "zero", "num_microbatches"),
+    on=(*EXPERT_SHARD, *AGAIN, "zero", "num_microbatches"),
 )
 def dense_compute_backward_s(x: Inputs) -> FloatArray:
     """Kernels of one dense layer, backward, with recomputation and gradient accumulation."""
@@ -72,7 +72,7 @@ def moe_compute_forward_s(x: Inputs) -> FloatArray:
     unit="s",
     formula="backward kernels + recomputed forward (full: all of it)",
     source=CALIBRATION,
-    on=(*EXPERT_SHARD, "recompute", "zero", "num_microbatches"),
+    on=(*EXPERT_SHARD, *AGAIN, "zero", "num_microbatches"),
 )
 def moe_compute_backward_s(x: Inputs) -> FloatArray:
     """Kernels of one layer with experts, backward, with recomputation and accumulation."""

@@ -6,6 +6,7 @@ import numpy as np
 
 from planner.estimate.compute import EXPERT_SHARD
 from planner.estimate.inputs import FloatArray, Inputs, term
+from planner.estimate.modules import AGAIN
 from planner.estimate.recompute import (
     kept_layer_bytes,
     kept_stage_bytes,
@@ -56,7 +57,7 @@ def microbatches_in_flight(x: Inputs) -> FloatArray:
     unit="bytes",
     formula="micro-batches in flight * what the stage's layers keep of one",
     source=GPIPE_2019,
-    on=(*EXPERT_SHARD, "pp", "vpp", "schedule", "num_microbatches", "recompute"),
+    on=(*EXPERT_SHARD, "pp", "vpp", "schedule", "num_microbatches", *AGAIN),
 )
 def kept_activations_bytes(x: Inputs) -> FloatArray:
     """What all layers of a stage keep of the micro-batches in flight."""
@@ -67,7 +68,7 @@ def kept_activations_bytes(x: Inputs) -> FloatArray:
     unit="bytes",
     formula="in flight * sum of the stage's layers + what is recomputed at once + its gradients",
     source=GPIPE_2019,
-    on=(*EXPERT_SHARD, "pp", "vpp", "schedule", "num_microbatches", "recompute"),
+    on=(*EXPERT_SHARD, "pp", "vpp", "schedule", "num_microbatches", *AGAIN),
 )
 def activations_bytes(x: Inputs) -> FloatArray:
     """Activations that a stage holds at its peak."""

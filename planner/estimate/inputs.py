@@ -14,7 +14,7 @@ from typing import Any, TypeVar
 import numpy as np
 from numpy.typing import NDArray
 
-from planner.layouts.factored import Factored, Index, all_of, codes_of, in_order
+from planner.layouts.factored import Factored, Index, all_of, blocks_in, codes_of, in_order
 from planner.layouts.split import StageKinds, all_stages, stage_kinds
 from planner.layouts.table import FOLDS, IntArray, Layouts
 from planner.sources import Source
@@ -135,6 +135,7 @@ class Inputs:
         self._near = {} if near is None else near
         self._stages: StageKinds | None = None
         self._schedules: IntArray | None = None
+        self._blocks: bool | None = None
 
     def of(self, t: Term) -> FloatArray:
         """Return a term's values; computed on the distinct arguments only."""
@@ -164,7 +165,7 @@ class Inputs:
 
         Which parts of the model a stage holds goes by the schedule where some fold the pipeline.
         """
-        if "recompute" in on and self.workload.recompute_method == "block":
+        if "recompute_units" in on and self.has_blocks:
             on = tuple(dict.fromkeys((*on, "pp", "vpp")))
         if ("pp" in on or "vpp" in on) and "schedule" not in on and self.runs(FOLDS > 0):
             return (*on, "schedule")
@@ -174,9 +175,32 @@ class Inputs:
         """Return whether any layout has one of some schedules, given by code."""
         if self._schedules is None:
             rows = self.layouts
-            every = rows.space.turns["schedule"] if isinstance(rows, Factored) else rows.schedule
-            self._schedules = np.unique(every)
+            if isinstance(rows, Factored):
+                self._schedules = rows.space.schedules
+            else:
+                self._schedules = np.unique(rows.schedule)
         return bool(schedules[self._schedules].any())
+
+    @property
+    def has_blocks(self) -> bool:
+        """Return whether any layout recomputes the first layers of each chunk, and no others."""
+        if self._blocks is None:
+            rows, asked = self.layouts, self.workload.recompute_method == "block"
+            if isinstance(rows, Factored):
+                self._blocks = asked or rows.space.has_blocks
+            else:
+                self._blocks = asked or blocks_in(rows.recompute_units)
+        return self._blocks
+
+    @property
+    def has_units(self) -> bool:
+        """Return whether full recompute is anywhere by more, or fewer, than each layer."""
+        work, rows = self.workload, self.layouts
+        if (work.recompute_method, work.recompute_layers) != ("uniform", 1):
+            return True
+        if isinstance(rows, Factored):
+            return rows.space.has_units
+        return bool(rows.recompute_units.any())
 
     def _reduce(self, on: tuple[str, ...]) -> tuple[Inputs, Index] | None:
         """Return inputs with the distinct rows of `on`, or None where that gains nothing."""

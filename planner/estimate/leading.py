@@ -38,14 +38,21 @@ class Leaders:
     """The least bound of all that were not run."""
 
 
-def leaders(context: Context, layouts: Layouts, step_s: FloatArray, least_s: FloatArray) -> Leaders:
+def leaders(
+    context: Context,
+    layouts: Layouts,
+    step_s: FloatArray,
+    least_s: FloatArray,
+    worth_s: float = np.inf,
+) -> Leaders:
     """Run the pipelines of enough `layouts` that none of the others can be the fastest.
 
     `step_s` are their closed forms and `least_s` lower bounds; both are exact without a pipeline,
-    and `least_s` is sharpened in place for the rows that it is asked of.
+    and `least_s` is sharpened in place for the rows that it is asked of. Only what may be faster
+    than `worth_s` is run.
     """
     piped = layouts.pp > 1
-    best = float(step_s[~piped].min(initial=np.inf))
+    best = min(worth_s, float(step_s[~piped].min(initial=np.inf)))
     found: dict[int, Judged] = {}
     budget = MOST_TO_RUN
     actions = actions_of(layouts) + EACH

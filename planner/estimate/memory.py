@@ -20,6 +20,7 @@ from planner.estimate.buffers import (
 from planner.estimate.compute import EXPERT_SHARD
 from planner.estimate.in_flight import activations_bytes
 from planner.estimate.inputs import FloatArray, Inputs, Term, term, widest
+from planner.estimate.modules import AGAIN
 from planner.estimate.recompute import offloaded_bytes
 from planner.estimate.schemes import scheme
 from planner.estimate.states import (
@@ -212,7 +213,7 @@ def settled_bytes(x: Inputs) -> FloatArray:
 
 MOVING = (
     *(*EXPERT_SHARD, "pp", "vpp", "dp", "schedule", "num_microbatches"),
-    *("recompute", "dp_sync"),
+    *(*AGAIN, "dp_sync"),
 )
 
 

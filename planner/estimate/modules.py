@@ -3,11 +3,25 @@
 from __future__ import annotations
 
 import numpy as np
+from numpy.typing import NDArray
 
 from planner.estimate.inputs import FloatArray, Inputs
+from planner.layouts.table import IntArray
+from planner.layouts.units import layers_of
 
 FULL = 2
 """Code of recompute=full."""
+AGAIN = ("recompute", "recompute_units")
+"""What a layout runs again, of which layers: the columns."""
+
+
+def layers_each(x: Inputs) -> tuple[IntArray, NDArray[np.bool_]]:
+    """Return the layers that full recompute goes by, and where these are blocks, not units."""
+    work, chosen = x.workload, x.layouts.recompute_units
+    each, block = layers_of(chosen)
+    own = chosen == 0
+    whole = work.recompute_method == "block"
+    return np.where(own, work.recompute_layers, each), np.where(own, whole, block)
 
 
 def recomputed_modules(x: Inputs) -> frozenset[str]:
@@ -26,8 +40,8 @@ def recomputed_modules(x: Inputs) -> frozenset[str]:
 def fully_recomputed_share(x: Inputs) -> FloatArray:
     """Return the share of layers that run forward again: all with full recompute, or its blocks."""
     full: FloatArray = (x.layouts.recompute == FULL).astype(np.float64)
-    if x.workload.recompute_method != "block":
+    if not x.has_blocks:
         return full
-    again = x.workload.recompute_layers * x.layouts.pp * x.layouts.vpp
-    share: FloatArray = full * np.minimum(again / x.model.layers, 1.0)
-    return share
+    each, block = layers_each(x)
+    share = np.minimum(each * x.layouts.pp * x.layouts.vpp / x.model.layers, 1.0)
+    return np.where(block, full * share, full)

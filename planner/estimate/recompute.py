@@ -24,8 +24,9 @@ from planner.estimate.activations import (
 from planner.estimate.compute import EXPERT_SHARD
 from planner.estimate.experts import received_tokens
 from planner.estimate.inputs import FloatArray, Inputs, term
-from planner.estimate.modules import FULL, recomputed_modules
+from planner.estimate.modules import FULL, layers_each, recomputed_modules
 from planner.estimate.offloading import layers_within, windows
+from planner.layouts.table import IntArray
 from planner.sources import TRANSFORMER_ENGINE
 
 SELECTIVE = 1
@@ -112,16 +113,27 @@ def kept_layer_bytes(x: Inputs) -> tuple[FloatArray, FloatArray]:
 
 
 def kept_stage_bytes(x: Inputs) -> FloatArray:
-    """Return what the layers of a stage keep of one micro-batch, shape (layouts, kinds)."""
+    """Return what the layers of a stage keep of one micro-batch, shape (layouts, kinds).
+
+    Full recompute by units keeps the input of every n layers of a chunk; by blocks the first n
+    layers of each chunk keep their input, and the others everything.
+    """
     s = x.stages
     dense, moe = (kept[:, None] for kept in kept_layer_bytes(x))
     kept = s.dense_layers * dense + s.moe_layers * moe
     if x.stack.offload_layers:
         kept = kept - np.where(x.layouts.pp == 1, away_bytes(x), 0.0)[:, None]
-    if x.workload.recompute_method == "uniform" and x.workload.recompute_layers == 1:
+    if not x.has_units:
         return kept
+    points = x.by(UNITS, _points)
     full = x.layouts.recompute[:, None] == FULL
-    return np.where(full, _fully_recomputed_bytes(x), kept)
+    kept = np.where(full, 0.0, kept)
+    kept += np.where(full, points * checkpoint_bytes(x)[:, None], 0.0)
+    if x.has_blocks:
+        whole = (layer[:, None] for layer in whole_layer_bytes(x))
+        left = zip(whole, (x.by(UNITS, _dense_left), x.by(UNITS, _moe_left)), strict=True)
+        kept += np.where(full, sum(layer * layers for layer, layers in left), 0.0)
+    return kept
 
 
 @term(
@@ -160,30 +172,56 @@ def _offloaded(x: Inputs) -> int:
     return min(x.stack.offload_layers, x.model.layers - 1)
 
 
-def _fully_recomputed_bytes(x: Inputs) -> FloatArray:
-    """Return what full recompute keeps where it is not the input of each layer.
+UNITS = ("pp", "vpp", "schedule", "recompute_units")
 
-    uniform: the input of every n layers; block: n layers of each chunk, the first ones, keep their
-    input and the others everything.
-    """
-    s, each = x.stages, x.workload.recompute_layers
-    point = checkpoint_bytes(x)[:, None]
-    if x.workload.recompute_method == "uniform":
-        return np.ceil((s.dense_layers + s.moe_layers) / each) * point
-    dense, moe = (whole[:, None] for whole in whole_layer_bytes(x))
-    again = np.minimum(each * x.layouts.vpp[:, None], s.dense_layers + s.moe_layers)
-    again_dense = np.minimum(again, s.dense_layers)
-    left = (s.dense_layers - again_dense) * dense
-    left = left + (s.moe_layers - (again - again_dense)) * moe
-    total: FloatArray = again * point + left
-    return total
+
+def _points(x: Inputs) -> FloatArray:
+    """Return the layers whose input a stage keeps; its layers are taken as evenly chunked."""
+    s, chunks = x.stages, _chunks(x)
+    each, block = (column[:, None] for column in layers_each(x))
+    layers = s.dense_layers + s.moe_layers
+    less, longer = np.divmod(layers, chunks)
+    units = longer * -(-(less + 1) // each) + (chunks - longer) * -(-less // each)
+    return np.where(block, _again(x), units).astype(np.float64)
+
+
+def _chunks(x: Inputs) -> IntArray:
+    """Return the chunks of a stage, those of both copies of the model."""
+    chunks: IntArray = x.layouts.vpp * x.layouts.copies
+    return chunks[:, None]
+
+
+def _again(x: Inputs) -> IntArray:
+    """Return the layers of a stage that are in blocks."""
+    each, _ = layers_each(x)
+    held = x.stages.dense_layers + x.stages.moe_layers
+    again: IntArray = np.minimum(each[:, None] * _chunks(x), held)
+    return again
+
+
+def _dense_left(x: Inputs) -> FloatArray:
+    """Return the dense layers that blocks leave whole; a model's dense layers are its first."""
+    left = np.maximum(x.stages.dense_layers - _again(x), 0)
+    return np.where(layers_each(x)[1][:, None], left, 0).astype(np.float64)
+
+
+def _moe_left(x: Inputs) -> FloatArray:
+    """Return the layers with experts that blocks leave whole."""
+    dense, moe = x.stages.dense_layers, x.stages.moe_layers
+    left = moe - np.maximum(_again(x) - dense, 0)
+    return np.where(layers_each(x)[1][:, None], left, 0).astype(np.float64)
 
 
 def live_layers(x: Inputs) -> FloatArray:
-    """Return the layers that recompute makes whole again at once: those of one unit."""
-    s = x.stages
-    if x.workload.recompute_method == "block":
-        return np.ones(s.count.shape)
-    each = np.minimum(x.workload.recompute_layers, np.maximum(s.dense_layers + s.moe_layers, 1))
+    """Return the layers that recompute makes whole again at once: those of one unit of a chunk."""
+    if not x.has_units:
+        return np.ones(x.stages.count.shape)
     full = x.layouts.recompute[:, None] == FULL
-    return np.where(full, each, 1).astype(np.float64)
+    return np.where(full, x.by(UNITS, _unit_layers), 1.0)
+
+
+def _unit_layers(x: Inputs) -> FloatArray:
+    each, block = (column[:, None] for column in layers_each(x))
+    longest = -(-(x.stages.dense_layers + x.stages.moe_layers) // _chunks(x))
+    unit = np.minimum(each, np.maximum(longest, 1))
+    return np.where(block, 1, unit).astype(np.float64)

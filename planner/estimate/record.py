@@ -24,6 +24,7 @@ from planner.estimate import (
     states,
     step,
 )
+from planner.estimate.applying import idle_terms
 from planner.estimate.flops import step_flops
 from planner.estimate.inputs import Inputs, Term
 from planner.estimate.kernels import uses_fp8
@@ -127,6 +128,7 @@ def term_values(
     one = layouts.take([row])
     judged = judged or judge(context, one)[0]
     x = Inputs(*context, one, kinds=own_kinds(context, judged), flows=judged.flows)
+    idle = idle_terms(x)
     out = []
     for t in TERMS:
         value = np.atleast_1d(t(x)[0])
@@ -139,6 +141,7 @@ def term_values(
                 "formula": t.formula,
                 "source": str(t.source),
                 "about": t.doc,
+                "applies": t.name not in idle,
             }
         )
     return out

@@ -7,7 +7,7 @@ more fitting rows than MOST_KEPT the slowest are counted only.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any, NamedTuple, Self
@@ -110,20 +110,31 @@ class Scored:
         )
 
 
-def score(context: Context, gpus: int, fix: Fix, *, cores: int | None = None) -> Scored:
+Tell = Callable[[int, int], None]
+"""What is told of a search on its way: the parts scored, and how many there are."""
+
+
+def silent(_done: int, _parts: int) -> None:
+    """Tell nothing."""
+
+
+def score(
+    context: Context, gpus: int, fix: Fix, *, cores: int | None = None, tell: Tell = silent
+) -> Scored:
     """Return the scores of every legal layout of `gpus` GPUs that `fix` allows."""
     tally = Tally()
     grid = grid_of(context, gpus, fix, tally)
     nothing = Scored(tally, Layouts.empty(), *(np.zeros(0),) * 3, 0, Layouts.empty(), np.inf)
-    return nothing if grid is None else _gathered(grid, tally, cores or usable_cores())
+    return nothing if grid is None else _gathered(grid, tally, cores or usable_cores(), tell)
 
 
-def _gathered(grid: Grid, tally: Tally, cores: int) -> Scored:
+def _gathered(grid: Grid, tally: Tally, cores: int, tell: Tell) -> Scored:
     kept: list[Rows] = []
     close: list[Rows] = []
     fitted, waiting = 0, 0
     lightest, lightest_bytes = Layouts.empty(), np.inf
-    for part in _parts(grid, cores):
+    for done, part in enumerate(_parts(grid, cores), start=1):
+        tell(done, len(grid))
         tally.add(part.tally)
         if part.lightest_bytes < lightest_bytes:
             lightest, lightest_bytes = part.lightest, part.lightest_bytes

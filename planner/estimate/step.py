@@ -39,7 +39,7 @@ from planner.estimate.directions import (
 from planner.estimate.inputs import FloatArray, Inputs, term, widest
 from planner.estimate.kernels import softmax_falls_back, uses_fp8
 from planner.estimate.memory import limit_bytes, peak_bytes
-from planner.estimate.modules import fully_recomputed_share
+from planner.estimate.modules import AGAIN, fully_recomputed_share
 from planner.estimate.offloading import copies_bytes_per_s, layers_within, wait_s
 from planner.estimate.optimizer import host_traffic_s, optimizer_s
 from planner.estimate.recompute import offloaded_bytes
@@ -54,9 +54,9 @@ from planner.sources import (
 )
 
 LAYER = tuple(
-    dict.fromkeys((*EXPERT_SHARD, *EXPERT_DATA, "vpp", "recompute", "zero", "num_microbatches"))
+    dict.fromkeys((*EXPERT_SHARD, *EXPERT_DATA, "vpp", *AGAIN, "zero", "num_microbatches"))
 )
-BUSY = (*EXPERT_SHARD, "pp", "dp", "recompute", "zero", "num_microbatches")
+BUSY = (*EXPERT_SHARD, "pp", "dp", *AGAIN, "zero", "num_microbatches")
 """What a layer's passes depend on without ZeRO's traffic."""
 TRAFFIC = (*EXPERT_DATA, "vpp", "zero")
 ENDS = ("tp", "sp", "cp", "pp", "vpp", "dp", "dp_replicate", "zero", "micro_batch")
@@ -439,7 +439,8 @@ def exposed_s(x: Inputs, share_held: FloatArray) -> FloatArray:
     if x.stack.zero1 == "all-reduce":
         window = np.where((x.layouts.zero == 1) | (x.layouts.zero == 2), 0.0, window)
     out = np.zeros(len(x.layouts))
-    for traffic, share in ((gradient_sync_s(x), 2 / 3), (parameter_gather_s(x), 1 / 3)):
+    gathers = x.stack.gather_overlap / 3
+    for traffic, share in ((gradient_sync_s(x), 2 / 3), (parameter_gather_s(x), gathers)):
         left = share_held * traffic * x.stack.dp_exposed
         out = out + np.maximum(left - share * window, DP_FLOOR * left)
     return np.where(x.layouts.dp_sync == 1, parameter_server_s(x), out)

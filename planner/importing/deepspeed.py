@@ -71,11 +71,11 @@ def deepspeed_job(facts: Facts, gpus: int | None, trainer: Trainer) -> Job:
     fp16, bf16 = (_enabled(facts, name) for name in ("fp16", "bf16"))
     if not (fp16 or bf16 or trainer.precision):
         told.append("bf16: no 16-bit format is enabled")
-    in_fp32 = facts.text("data_types.grad_accum_dtype").lower() in ("fp32", "float32", "float")
+    flags = _flags(facts, stage, told)
     facts.leave(*BESIDE)
     return Job(
         framework="DeepSpeed",
-        stack="+".join(["deepspeed", *_flags(facts, summed_in_16_bit=bool(stage) and not in_fp32)]),
+        stack="+".join(["deepspeed", *flags]),
         layout=words,
         gpus=gpus or (dp * tp * pp * cp if dp else None),
         seq_tokens=trainer.seq_tokens,
@@ -84,6 +84,23 @@ def deepspeed_job(facts: Facts, gpus: int | None, trainer: Trainer) -> Job:
         optimizer=_optimizer(facts) or trainer.optimizer,
         assumed=tuple(told),
     )
+
+
+def _flags(facts: Facts, stage: int, told: list[str]) -> Iterator[str]:
+    """Yield the flags of the stack that the settings of ZeRO switch on.
+
+    `overlap_comm` is off by default below stage 3 (deepspeed/runtime/zero/config.py).
+    """
+    in_fp32 = facts.text("data_types.grad_accum_dtype").lower() in ("fp32", "float32", "float")
+    if stage and not in_fp32:
+        yield "bf16-gradients"
+    if _offload(facts) == "optimizer" and (part := facts.part(RATIO)) is not None:
+        yield f"offload-fraction={part}"
+    overlapped = "zero_optimization.overlap_comm"
+    if stage in (1, 2) and not facts.flag(overlapped):
+        yield "no-dp-overlap"
+    elif stage == 3 and facts.values.get(overlapped) is False:
+        told.append("ZeRO 3 gathers ahead of the layers, as with overlap_comm, which is off")
 
 
 DEGREES = ("tensor_parallel.autotp_size", "pipeline.stages", "sequence_parallel_size")
@@ -135,14 +152,6 @@ def _offload(facts: Facts) -> str:
     optimizer, param = (d != "none" or o == "true" for d, o in zip(devices, old, strict=True))
     drives = "-nvme" if "nvme" in devices else ""
     return f"optimizer+params{drives}" if param else f"optimizer{drives}" if optimizer else "none"
-
-
-def _flags(facts: Facts, *, summed_in_16_bit: bool) -> Iterator[str]:
-    """Yield the flags of a stack that say how states are kept, and where."""
-    if summed_in_16_bit:
-        yield "bf16-gradients"
-    if _offload(facts) == "optimizer" and (part := facts.part(RATIO)) is not None:
-        yield f"offload-fraction={part}"
 
 
 def _optimizer(facts: Facts) -> str | None:

@@ -9,16 +9,17 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from functools import cached_property
 from typing import Any, NamedTuple, Self
 
 import numpy as np
 from numpy.typing import NDArray
 
-from planner.layouts.table import COLUMNS, IntArray, Layouts
+from planner.layouts.table import EVERY_COLUMN, IntArray, Layouts
 
 SHAPE = ("tp", "cp", "pp", "dp", "ep", "etp")
 TURN = (*SHAPE, "vpp", "schedule", "micro_batch", "num_microbatches")
-OPTION = ("sp", "zero", "dp_replicate", "recompute", "offload", "dp_sync")
+OPTION = ("sp", "zero", "dp_replicate", "recompute", "recompute_units", "offload", "dp_sync")
 Columns = dict[str, IntArray]
 Index = NDArray[np.integer[Any]]
 
@@ -65,6 +66,11 @@ def codes_of(columns: Mapping[str, IntArray], on: tuple[str, ...], rows: int) ->
     return found
 
 
+def blocks_in(units: IntArray) -> bool:
+    """Return whether any choice of `recompute_units` is the first layers of each chunk."""
+    return bool(((units > 0) & (units % 2 == 0)).any())
+
+
 @dataclass(frozen=True)
 class Space:
     """All turns and all options that the rows of one search are made of."""
@@ -72,6 +78,21 @@ class Space:
     turns: Columns
     options: Columns
     known: dict[tuple[str, ...], Codes] = field(default_factory=dict)
+
+    @cached_property
+    def schedules(self) -> IntArray:
+        """Return the codes of the schedules that there are."""
+        return np.unique(self.turns["schedule"])
+
+    @cached_property
+    def has_blocks(self) -> bool:
+        """Return whether any option recomputes the first layers of each chunk only."""
+        return blocks_in(self.options["recompute_units"])
+
+    @cached_property
+    def has_units(self) -> bool:
+        """Return whether any option recomputes by other layers than the workload says."""
+        return bool(self.options["recompute_units"].any())
 
     def codes(self, on: tuple[str, ...]) -> Codes:
         """Return the combinations of some columns, all of turns or all of options; kept."""
@@ -119,7 +140,7 @@ class Factored(Layouts):
         return len(self.turn)
 
     def __getattr__(self, name: str) -> IntArray:
-        if name not in COLUMNS:
+        if name not in EVERY_COLUMN:
             raise AttributeError(name)
         column = self.column(name)
         self.__dict__[name] = column

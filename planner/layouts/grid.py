@@ -14,9 +14,10 @@ from functools import cache
 import numpy as np
 
 from planner.layouts.factored import OPTION, SHAPE, TURN, Columns, Factored, Space
-from planner.layouts.ranges import Fix, most_cp
+from planner.layouts.ranges import UNITS, Fix, most_cp
 from planner.layouts.rules import Context, Rule, rules_of, searched_schedules
 from planner.layouts.table import COLUMNS, NAMES, IntArray, Layouts
+from planner.layouts.units import FULL, RECOMPUTE_AT, most_units, with_units
 from planner.pipeline.registry import SCHEDULES
 
 CHUNK_ROWS = 1 << 16
@@ -109,8 +110,7 @@ def grid_of(
     shapes = _shapes(context, gpus, fix)
     if not len(shapes["tp"]):
         return None
-    inner = _turn_count(shapes, context, fix) * _state_count(shapes, fix)
-    inner = inner * len(_micro_batches(context, fix))
+    inner = _inner(shapes, context, fix) * len(_micro_batches(context, fix))
     tally.enumerated += int(inner.sum())
     shapes, inner = _sieve(shapes, inner, _bound_by(rules, SHAPE), context, tally)
     if not len(inner):
@@ -209,9 +209,17 @@ def _turn_options(pp: int, context: Context, fix: Fix) -> list[tuple[int, int]]:
     return options
 
 
-def _turn_count(shapes: Columns, context: Context, fix: Fix) -> IntArray:
-    per_pp = {int(pp): len(_turn_options(int(pp), context, fix)) for pp in np.unique(shapes["pp"])}
-    return np.array([per_pp[int(pp)] for pp in shapes["pp"]], dtype=np.int64)
+def _inner(columns: Columns, context: Context, fix: Fix) -> IntArray:
+    """Return how many turns with options follow from each row, before any rule."""
+    numbers = {}
+    for pp in np.unique(columns["pp"]).tolist():
+        turns = _turn_options(pp, context, fix)
+        more = sum(most_units(context, fix, pp, *turn) - 1 for turn in turns)
+        numbers[pp] = len(turns), more
+    each = [numbers[pp] for pp in columns["pp"].tolist()]
+    turns_of, more_of = np.array(each, dtype=np.int64).reshape(-1, 2).T
+    inner: IntArray = turns_of * _state_count(columns, fix)
+    return inner + more_of * _recomputed_count(columns, fix)
 
 
 def _micro_batches(context: Context, fix: Fix) -> IntArray:
@@ -229,7 +237,7 @@ def _turns(
     sized["micro_batch"] = np.tile(batches, len(shapes["tp"]))
     per_step = context.workload.global_batch // (sized["dp"] * sized["micro_batch"])
     sized["num_microbatches"] = np.maximum(per_step, 1)
-    inner = _turn_count(sized, context, fix) * _state_count(sized, fix)
+    inner = _inner(sized, context, fix)
     early = _bound_by(rules, SIZED, but=SHAPE)
     sized, _ = _sieve(sized, inner, early, context, tally)
     late = _bound_by(rules, TURN, but=SIZED)
@@ -240,21 +248,26 @@ def _turns(
         out = {name: np.repeat(column, len(options)) for name, column in rows.items()}
         out["vpp"] = np.tile(options[:, 0], len(rows["tp"]))
         out["schedule"] = np.tile(options[:, 1], len(rows["tp"]))
-        parts.append(_sieve(out, _state_count(out, fix), late, context, tally)[0])
+        follow = _state_count(out, fix)
+        if UNITS in fix.opened:
+            more = _units(out, context, fix) - 1
+            follow = follow + more * _recomputed_count(out, fix)
+        parts.append(_sieve(out, follow, late, context, tally)[0])
     none = {name: np.zeros(0, dtype=np.int64) for name in TURN}
     return {name: np.concatenate([part[name] for part in [none, *parts]]) for name in TURN}
 
 
-def _state_options(tp: int, dp: int, plain: bool, fix: Fix) -> list[tuple[int, ...]]:
-    """Return the options (columns as in OPTION) of a (tp, dp)."""
+def _state_options(key: int, fix: Fix) -> list[tuple[int, ...]]:
+    """Return the options (columns as in OPTION) of a kind of state, with no choice of units."""
+    tp_splits, dp, plain = bool(key & 2), key >> 2, bool(key & 1)
     options: list[tuple[int, ...]] = []
     away = range(len(NAMES["offload"]) if "offload" in fix.opened else 1)
-    for sp in fix.pick("sp", (0, 1) if tp > 1 else (0,)):
+    for sp in fix.pick("sp", (0, 1) if tp_splits else (0,)):
         for zero in fix.pick("zero", range(4)):
             groups = divisors(dp) if zero == 3 else [1]  # all of dp: sharded over cp alone
             syncs = range(2) if plain and zero == 0 else range(1)
             options += [
-                (sp, zero, replicate, recompute, offload, sync)
+                (sp, zero, replicate, recompute, 0, offload, sync)
                 for offload in fix.pick("offload", away)  # to the host only where it is asked for
                 for replicate in fix.pick("dp_replicate", groups)
                 for recompute in fix.pick("recompute", range(len(NAMES["recompute"])))
@@ -263,21 +276,38 @@ def _state_options(tp: int, dp: int, plain: bool, fix: Fix) -> list[tuple[int, .
     return options
 
 
-def _kind_of_state(columns: Columns) -> tuple[IntArray, IntArray]:
-    """Return the distinct (tp > 1, dp, plain) keys and, for each row, the index of its key."""
+def _kind_of_state(columns: Columns) -> IntArray:
+    """Return the key of (tp > 1, dp, plain) of each row."""
     plain = columns["tp"] * columns["cp"] * columns["pp"] * columns["ep"] == 1
-    key = (columns["dp"] << 2) | ((columns["tp"] > 1).astype(np.int64) << 1) | plain
-    keys, inverse = np.unique(key, return_inverse=True)
-    return keys, inverse.astype(np.int64)
-
-
-def _options_of(key: int, fix: Fix) -> list[tuple[int, ...]]:
-    return _state_options(2 if key & 2 else 1, key >> 2, bool(key & 1), fix)
+    key: IntArray = (columns["dp"] << 2) | ((columns["tp"] > 1).astype(np.int64) << 1) | plain
+    return key
 
 
 def _state_count(columns: Columns, fix: Fix) -> IntArray:
-    keys, inverse = _kind_of_state(columns)
-    return np.array([len(_options_of(int(k), fix)) for k in keys], dtype=np.int64)[inverse]
+    keys, inverse = np.unique(_kind_of_state(columns), return_inverse=True)
+    counts = [len(_state_options(int(key), fix)) for key in keys]
+    return np.array(counts, dtype=np.int64)[inverse]
+
+
+def _recomputed_count(columns: Columns, fix: Fix) -> IntArray:
+    """Return how many options of each row recompute whole layers, and so have units to choose."""
+    keys, inverse = np.unique(_kind_of_state(columns), return_inverse=True)
+    counts = [
+        sum(option[RECOMPUTE_AT] == FULL for option in _state_options(int(key), fix))
+        for key in keys
+    ]
+    return np.array(counts, dtype=np.int64)[inverse]
+
+
+def _units(columns: Columns, context: Context, fix: Fix) -> IntArray:
+    """Return how many choices of units each turn has."""
+    keys = (columns["pp"] << 32) | (columns["vpp"] << 8) | columns["schedule"]
+    distinct, inverse = np.unique(keys, return_inverse=True)
+    found = [
+        most_units(context, fix, key >> 32, (key >> 8) & 0xFFFFFF, key & 0xFF)
+        for key in distinct.tolist()
+    ]
+    return np.array(found, dtype=np.int64)[inverse]
 
 
 def _options(
@@ -287,21 +317,29 @@ def _options(
 
     Options that `rules` refuse by themselves are in no list, and counted for every turn.
     """
-    keys, inverse = _kind_of_state(turns)
-    lists = [_options_of(int(key), fix) for key in keys]
-    number: dict[tuple[int, ...], int] = {}
-    for option in (option for listed in lists for option in listed):
-        number.setdefault(option, len(number))
-    table = np.array(list(number), dtype=np.int64).reshape(-1, len(OPTION))
+    units = _units(turns, context, fix)
+    states, state_of = np.unique(_kind_of_state(turns), return_inverse=True)
+    every = [
+        with_units(_state_options(int(key), fix), int(units[state_of == at].max()))
+        for at, key in enumerate(states)
+    ]
+    table, number = np.unique(np.concatenate(every), axis=0, return_inverse=True)
+    ends = np.cumsum([len(options) for options in every])
     columns = {name: np.ascontiguousarray(table[:, c]) for c, name in enumerate(OPTION)}
-    turns_of = np.zeros(len(number), dtype=np.int64)
-    for often, listed in zip(np.bincount(inverse, minlength=len(keys)), lists, strict=True):
-        turns_of[[number[option] for option in listed]] += often
-    blank = {name: np.ones(len(number), dtype=np.int64) for name in TURN}
-    numbers = {"number": np.arange(len(number))}
+    kinds, inverse = np.unique(state_of * (units.max() + 1) + units, return_inverse=True)
+    lists = []
+    for kind in kinds.tolist():
+        state, most = divmod(kind, int(units.max()) + 1)
+        listed = number[ends[state] - len(every[state]) : ends[state]]
+        lists.append(listed[columns["recompute_units"][listed] < most])
+    turns_of = np.zeros(len(table), dtype=np.int64)
+    for often, listed in zip(np.bincount(inverse, minlength=len(kinds)), lists, strict=True):
+        turns_of[listed] += often
+    blank = {name: np.ones(len(table), dtype=np.int64) for name in TURN}
+    numbers = {"number": np.arange(len(table))}
     kept, _ = _sieve({**blank, **columns, **numbers}, turns_of, rules, context, tally)
-    allowed = {*kept["number"].tolist()}
-    chosen = [[n for option in listed if (n := number[option]) in allowed] for listed in lists]
+    allowed = np.zeros(len(table), dtype=np.bool_)
+    allowed[kept["number"]] = True
+    chosen = [listed[allowed[listed]] for listed in lists]
     count = np.array([len(listed) for listed in chosen], dtype=np.int64)
-    flat = np.array([n for listed in chosen for n in listed], dtype=np.int64)
-    return columns, flat, (np.cumsum(count) - count)[inverse], count[inverse]
+    return columns, np.concatenate(chosen), (np.cumsum(count) - count)[inverse], count[inverse]

@@ -13,6 +13,8 @@ TILE_TOKENS = 128
 """Rows of scores that a tile of an attention kernel works on."""
 OPENED = ("offload", "schedule")
 """Fields whose whole range is searched only where that is asked for."""
+UNITS = "recompute-layers"
+"""The axis of `Layouts.recompute_units`, searched only where that is asked for, too."""
 FIXABLE = tuple(c for c in COLUMNS if c != "num_microbatches")
 
 
@@ -48,7 +50,7 @@ class Fix:
 
     choices: Mapping[str, Choice] = field(default_factory=dict)
     opened: frozenset[str] = frozenset()
-    """Of `OPENED`, those that are searched whole."""
+    """Of `OPENED` and `UNITS`, those that are searched whole."""
 
     def allows(self, name: str, value: int) -> bool:
         """Return whether `name` may take `value`."""
@@ -79,7 +81,7 @@ def parse_fix(raw: Mapping[str, str], opened: Iterable[str] = ()) -> Fix:
     Raises SpecError naming the field and what it allows.
     """
     choices = {name: _choice(name, text) for name, text in raw.items()}
-    return Fix(choices, frozenset(opened) & frozenset(OPENED))
+    return Fix(choices, frozenset(opened) & {*OPENED, UNITS})
 
 
 def _choice(name: str, text: str) -> Choice:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, field, fields
 from typing import Any, Self
 
 import numpy as np
@@ -65,6 +65,15 @@ class Layouts:
     schedule: IntArray
     offload: IntArray
     dp_sync: IntArray
+    recompute_units: IntArray = field(default_factory=lambda: np.zeros(0, dtype=np.int64))
+    """What full recompute goes by where a search chooses it, by number: 0 is what the workload
+    says, 1, 3, 5 ... are units of 2, 3, 4 ... layers, and 2, 4, 6 ... the first 1, 2, 3 ... layers
+    of each chunk. Not a layout's own: a plan tells it as the workload's `recompute_layers`."""
+
+    def __post_init__(self) -> None:
+        """Take what the workload says where no units were chosen."""
+        if len(self.recompute_units) != len(self.tp):
+            object.__setattr__(self, "recompute_units", np.zeros(len(self.tp), dtype=np.int64))
 
     def __len__(self) -> int:
         return len(self.tp)
@@ -124,10 +133,12 @@ class Layouts:
     @classmethod
     def concat(cls, parts: Sequence[Self]) -> Self:
         """Return all rows of `parts`, in order."""
-        return cls(**{n: np.concatenate([getattr(p, n) for p in parts]) for n in COLUMNS})
+        return cls(**{n: np.concatenate([getattr(p, n) for p in parts]) for n in EVERY_COLUMN})
 
 
-COLUMNS = tuple(f.name for f in fields(Layouts))
+EVERY_COLUMN = tuple(f.name for f in fields(Layouts))
+COLUMNS = tuple(name for name in EVERY_COLUMN if name != "recompute_units")
+"""The columns that are a layout's own."""
 
 
 def _code(name: str, value: Any) -> int:

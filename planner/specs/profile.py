@@ -74,6 +74,8 @@ class Stack:
     """Share of the hidden ZeRO-3 traffic that still slows the kernels that hide it."""
     overlap: float = 1.0
     """How much of one micro-batch's backward can hide gradient traffic (phi)."""
+    gather_overlap: float = 1.0
+    """What of that hides the gather of updated parameters: nothing where it is not switched on."""
     zero1: Literal["reduce-scatter", "all-reduce"] = "reduce-scatter"
     """How gradients of a sharded optimizer are summed; by all-reduce after the last backward where
     the framework has no hooks for it, and then nothing hides them."""

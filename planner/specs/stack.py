@@ -84,6 +84,7 @@ FLAGS: dict[str, tuple[str, dict[str, Any]]] = {
         {"master_bytes": 2.0, "low_precision_states": True, "moment_bytes": 1.0},
     ),
     "no-dp-overlap": ("gradient traffic exposed", {"overlap": 0.0}),
+    "no-gather-overlap": ("gather of updated parameters exposed", {"gather_overlap": 0.0}),
     "async-tp": ("tensor-parallel traffic behind multiplies", {"tp_exposed": ASYNC_TP}),
     "eager": ("kernels not fused by a compiler", {"fusion": EAGER}),
     "fp8-rowwise": (

@@ -2,7 +2,8 @@
 
 from planner.workflow.auditing import audit
 from planner.workflow.checking import check
-from planner.workflow.expressing import nearest_layout, refuse
+from planner.workflow.expressing import nearest_layout, refuse, whose_figures
+from planner.workflow.foreseeing import refuse_foreseen
 from planner.workflow.mixing import explain, place, plan
 from planner.workflow.request import PlanRequest
 from planner.workflow.simulating import SimulationRequest, simulate
@@ -22,6 +23,8 @@ __all__ = [
     "plan",
     "plan_for_target",
     "refuse",
+    "refuse_foreseen",
     "simulate",
     "stack_of",
+    "whose_figures",
 ]

@@ -15,7 +15,7 @@ import numpy as np
 from planner.errors import InfeasibleError
 from planner.estimate.leading import MOST_TO_RUN
 from planner.estimate.running import Judged, actions_of, judge, runs
-from planner.layouts.table import IntArray
+from planner.layouts.table import COLUMNS, IntArray, Layouts
 from planner.objectives import Aim, Job, Objective, allowed_step_s, lower_envelope, score
 from planner.plan import Search
 from planner.rank import ROUNDS, SHAPE, Ranking, settle
@@ -24,6 +24,7 @@ from planner.workflow.on_fabric import floor_s, map_matters, on_fabric, on_maps
 from planner.workflow.request import PlanRequest
 from planner.workflow.rows import layout_record
 from planner.workflow.spots import placed_layout
+from planner.workflow.variants import with_unit
 
 MOST_PLACED = 32
 """Jobs whose leading layouts are placed where several are looked at."""
@@ -46,6 +47,8 @@ class Looked:
     notes: tuple[str, ...] = ()
     within: int = 0
     """Layouts that fit and meet the limits."""
+    asked: PlanRequest | None = None
+    """The job as it was searched, where this is the part of it with one choice of units."""
 
     @property
     def meets(self) -> int:
@@ -92,6 +95,30 @@ def leading_rows(ranking: Ranking, top: int) -> Ranking:
     first = np.arange(min(LEADING, len(ranking.layouts)))
     rows: IntArray = np.union1d(first, ranking.best_of_each_shape(top)).astype(np.int64)
     return taken(ranking, rows)
+
+
+def parted(one: Looked) -> list[Looked]:
+    """Return a job parted by the layers that its full recompute goes by, as the workload says it.
+
+    What was counted, and within which limits, is of all parts together.
+    """
+    mine, beside = (r.layouts.recompute_units for r in (one.ranking, one.front))
+    if not (mine.any() or beside.any()):
+        return [one]
+    out = []
+    for unit in np.union1d(mine, beside).tolist():
+        rows, others = np.flatnonzero(mine == unit), np.flatnonzero(beside == unit)
+        ranking, front = _plain(one.ranking, rows), _plain(one.front, others)
+        request = with_unit(one.request, unit)
+        out.append(replace(one, request=request, ranking=ranking, front=front, asked=one.request))
+    return out
+
+
+def _plain(ranking: Ranking, rows: IntArray) -> Ranking:
+    """Return some rows of a ranking with units as the workload says."""
+    some = taken(ranking, rows)
+    layouts = Layouts(**{name: getattr(some.layouts, name) for name in COLUMNS})
+    return replace(some, layouts=layouts)
 
 
 def envelope(ranking: Ranking) -> Ranking:
@@ -227,9 +254,16 @@ def _might_win(
     return sorted((at for at, floor in floors.items() if floor < best), key=floors.__getitem__)
 
 
-def _score(one: Looked, step_s: float) -> float:
-    time = np.array([step_s])
-    return float(score(one.request.aim, one.job, time, np.zeros(1))[0])
+def _score(one: Looked, step_s: float, peak_bytes: float = 0.0) -> float:
+    time, peak = np.array([step_s]), np.array([peak_bytes])
+    return float(score(one.request.aim, one.job, time, peak)[0])
+
+
+def worth(one: Looked) -> float:
+    """Return what the objective makes of the best row of a job; inf where none meets the limits."""
+    if not one.meets:
+        return np.inf
+    return _score(one, float(one.ranking.step_s[0]), float(one.ranking.peak_bytes[0]))
 
 
 def _on_maps(found: Sequence[Looked], top: int) -> list[Looked]:

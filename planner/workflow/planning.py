@@ -59,7 +59,7 @@ def plan(request: PlanRequest, *, progress: Progress = quiet) -> Plan:
     what_if = sensitivity(won, first, best.job.gpus, progress) if request.sensitivity else []
     return Plan(
         request=Request(model=won.model, cluster=won.cluster, workload=won.workload),
-        search=_searches([one.search for one in found], [one.ranking for one in found]),
+        search=_searches(jobs.searches, [one.ranking for one in found]),
         plans=plans,
         placement=placement,
         objective=chosen_record(request.aim, plans[0], won),

@@ -10,18 +10,21 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from itertools import islice
 
+import numpy as np
+
 from planner.errors import InfeasibleError, SpecError
 from planner.estimate.flops import matmul_parameters
 from planner.estimate.inputs import Inputs
 from planner.estimate.kernels import WEIGHT_GRADIENT_RATE, gemm_rate
+from planner.layouts.ranges import UNITS
 from planner.layouts.table import Layouts
 from planner.objectives import Job, Objective, allowed_step_s, value
-from planner.plan import Size
+from planner.plan import Search, Size
 from planner.rank import Ranking
 from planner.specs.cluster import ClusterSpec
 from planner.specs.workload import Workload
 from planner.units import gib, seconds
-from planner.workflow.choosing import Looked, aimed, envelope, leading_rows
+from planner.workflow.choosing import Looked, aimed, envelope, leading_rows, parted, worth
 from planner.workflow.growing import grown
 from planner.workflow.request import PlanRequest, Progress
 from planner.workflow.rows import layout_record, search_record
@@ -41,6 +44,8 @@ class Jobs:
     """Empty where there was nothing to choose."""
     asked: list[PlanRequest] = field(default_factory=list)
     """Of each size, the job."""
+    searches: list[Search] = field(default_factory=list)
+    """What was counted, of each job that was found."""
     unseen: int = 0
     """Jobs larger than the answer, which was to be the smallest."""
 
@@ -61,7 +66,10 @@ def looked_at(request: PlanRequest, progress: Progress) -> Jobs:
         ranking, notes = with_offload(request, *search(request, progress))
         if not ranking.feasible:
             raise nothing_fits(request, ranking)
-        return Jobs([_looked(request, ranking, notes)], [])
+        one = _looked(request, ranking, notes)
+        return Jobs(
+            _leading(one, request.top) if UNITS in request.search else [one], [], [], [one.search]
+        )
     return _all_of(jobs, progress)
 
 
@@ -129,7 +137,9 @@ def _all_of(asked: list[PlanRequest], progress: Progress) -> Jobs:
 
 def sizes_told(jobs: Jobs, found: Sequence[Looked]) -> list[Size]:
     """Return the jobs with the best layout of each, as they were settled."""
-    best = {_key(one.job.gpus, one.request): one for one in found}
+    best: dict[tuple[int, Workload], Looked] = {}
+    for one in sorted(found, key=worth, reverse=True):
+        best[_key(one.job.gpus, one.asked or one.request)] = one
     return [
         _told(size, best.get(_key(size.gpus, asked)))
         for size, asked in zip(jobs.sizes, jobs.asked, strict=True)
@@ -151,6 +161,7 @@ def _told(size: Size, one: Looked | None) -> Size:
     step_s, peak = float(one.ranking.step_s[0]), float(one.ranking.peak_bytes[0])
     return size.model_copy(
         update={
+            "options": options_of(one.request),
             "within_limits": one.within,
             "value": value(one.request.aim, one.job, step_s, peak),
             "step_time_s": step_s,
@@ -163,15 +174,47 @@ def _told(size: Size, one: Looked | None) -> Size:
 def _searched(jobs: list[PlanRequest], progress: Progress, *, offload: bool) -> Jobs:
     found: list[Looked] = []
     sizes: list[Size] = []
-    for number, job in enumerate(jobs):
-        if _fewer_do(job, found):
-            return Jobs(found, sizes, jobs[:number], len(jobs) - number)
-        progress(f"job {number + 1:,} of {len(jobs):,}: {job.gpus or job.cluster.gpus:,} GPUs")
-        one, size = _one(_alike(job, found), offload=offload, last=number == len(jobs) - 1)
+    searches: list[Search] = []
+    for number, asked in enumerate(jobs):
+        if _fewer_do(asked, found):
+            return Jobs(found, sizes, jobs[:number], searches, len(jobs) - number)
+        job = _alike(asked, found)
+        one, size = _one(
+            job,
+            _of_job(progress, number + 1, len(jobs)),
+            worth_s=_best_of_alike(job, found),
+            offload=offload,
+            last=number == len(jobs) - 1,
+        )
         sizes.append(size)
         if one is not None:
-            found.append(replace(one, ranking=leading_rows(one.ranking, job.top)))
-    return Jobs(found, sizes, jobs)
+            searches.append(one.search)
+            found += _leading(one, job.top)
+    return Jobs(found, sizes, jobs, searches)
+
+
+def _of_job(progress: Progress, number: int, jobs: int) -> Progress:
+    """Return what reports the progress of one of several jobs."""
+    return lambda words: progress(f"job {number:,} of {jobs:,}: {words}")
+
+
+def _leading(one: Looked, top: int) -> list[Looked]:
+    """Return a job with its leading rows only, parted by the layers that recompute goes by."""
+    return parted(replace(one, ranking=leading_rows(one.ranking, top)))
+
+
+def _best_of_alike(job: PlanRequest, found: list[Looked]) -> float:
+    """Return the time of the fastest that was found so far for as many GPUs and the same batch.
+
+    For memory every job's own pipelines are run, since time decides nothing there.
+    """
+    if not job.search or job.aim.objective is Objective.MEMORY:
+        return np.inf
+    batch = job.workload.global_batch
+    same = (one for one in found if one.request.workload.global_batch == batch)
+    return min(
+        (one.ranking.leaders.best_s for one in same if one.job.gpus == job.gpus), default=np.inf
+    )
 
 
 def _alike(job: PlanRequest, found: list[Looked]) -> PlanRequest:
@@ -191,7 +234,9 @@ def _fewer_do(job: PlanRequest, found: list[Looked]) -> bool:
     return any(one.meets and one.job.gpus < (job.gpus or 0) for one in found)
 
 
-def _one(job: PlanRequest, *, offload: bool, last: bool) -> tuple[Looked | None, Size]:
+def _one(
+    job: PlanRequest, progress: Progress, *, worth_s: float, offload: bool, last: bool
+) -> tuple[Looked | None, Size]:
     """Return one job searched, where any of its layouts fits, and what is told of it.
 
     The last one always is, so that there is something to tell where none will do.
@@ -207,7 +252,7 @@ def _one(job: PlanRequest, *, offload: bool, last: bool) -> tuple[Looked | None,
     if not last and (said := _hopeless(job, gpus)):
         return None, size.model_copy(update={"reason": said})
     try:
-        ranking, notes = search(job, lambda _: None)
+        ranking, notes = search(job, progress, worth_s=worth_s)
         if offload:
             ranking, notes = with_offload(job, ranking, notes)
     except InfeasibleError as error:

@@ -2,7 +2,8 @@
 
 `--search` opens axes. `offload` and `schedule` are fields of a layout, and widen the search itself.
 The others belong to the workload: what a variant of it changes is searched as one more job, and the
-rows of all jobs are ranked together.
+rows of all jobs are ranked together. How many layers full recompute goes by is searched as an axis
+of the layouts (`planner.layouts.units`), and told as the workload's.
 """
 
 from __future__ import annotations
@@ -12,27 +13,28 @@ from dataclasses import replace
 from itertools import chain, combinations
 from typing import Any, NamedTuple
 
+import numpy as np
+
 from planner.errors import SpecError, did_you_mean
 from planner.estimate.inputs import Inputs
 from planner.estimate.modules import recomputed_modules
-from planner.layouts.ranges import OPENED
+from planner.layouts.ranges import OPENED, UNITS
 from planner.layouts.table import NAMES, Layouts
+from planner.layouts.units import TOLD_NOTHING, layers_of
 from planner.specs.model import ModelSpec
 from planner.specs.stack import overlaps_of, stack_named
 from planner.specs.workload import RECOMPUTABLE
 from planner.workflow.request import PlanRequest
 
-MODULES, LAYERS = "recompute-modules", "recompute-layers"
+MODULES = "recompute-modules"
 FIELDS: dict[str, tuple[str, ...]] = {
     "precision": ("precision",),
     "overlap": ("stack",),
     MODULES: ("recompute_modules",),
-    LAYERS: ("recompute_method", "recompute_layers"),
+    UNITS: ("recompute_method", "recompute_layers"),
 }
 """Axis -> the fields of the workload that it chooses."""
 AXES = (*OPENED, *FIELDS)
-TOLD_NOTHING = ("deepspeed", "torchtitan", "transformers")
-"""Rules of stacks that cannot be told which modules or layers to recompute."""
 
 Changes = dict[str, Any]
 
@@ -61,7 +63,7 @@ def axes_named(words: Sequence[str]) -> tuple[str, ...]:
 def refuse_twice(request: PlanRequest) -> None:
     """Raise SpecError where an axis is searched that was also given, or that changes nothing."""
     axes, work = request.search, request.workload
-    lists = [axis for axis in (MODULES, LAYERS) if axis in axes]
+    lists = [axis for axis in (MODULES, UNITS) if axis in axes]
     own = (work.recompute_modules, work.recompute_method, work.recompute_layers)
     given = own != (None, "uniform", 1)
     if lists and given:
@@ -119,16 +121,21 @@ def _precisions(request: PlanRequest) -> list[Any]:
 
 
 def _recomputed(request: PlanRequest) -> Iterator[Variant]:
-    """Yield every other list of modules for selective recompute, and of layers for full."""
+    """Yield every other list of modules for selective recompute."""
     if stack_named(request.workload.stack).rules in TOLD_NOTHING:
         return
     if MODULES in request.search:
         for modules in module_lists(request):
             yield Variant({"recompute_modules": modules}, "selective")
-    if LAYERS in request.search:
-        for method, first in (("uniform", 2), ("block", 1)):
-            for layers in range(first, request.model.layers + 1):
-                yield Variant({"recompute_method": method, "recompute_layers": layers}, "full")
+
+
+def with_unit(request: PlanRequest, unit: int) -> PlanRequest:
+    """Return a request with the layers that a choice of `recompute_units` stands for."""
+    if not unit:
+        return request
+    (layers,), (block,) = layers_of(np.array([unit]))
+    method = "block" if block else "uniform"
+    return _changed(request, {"recompute_method": method, "recompute_layers": int(layers)})
 
 
 def module_lists(request: PlanRequest) -> list[tuple[str, ...]]:

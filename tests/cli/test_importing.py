@@ -60,7 +60,9 @@ def test_a_poor_layout_is_told_by_how_much_and_why(folder, capsys):
     assert "tp 8 -> " in out
     assert "recompute full -> " in out
     assert "less recompute: recompute=full -> " in out
-    assert "let gradients travel while the backward pass computes" in out
+    assert "overlap_grad_reduce on: gradients travel while the backward pass" in " ".join(
+        out.split()
+    )
     assert "32 GPUs, all of the cluster" in out
     assert "log_interval" in out
     assert max(map(len, out.splitlines())) <= 80
@@ -174,3 +176,27 @@ def test_bad_usage_is_one_message_and_writes_nothing(words, named, folder, capsy
     assert captured.err.count("error:") == 1
     assert named in captured.err
     assert [p.name for p in folder.iterdir()] == ["megatron.args"]
+
+
+def test_what_turning_an_overlap_on_would_gain_is_told(folder, capsys):
+    """The gain is the difference between the two jobs, each imported on its own."""
+    both = ARGS + "--overlap-grad-reduce\n--overlap-param-gather\n"
+    Path("both.args").write_text(both)
+    Path("one.args").write_text(both.replace("--overlap-param-gather\n", ""))
+    on = ("--cluster", "gcp-a3-high:4")
+    best, one, none = (answer(capsys, f"{name}.args", *on) for name in ("both", "one", "megatron"))
+    assert best["switches"] == []
+    (gather,) = one["switches"]
+    assert gather["setting"] == "overlap_param_gather"
+    assert gather["step_time_s"] == pytest.approx(best["step_time_s"])
+    assert gather["slower"] == pytest.approx(best["step_time_s"] / one["step_time_s"] - 1)
+    assert gather["slower"] < 0
+    steps = {switch["setting"]: switch["step_time_s"] for switch in none["switches"]}
+    assert steps == {
+        "overlap_grad_reduce": pytest.approx(one["step_time_s"]),
+        "overlap_grad_reduce and overlap_param_gather": pytest.approx(best["step_time_s"]),
+    }
+    assert cli.main(["import", "one.args", *on]) == 0
+    told = " ".join(capsys.readouterr().out.split())
+    assert "overlap_param_gather on: updated parameters travel" in told
+    assert f"gains {-gather['slower']:.1%}" in told

@@ -83,9 +83,8 @@ def fix_of(row) -> dict[str, str]:
 
 def test_a_variant_of_recompute_only_holds_layouts_that_it_changes():
     jobs = list(open_jobs(asked(search=("recompute-modules", "recompute-layers"))))
-    layers = load_model("llama-3.1-8b").layers
-    assert len(jobs) == 1 + 6 + (layers - 1) + layers
-    assert {job.fix.get("recompute") for job in jobs} == {None, "selective", "full"}
+    assert len(jobs) == 1 + 6  # layers are an axis of the layouts, not jobs
+    assert {job.fix.get("recompute") for job in jobs} == {None, "selective"}
     none = asked(search=("recompute-modules",), fix=FIX | {"recompute": "none"})
     assert len(list(open_jobs(none))) == 1
 
