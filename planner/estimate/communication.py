@@ -159,8 +159,12 @@ def pp_microbatch_s(x: Inputs) -> FloatArray:
 def _data_s(
     x: Inputs, op: Collective, buffer_bytes: FloatArray, stride: IntArray, n: IntArray
 ) -> FloatArray:
-    """Return the seconds of a data-parallel collective, slowed where its rings leave the leaf."""
-    return group_s(x, op, buffer_bytes, stride, n, slowdown=leaf_slowdown(x, stride, n))
+    """Return the seconds of a data-parallel collective, slowed where its rings leave the leaf.
+
+    Where there is nothing to send (the experts of a model or a layer without any) there is none.
+    """
+    there = group_s(x, op, buffer_bytes, stride, n, slowdown=leaf_slowdown(x, stride, n))
+    return np.where(buffer_bytes > 0, there, 0.0)
 
 
 def _bucketed_s(
