@@ -110,8 +110,7 @@ def main() -> None:
             if "loss" in entry:
                 print(f"step {entry['step']} loss {float(entry['loss']):.4f}", flush=True)
     trainer.accelerator.end_training()
-    if torch.distributed.is_initialized():
-        torch.distributed.destroy_process_group()
+    preflight.leave()
 
 
 if __name__ == "__main__":

@@ -218,7 +218,7 @@ def main() -> None:
         loss = step(engine, data)
         if int(os.environ["RANK"]) == 0:
             print(f"step {number} loss {loss:.4f}", flush=True)
-    torch.distributed.destroy_process_group()
+    preflight.leave()
 
 
 if __name__ == "__main__":

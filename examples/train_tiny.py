@@ -194,7 +194,7 @@ def main() -> None:
     print(f"rank {dist.get_rank()} coordinates {shown} loss={losses[-1]:.6f}\n", end="", flush=True)
     if dist.get_rank() == 0:
         print(f"losses {' '.join(f'{loss:.6f}' for loss in losses)}\n", end="", flush=True)
-    dist.destroy_process_group()
+    preflight.leave()
 
 
 if __name__ == "__main__":

@@ -25,6 +25,7 @@ class TermValue(PlanRecord):
     formula: str
     source: str
     about: str = ""
+    applies: bool = Field(True, description="Whether it counts in this layout's time or memory.")
 
 
 class SyncRow(PlanRecord):
@@ -169,9 +170,10 @@ class Explanation(PlanRecord):
 
 
 class Switch(PlanRecord):
-    """What a setting outside the layout costs: the same layout without the flag of its stack."""
+    """What a setting outside the layout is worth: the same layout with it turned on."""
 
     flag: str
+    setting: str = Field(description="As the framework spells it.")
     advice: str
     step_time_s: float
     slower: float = Field(description="Share of the job's step time; below zero, it gains.")

@@ -52,6 +52,9 @@ DEEPSPEED_OFFLOAD = Source(
 )
 ZERO_OFFLOAD_2021 = Source("Ren et al. 2021, ZeRO-Offload", "arXiv:2101.06840 sec. 4-5")
 ZERO_INFINITY_2021 = Source("Rajbhandari et al. 2021, ZeRO-Infinity", "arXiv:2104.07857 sec. 3-5")
+TRANSFORMER_ENGINE = Source(
+    "Transformer Engine 2.20", "github.com/NVIDIA/TransformerEngine@d0067d0da6:cpu_offload.py"
+)
 NEWKIRK_2025 = Source(
     "Newkirk et al. 2025, power of H100 nodes in training", "arXiv:2506.14551 abstract"
 )

@@ -21,7 +21,8 @@ from planner.errors import InfeasibleError, SpecError
 from planner.specs.cluster import ClusterSpec
 from planner.specs.parse import shown
 from planner.specs.stack import stack_named
-from planner.validate.runs import Run, read_runs
+from planner.validate.runs import Run, runs_of
+from planner.validate.table import columns_told, read_table
 
 R = TypeVar("R")
 
@@ -168,12 +169,14 @@ def _read(given: Given, cluster: ClusterSpec) -> _Read:
     multiplies = _tried(lambda: read_multiplies(gemm), refused) if gemm else None
     activities = [_tried(lambda p=p: read_profile(p), refused) for p in given.profiles]  # type: ignore[misc]
     named = given.stack if given.stack != "any" else ""
-    runs = _tried(lambda: read_runs(steps, cluster, named), refused) if steps else None
+    table = _tried(lambda: read_table(steps), refused) if steps else None
+    runs = runs_of(table, cluster, named) if table else ()
     profiles = tuple(a for a in activities if a)
     if refused and not (logs or multiplies or profiles or runs):
         raise refused[0]
-    complaints = tuple(error.message for error in refused)
-    return _Read(tuple(logs), multiplies, profiles, tuple(runs or ()), complaints)
+    complaints = [error.message for error in refused]
+    complaints += [f"{shown(steps)}: {said}" for said in (columns_told(table) if table else ())]
+    return _Read(tuple(logs), multiplies, profiles, tuple(runs), tuple(complaints))
 
 
 def _tried(read: Callable[[], R], refused: list[SpecError]) -> R | None:

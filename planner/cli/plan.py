@@ -15,6 +15,9 @@ from planner.cli.names import TARGETS
 from planner.cli.talk import progress, say, show
 
 if TYPE_CHECKING:
+    from collections.abc import Iterable
+
+    from planner.cli.bundles import Refused
     from planner.plan import Plan
     from planner.workflow import PlanRequest
 
@@ -39,7 +42,7 @@ def plan(
     *,
     seq: o.Seq = None,
     global_batch: o.Batches = None,
-    precision: o.Precision = "bf16",
+    precision: o.Precision = None,
     optimizer: o.Optimizer = "adamw",
     stack: o.Stack = "any",
     fix: Annotated[
@@ -96,7 +99,7 @@ def plan(
     Every legal layout is estimated, on every number of nodes and with every batch that is left
     open; the best is the fastest, unless --objective says otherwise. It is placed on the hosts;
     with -o and --target its launch files are written, each framework with the best layout that it
-    can express.
+    can express; one that can express none is refused, and the exit code is 1.
     """
     from planner.cli import bundles
 
@@ -134,21 +137,27 @@ def plan(
             search=search,
         )
     )
-    found = _found(request, output, targets, force=force)
+    refused = bundles.foreseen(request, targets)
+    if len(refused) == len(targets):
+        bundles.end_with(refused, targets, answered=False)
+    bundles.tell(refused)
+    found, more = _found(request, output, _without(targets, refused), force=force)
     if as_json:
         typer.echo(found.to_json(), nl=False)
-        return
-    _report(found)
-    if output is None:
+    else:
+        _report(found)
+    bundles.tell(more)
+    bundles.end_with([*refused, *more], targets, answered=True)
+    if output is None and not as_json:
         say("launch files: the same command with  -o launch --target torchrun,megatron,deepspeed")
         words = [*options_typed(found.best.options), "--layout", found.best.layout.short()]
         say(f"rank by rank: meshwright place ... {' '.join(words)}")
 
 
 def _found(
-    request: PlanRequest, output: Path | None, targets: tuple[str, ...], *, force: bool
-) -> Plan:
-    """Return the plan, after its files are written."""
+    request: PlanRequest, output: Path | None, targets: Iterable[str], *, force: bool
+) -> tuple[Plan, list[Refused]]:
+    """Return the plan, after its files are written, and the targets that cannot run any."""
     from planner import workflow
     from planner.cli import bundles
     from planner.units import seconds
@@ -169,12 +178,17 @@ def _found(
     swaps: list[str] = []
     with progress("planning") as tell:
         found = workflow.plan(request, progress=tell)
-        written = (
-            bundles.write(output, found, targets, force=force, instead=other) if output else []
-        )
-    for sentence in (*swaps, *(f"wrote {path}" for path in written)):
+        written = bundles.Written([], [])
+        if output:
+            written = bundles.write(output, found, targets, force=force, instead=other)
+    for sentence in (*swaps, *(f"wrote {path}" for path in written.paths)):
         say(sentence)
-    return found
+    return found, written.refused
+
+
+def _without(targets: tuple[str, ...], refused: list[Refused]) -> list[str]:
+    gone = {one.target for one in refused}
+    return [target for target in targets if target not in gone]
 
 
 def _report(found: Plan) -> None:

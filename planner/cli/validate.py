@@ -15,6 +15,8 @@ if TYPE_CHECKING:
 
     from rich.console import RenderableType
 
+    from planner.validate.table import Table
+
 EXAMPLES = """\
 \b
 Examples:
@@ -24,6 +26,7 @@ Examples:
   meshwright validate runs.csv --write-docs
 """
 REASONS_SHOWN = 8
+COLUMNS_SHOWN = 40
 PAGE = Path("docs/accuracy.md")
 KEYS = (
     *("id", "source", "status", "reason", "assumed", "fitted_to", "stack", "step_time_s_predicted"),
@@ -59,19 +62,42 @@ def validate(
     for is filled in and said; a row that lacks more is skipped, with the field named.
     """
     from planner.specs.catalog import load_cluster
-    from planner.validate import PUBLISHED, predicted, read_runs, summary
+    from planner.validate import PUBLISHED, columns_told, predicted, read_table, runs_of, summary
 
     own = load_cluster(cluster) if cluster else None
+    table = read_table(runs_file or PUBLISHED)
+    for sentence in columns_told(table):
+        say(f"{runs_file}: {sentence}")
     with progress("predicting"):
-        records = predicted(read_runs(runs_file or PUBLISHED, own))
+        records = predicted(runs_of(table, own))
     scores = summary(records)
     if write_docs:
         say(f"wrote {_write_page(records, scores, runs_file)}")
     if as_json:
         rows = [{key: record.get(key) for key in KEYS} for record in records]
-        answer_json({"schema": "meshwright.validate/1", "rows": rows, "summary": scores})
+        document = {"schema": "meshwright.validate/1", "rows": rows, "summary": scores}
+        answer_json(document | {"columns": _columns(table)})
         return
-    show(*_report(records, scores))
+    show(*_report(records, scores), *(_columns_read(table) if runs_file else []))
+
+
+def _columns(table: Table) -> dict[str, list[str]]:
+    """Return the columns of the file by what became of them."""
+    return {"used": table.used, "remarks": table.remarks, "unknown": table.unknown}
+
+
+def _columns_read(table: Table) -> list[RenderableType]:
+    """Say which columns of the user's file were read, and which have no effect."""
+    from rich.text import Text
+
+    from planner.report.parts import indented, title
+    from planner.report.text import printable
+
+    said = [f"read: {', '.join(table.used)}"]
+    for what, names in (("for people only", table.remarks), ("unknown", table.unknown)):
+        if names:
+            said.append(f"not read, {what}: {', '.join(n[:80] for n in names[:COLUMNS_SHOWN])}")
+    return [Text(), title("Columns"), *(indented(printable(line)) for line in said)]
 
 
 def _write_page(

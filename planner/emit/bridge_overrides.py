@@ -13,6 +13,7 @@ from collections.abc import Callable, Sequence
 from planner.emit.megatron_flags import flags, layer_kinds
 from planner.emit.megatron_pipeline import Flag
 from planner.plan import Plan
+from planner.specs.stack import stack_named
 from planner.specs.workload import Precision
 
 Override = tuple[str, str]
@@ -131,6 +132,7 @@ PLAN: dict[str, Rule] = {
     "--fp16": _set(),
     "--fp8-format": _one("mixed_precision.fp8"),
     "--fp8-recipe": _one("mixed_precision.fp8_recipe"),
+    "--fp8-param-gather": _set(),  # with the precision, below
     "--grad-reduce-in-bf16": _set(("mixed_precision.grad_reduce_in_fp32", "false")),
     "--seq-length": _one("model.seq_length", "dataset.seq_length"),
     "--micro-batch-size": _one("train.micro_batch_size"),
@@ -143,6 +145,11 @@ PLAN: dict[str, Rule] = {
     "--optimizer-cpu-offload": _on("optimizer.optimizer_cpu_offload"),
     "--optimizer-offload-fraction": _one("optimizer.optimizer_offload_fraction"),
     "--overlap-cpu-optimizer-d2h-h2d": _on("optimizer.overlap_cpu_optimizer_d2h_h2d"),
+    "--cpu-offloading-num-layers": lambda words: [
+        ("model.cpu_offloading", "true"),
+        ("model.cpu_offloading_weights", "false"),
+        ("model.cpu_offloading_num_layers", words[0]),
+    ],
     "--lr": _one("optimizer.lr"),
     "--min-lr": _one("optimizer.min_lr"),
     "--clip-grad": _one("optimizer.clip_grad"),
@@ -185,12 +192,13 @@ def precision_overrides(plan: Plan) -> list[Override]:
     """Return the precision recipe; with FP8 as planned: no layer left in bf16, gathers in bf16."""
     kind = plan.request.workload.precision
     out = [("mixed_precision", PRECISION[kind])]
+    in_fp8 = stack_named(plan.request.workload.stack).fp8_params
     if kind is Precision.FP8:
         out += [
             ("mixed_precision.first_last_layers_bf16", "false"),
             ("mixed_precision.num_layers_at_start_in_bf16", "0"),
             ("mixed_precision.num_layers_at_end_in_bf16", "0"),
-            ("mixed_precision.fp8_param_gather", "false"),
+            ("mixed_precision.fp8_param_gather", str(in_fp8).lower()),
         ]
     return out
 

@@ -73,11 +73,26 @@ def layout_refusals(lay: Layout, work: Workload, can: Capabilities) -> Iterator[
     """Yield a sentence for each field of a layout that the table does not hold."""
     for field in LAYOUT_FIELDS:
         if not can[field].holds(value := getattr(lay, field)):
-            yield f"{field}={_word(value)}: {can[field].why}."
+            yield f"{field}={word(value)}: {can[field].why}."
     listed = work.recompute_modules is not None and lay.recompute == "selective"
     units = (work.recompute_method, work.recompute_layers) != ("uniform", 1)
     if not can["recompute_list"].holds(listed or (units and lay.recompute == "full")):
         yield f"{can['recompute_list'].why}."
+
+
+def job_refusals(work: Workload, can: Capabilities, *, offload: bool = False) -> Iterator[str]:
+    """Yield a sentence for each field of the job that the table does not hold, in any layout.
+
+    With `offload`, in any that offloads.
+    """
+    for field in ("precision", "optimizer", "capacity_factor"):
+        if not can[field].holds(value := getattr(work, field)):
+            yield f"{field}={word(value)}: {can[field].why}."
+    if strange := [
+        name for name in sorted(formats_of(work, offload=offload)) if not can["formats"].holds(name)
+    ]:
+        stack = stack_named(work.stack).name
+        yield f"{can['formats'].why}: {', '.join(strange)} (stack {stack})."
 
 
 def refusals(plan: Plan, can: Capabilities) -> Iterator[str]:
@@ -87,12 +102,7 @@ def refusals(plan: Plan, can: Capabilities) -> Iterator[str]:
     """
     lay, work = plan.best.layout, plan.request.workload
     yield from layout_refusals(lay, work, can)
-    for field in ("precision", "optimizer", "capacity_factor"):
-        if not can[field].holds(value := getattr(work, field)):
-            yield f"{field}={_word(value)}: {can[field].why}."
-    if strange := [name for name in sorted(formats_of(plan)) if not can["formats"].holds(name)]:
-        stack = stack_named(work.stack).name
-        yield f"{can['formats'].why}: {', '.join(strange)} (stack {stack})."
+    yield from job_refusals(work, can, offload=lay.offload != "none")
     sequences = lay.micro_batch * lay.num_microbatches * lay.dp
     if sequences != work.global_batch:
         yield (
@@ -101,7 +111,7 @@ def refusals(plan: Plan, can: Capabilities) -> Iterator[str]:
         )
 
 
-def _word(value: Any) -> str:
+def word(value: Any) -> str:
     """Return a value as `--layout` and the command line write it."""
     if isinstance(value, bool):
         return str(value).lower()
@@ -112,5 +122,5 @@ def words(can: Can) -> str:
     """Return the values for a table in the docs: 'any', or what there is."""
     if can.values is None:
         return "any"
-    known = [_word(v) for v in can.values if v not in ("", None)]
+    known = [word(v) for v in can.values if v not in ("", None)]
     return ", ".join(known) or "none"

@@ -8,11 +8,13 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from planner.emit import EMITTER_NAMES, emitter_named
 from planner.emit.base import MARKER, hosts_are_placeholders, listed_files, one_line, safe_host
 from planner.emit.facts import disagreements
+from planner.emit.kinds import ADDRESS, KINDS
+from planner.emit.shared import fingerprint
 from planner.errors import SpecError
 from planner.plan import Plan
 
@@ -78,36 +80,64 @@ def check_bundle(folder: Path) -> Found:
     except SpecError as error:
         message = error.message.removeprefix(f"{folder}/")
         return Found(folder, target, None, [message])
-    problems: list[str] = []
+    problems = _of_another_plan(folder, plan)
     for artifact in expected:
         problems += _of_file(folder, artifact.path, artifact.text, plan)
     return Found(folder, target, plan, problems)
 
 
 def _target(folder: Path) -> str | None:
-    try:
-        named = json.loads((folder / RANK_MAP).read_bytes())["target"]
-    except (OSError, ValueError, KeyError, TypeError, RecursionError):
-        named = None
+    named = _said(folder, "target")
     return next((t for t in EMITTER_NAMES if t in (named, folder.resolve().name)), None)
+
+
+def _said(folder: Path, key: str) -> Any:
+    """Return what the rank map says under `key`, None where it cannot be read."""
+    try:
+        return json.loads((folder / RANK_MAP).read_bytes())[key]
+    except (OSError, ValueError, KeyError, TypeError, RecursionError):
+        return None
+
+
+def _of_another_plan(folder: Path, plan: Plan) -> list[str]:
+    """Return a sentence where `plan.json` is not the plan that the files were written from."""
+    if _said(folder, "planned") == fingerprint(plan):
+        return []
+    return ["plan.json: is not the plan that the other files were written from (rank_map.json)"]
 
 
 def _of_file(folder: Path, name: str, expected: str, plan: Plan) -> list[str]:
     """Return what is wrong with one file."""
-    file = folder / name
+    try:
+        return text_problems(name, expected, _text(folder / name), plan)
+    except SpecError as error:
+        return [f"{name}: {error.message}"]
+
+
+def text_problems(name: str, expected: str, text: str, plan: Plan) -> list[str]:
+    """Return a sentence for each value of a file's text that is not as the plan has it."""
+    made_up = hosts_are_placeholders(plan)
+    if name in ("hosts.txt", "hostfile") and made_up:
+        return _filled_in(name, expected, text)
+    if (kind := KINDS.get(name)) is None:
+        return []
+    if name == "run.sh" and made_up:
+        kind = kind._replace(yours=(*kind.yours, *ADDRESS))
+    return disagreements(name, kind, expected, text)
+
+
+def _text(file: Path) -> str:
+    """Return what a file holds. Raises SpecError that says why it cannot be read."""
     try:
         if not file.is_file():
-            return [f"{name}: is missing"]
+            raise SpecError("is missing")
         if file.stat().st_size > LARGEST_BYTES:
-            return [f"{name}: is larger than {LARGEST_BYTES // 1024**2} MiB"]
-        text = file.read_text(encoding="utf-8")
+            raise SpecError(f"is larger than {LARGEST_BYTES // 1024**2} MiB")
+        return file.read_text(encoding="utf-8")
     except OSError as error:
-        return [f"{name}: cannot be read ({error.strerror})"]
-    except UnicodeDecodeError:
-        return [f"{name}: is not UTF-8 text"]
-    if name in ("hosts.txt", "hostfile") and hosts_are_placeholders(plan):
-        return _filled_in(name, expected, text)
-    return disagreements(name, expected, text)
+        raise SpecError(f"cannot be read ({error.strerror})") from error
+    except UnicodeDecodeError as error:
+        raise SpecError("is not UTF-8 text") from error
 
 
 def _filled_in(name: str, expected: str, text: str) -> list[str]:

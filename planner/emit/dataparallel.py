@@ -9,9 +9,11 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from planner.emit.base import Artifact, placed
-from planner.emit.capabilities import only, refusals, usual
+from planner.emit.capabilities import job_refusals, only, refusals, usual
 from planner.emit.shared import example, shared_artifacts
 from planner.plan import Plan
+from planner.specs.model import ModelSpec
+from planner.specs.workload import Workload
 
 WHOLE = only(1, why="torch.nn.DataParallel keeps whole replicas")
 CAN = usual(
@@ -30,6 +32,10 @@ class DataParallel:
     stack = "torchtitan"
     tested_with = "PyTorch 2.13.0"
     can = CAN
+
+    def never(self, model: ModelSpec, work: Workload) -> list[str]:
+        """Return one sentence for each thing of the job that no layout mends."""
+        return list(job_refusals(work, CAN))
 
     def unsupported(self, plan: Plan) -> list[str]:
         """Return one sentence for each thing that torch.nn.DataParallel cannot express."""

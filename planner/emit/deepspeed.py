@@ -12,14 +12,17 @@ import re
 from collections.abc import Iterator
 
 from planner.emit.base import Artifact, hosts_are_placeholders, placed
-from planner.emit.capabilities import ALL, only, refusals, usual
+from planner.emit.capabilities import ALL, job_refusals, only, refusals, usual
 from planner.emit.deepspeed_config import config
 from planner.emit.fabric import fabric_text
+from planner.emit.nodes import ADDRESS, at_address, start_lines
 from planner.emit.shared import example, shared_artifacts
+from planner.emit.states import offload_fraction
 from planner.emit.threads import threads
 from planner.layouts.table import NAMES
 from planner.plan import Plan
-from planner.specs.workload import Optimizer
+from planner.specs.model import ModelSpec
+from planner.specs.workload import Optimizer, Workload
 
 CAN = usual(
     "DeepSpeed",
@@ -35,6 +38,7 @@ CAN = usual(
         why="DeepSpeed's engine has adamw, sgd, muon; give it another from your script",
     ),
     offload=only(*NAMES["offload"], why="DeepSpeed has no such offload"),
+    formats=only("offload-fraction", why="DeepSpeed keeps states in the usual formats"),
 )
 
 
@@ -45,6 +49,10 @@ class DeepSpeed:
     stack = "deepspeed"
     tested_with = "deepspeed 0.19.8"
     can = CAN
+
+    def never(self, model: ModelSpec, work: Workload) -> list[str]:
+        """Return one sentence for each thing of the job that no layout mends."""
+        return list(job_refusals(work, CAN))
 
     def unsupported(self, plan: Plan) -> list[str]:
         """Return one sentence for each thing that DeepSpeed, or this bundle's script, cannot do."""
@@ -106,6 +114,8 @@ def kept_problems(plan: Plan) -> Iterator[str]:
         return
     if lay.zero == 0 or lay.pp > 1:
         yield f"offload={lay.offload} needs zero >= 1 and no pipeline under DeepSpeed."
+    if lay.zero < 3 and offload_fraction(plan) < 1:
+        yield f"DeepSpeed leaves a part of the optimizer here under zero=3 only, not {lay.zero}."
     if lay.offload not in ("none", "optimizer") and lay.zero != 3:
         yield f"DeepSpeed needs zero=3 for offload={lay.offload}, not zero={lay.zero}."
     if kind is not Optimizer.ADAMW:
@@ -206,13 +216,13 @@ MASTER_PORT="${{MASTER_PORT:-29500}}"
 def start_text(plan: Plan) -> str:
     """Return the README's section on how to start."""
     lay, nodes = plan.best.layout, len(placed(plan).hosts)
-    where = (
-        "From one node, with this folder at the same path on all of them (ssh and pdsh):\n\n"
-        "```\n./run.sh\n```\n\n"
-        "Without ssh, on every node: `NODE_RANK=<its line in hostfile, from 0> ./run.sh`."
-        if nodes > 1
-        else "On the node:\n\n```\n./run.sh\n```"
-    )
+    where = f"On the node:\n\n{start_lines(plan)}"
+    if nodes > 1:
+        where = (
+            "From one node, with this folder at the same path on all of them (ssh and pdsh):\n\n"
+            f"```\n{at_address(plan)}./run.sh\n```\n\n"
+            f"Without ssh, on every node its own line:\n\n{start_lines(plan, numbered=True)}"
+        )
     parts = [
         where,
         "`train_deepspeed.py` trains a small stand-in of the model with the plan's ranks, batch,\n"
@@ -221,8 +231,9 @@ def start_text(plan: Plan) -> str:
     ]
     if hosts_are_placeholders(plan) and nodes > 1:
         parts.append(
-            "The cluster lists no hosts: write the real names into `hostfile`, in the same order,\n"
-            "and set MASTER_ADDR to the first."
+            "The cluster lists no hosts: write the real names into `hostfile`, in the same order, "
+            f"and the first\nfor {ADDRESS}. Planned with `--nodes-file FILE` (or `hosts:` in the "
+            "cluster\nfile), both are known."
         )
     if lay.recompute == "full":
         parts.append(

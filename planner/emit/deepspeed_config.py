@@ -4,12 +4,16 @@ from __future__ import annotations
 
 from typing import Any
 
+from planner.emit.states import offload_fraction
 from planner.plan import Layout, Plan
 from planner.specs.stack import stack_named
 from planner.specs.workload import Optimizer, Precision, Workload
 
 BUCKET_ELEMENTS = 500_000_000
 """Elements in one reduction or gather: DeepSpeed 0.19.8's default, runtime/zero/config.py."""
+
+SMALL_GROUP = 50_000_000
+"""Parameters of a rank that are stepped at once, where only some of them are on the host."""
 
 NVME_PATH = "/local_nvme"
 """Where nodes mount their drives, unless the user says otherwise in `ds_config.json`."""
@@ -23,7 +27,7 @@ def config(plan: Plan) -> dict[str, Any]:
         "train_micro_batch_size_per_gpu": lay.micro_batch,
         "gradient_accumulation_steps": lay.num_microbatches,
         **precision(work, lay),
-        "zero_optimization": zero(lay) | offload(lay),
+        "zero_optimization": zero(lay) | offload(lay, offload_fraction(plan)),
         "optimizer": optimizer(work.optimizer, lay),
         "gradient_clipping": 1.0,
         "steps_per_print": 10,
@@ -68,12 +72,19 @@ def optimizer(kind: Optimizer, lay: Layout) -> dict[str, Any]:
     return {"type": "AdamW", "params": adam | on_gpu}
 
 
-def offload(lay: Layout) -> dict[str, Any]:
-    """Return what ZeRO keeps on the host, in pinned memory, or on its NVMe drives."""
+def offload(lay: Layout, fraction: float = 1.0) -> dict[str, Any]:
+    """Return what ZeRO keeps on the host, in pinned memory, or on its NVMe drives.
+
+    A part of the optimizer's state is a number of whole groups of parameters: small ones then, so
+    that the part is near to the fraction (runtime/zero/stage3.py, subgroup_to_device).
+    """
     where: dict[str, Any] = {"device": "cpu", "pin_memory": True}
     if lay.offload.endswith("-nvme"):
         where |= {"device": "nvme", "nvme_path": NVME_PATH}
-    out = {"offload_optimizer": where} if lay.offload != "none" else {}
+    out: dict[str, Any] = {"offload_optimizer": where} if lay.offload != "none" else {}
+    if out and fraction < 1:
+        out["offload_optimizer"] = where | {"ratio": fraction}
+        out["sub_group_size"] = SMALL_GROUP
     return out | ({"offload_param": where} if lay.offload.startswith("optimizer+params") else {})
 
 

@@ -1,14 +1,15 @@
 """What a file of a bundle says about the plan, as flat facts: edits elsewhere are the user's own.
 
 A bundle is made to be edited: learning rates, data, images. So files are not compared as text.
-Each kind is read into (key, value) pairs, and a few keys per kind are the plan's.
+Each kind is read into (key, value) pairs. Those that we wrote are the plan's, but for the few that
+`planner.emit.kinds` leaves to the user; those that the user adds are the user's, but for a few.
 """
 
 from __future__ import annotations
 
 import json
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from fnmatch import fnmatchcase
 from typing import Any, NamedTuple
 
@@ -21,20 +22,31 @@ LONGEST = 80
 """So many characters of a value are told."""
 
 
+OFF = ("false", "null")
+"""What an option says that is switched off, which is as good as not added."""
+
+
 class Kind(NamedTuple):
-    """How a file is read, and the patterns of keys that are the plan's."""
+    """How a file is read, and whose its keys are, by patterns."""
 
     read: Callable[[str], Facts]
-    owned: tuple[str, ...]
+    yours: tuple[str, ...] = ()
+    """Of the keys that we write, those that are the user's to change."""
+    ours: tuple[str, ...] = ()
+    """Of the keys that we do not write, those that the user may not add."""
+
+    def differ(self, key: str, wanted: str | None, seen: str | None) -> bool:
+        """Return whether a key leaves the plan."""
+        if wanted is None:
+            return seen not in (None, *OFF) and _matches(key, self.ours)
+        return wanted != seen and not _matches(key, self.yours)
 
 
-def disagreements(name: str, expected: str, found: str) -> list[str]:
+def disagreements(name: str, kind: Kind, expected: str, found: str) -> list[str]:
     """Return one sentence for each fact of the file `name` that is not as the plan has it.
 
-    A file that cannot be read gives one sentence; a file of no known kind gives none.
+    A file that cannot be read gives one sentence.
     """
-    if (kind := KINDS.get(name)) is None:
-        return []
     try:
         seen = kind.read(found)
     except (ValueError, TypeError, RecursionError, yaml.YAMLError) as error:
@@ -43,7 +55,7 @@ def disagreements(name: str, expected: str, found: str) -> list[str]:
     wrong = [
         key
         for key in (*wanted, *(k for k in seen if k not in wanted))
-        if wanted.get(key) != seen.get(key) and _is_owned(kind, key)
+        if kind.differ(key, wanted.get(key), seen.get(key))
     ]
     out = [
         f"{name}: {_tail(key)} is {_short(seen.get(key, 'missing'))}, "
@@ -62,18 +74,18 @@ def _tail(key: str) -> str:
     return key if len(key) <= LONGEST else "..." + key[3 - LONGEST :]
 
 
-def _is_owned(kind: Kind, key: str) -> bool:
-    return any(fnmatchcase(key, pattern) for pattern in kind.owned)
+def _matches(key: str, patterns: tuple[str, ...]) -> bool:
+    return any(fnmatchcase(key, pattern) for pattern in patterns)
 
 
 def json_facts(text: str) -> Facts:
-    """Return the leaves of a JSON object by their path, dots between; what is off is left out."""
+    """Return the leaves of a JSON object by their path, dots between."""
     return _leaves(json.loads(text, object_pairs_hook=_no_duplicates))
 
 
 def yaml_facts(text: str) -> Facts:
     """Return the leaves of a YAML mapping by their path."""
-    return _leaves(yaml.safe_load(text))
+    return _leaves(yaml.load(text, getattr(yaml, "CSafeLoader", yaml.SafeLoader)))
 
 
 def _no_duplicates(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
@@ -90,14 +102,21 @@ def _leaves(data: Any) -> Facts:
 
     def visit(path: str, value: Any) -> None:
         if isinstance(value, dict | list):
-            items = value.items() if isinstance(value, dict) else enumerate(value)
+            items = value.items() if isinstance(value, dict) else _numbered(path, value)
             for key, inner in items:
                 visit(f"{path}.{key}" if path else str(key), inner)
-        elif value is not None and value is not False:  # off is the same as left out
+        elif value is not None:  # nothing is the same as left out
             out[path] = json.dumps(value, default=str)
 
     visit("", data)
     return out
+
+
+def _numbered(path: str, values: list[Any]) -> Iterator[tuple[str, Any]]:
+    """Yield the values of a list by their numbers, environment variables by their names."""
+    for number, value in enumerate(values):
+        named = path.endswith(".env") and isinstance(value, dict) and value.get("name")
+        yield str(named or number), value
 
 
 def megatron_facts(text: str) -> Facts:
@@ -132,13 +151,44 @@ def line_facts(text: str) -> Facts:
     return {f"line {i}": line.strip() for i, line in enumerate(text.rstrip().splitlines(), 1)}
 
 
+ASSIGNED = re.compile(r"(?:export\s+)?([A-Za-z_]\w*)(\+?)=(.*)")
+OPTION = re.compile(r"(?<!\S)(--[a-z][a-z_-]*)(?:[ =]([^\s\\-]\S*))?")
+
+
 def script_facts(text: str) -> Facts:
-    """Return the sizes that a script sets, and its #SBATCH options."""
-    options = re.findall(r"^#SBATCH (--[a-z-]+)(?:=(.*))?$", text, re.MULTILINE)
-    sizes = re.findall(
-        r"^(NODES|GPUS_PER_NODE|nodes|gpus_per_node|BY_LEAF)=(\S.*)$", text, re.MULTILINE
-    )
-    return {name: value or "set" for name, value in (*options, *sizes)}
+    """Return what a script sets: its variables, its #SBATCH options and those of what it starts.
+
+    Comments do not count, nor does how a value is quoted. What is set twice has both values.
+    """
+    out: dict[str, str] = {}
+    for key, value in _settings(text):
+        out[key] = f"{out[key]}; {value}" if key in out else value
+    return out
+
+
+def _settings(text: str) -> Iterator[tuple[str, str]]:
+    for line in map(str.strip, text.splitlines()):
+        if option := re.fullmatch(
+            r"#SBATCH (--[a-z-]+)(?:=([^@]*)(?:@.*)?)?", line
+        ):  # @: for how long
+            yield f"#SBATCH {option[1]}", option[2] or "set"
+        elif line.startswith("#"):
+            continue
+        elif found := ASSIGNED.fullmatch(code := re.sub(r"\s+#.*$", "", line)):
+            yield found[1], found[2] + found[3].replace('"', "")
+        elif code.startswith(("unset ", "source ", ". ")):
+            verb, _, rest = code.partition(" ")
+            rest = rest.replace('"', "")
+            yield (rest, "unset") if verb == "unset" else (f"source {rest}", "set")
+        else:
+            yield from ((name, value.strip('"()') or "set") for name, value in OPTION.findall(code))
+
+
+def command_facts(text: str) -> Facts:
+    """Return the node rank of each line of `commands.txt`; the address is the user's to fill in."""
+    lines = text.rstrip().splitlines()
+    ranks = ((i, re.search(r"\bNODE_RANK=(\S+)", line)) for i, line in enumerate(lines, 1))
+    return {f"line {i}": f"NODE_RANK={found[1]}" if found else "no rank" for i, found in ranks}
 
 
 def _once(pairs: Any) -> dict[str, str]:
@@ -148,94 +198,3 @@ def _once(pairs: Any) -> dict[str, str]:
             raise ValueError(f"{key} stands twice")
         out[key] = value
     return out
-
-
-SIZES = ("NODES", "GPUS_PER_NODE", "nodes", "gpus_per_node", "BY_LEAF")
-KINDS: Mapping[str, Kind] = {
-    "rank_map.json": Kind(json_facts, ("*",)),
-    "hosts.txt": Kind(line_facts, ("*",)),
-    "hostfile": Kind(line_facts, ("*",)),
-    "run.sh": Kind(script_facts, SIZES),
-    "node.sh": Kind(script_facts, SIZES),
-    "job.sbatch": Kind(
-        script_facts, (*SIZES, "--nodes", "--ntasks-per-node", "--gpus-per-node", "--nodelist")
-    ),
-    "ds_config.json": Kind(
-        json_facts,
-        (
-            *("train_batch_size", "train_micro_batch_size_per_gpu", "gradient_accumulation_steps"),
-            *("zero_optimization.stage", "zero_optimization.zero_hpz_partition_size"),
-            *("zero_optimization.offload_*", "zero_optimization.zero_quantized_*"),
-            *("bf16.enabled", "fp16.enabled", "pipeline.stages", "sequence_parallel_size"),
-            *("tensor_parallel.*", "optimizer.type", "zero_allow_untested_optimizer"),
-        ),
-    ),
-    "accelerate.yaml": Kind(
-        yaml_facts,
-        (
-            *("distributed_type", "mixed_precision", "num_machines", "num_processes"),
-            *("parallelism_config.*", "fsdp_config.fsdp_version", "rdzv_backend"),
-            *("fsdp_config.fsdp_reshard_after_forward", "fsdp_config.fsdp_offload_params"),
-            *("fsdp_config.fsdp_activation_checkpointing", "deepspeed_config.*"),
-        ),
-    ),
-    "trainer_args.json": Kind(
-        json_facts,
-        (
-            *("per_device_train_batch_size", "gradient_accumulation_steps", "bf16", "fp16"),
-            *("activation_checkpointing", "gradient_checkpointing", "optim", "optim_args"),
-        ),
-    ),
-    "torchtitan.args": Kind(
-        titan_facts,
-        (
-            *("module", "config", "parallelism.*", "training.local_batch_size"),
-            *("training.global_batch_size", "training.seq_len", "training.mixed_precision_param"),
-            "training.dtype",
-            *("training.disable_cuda_graphs", "training.enable_cpu_offload", "the last word"),
-        ),
-    ),
-    "megatron.args": Kind(
-        megatron_facts,
-        (
-            *("--*-parallel-size", "--sequence-parallel", "--num-virtual-stages-*"),
-            *("--pipeline-model-parallel-layout", "--account-for-*", "--decoder-*-num-layers"),
-            *("--num-layers*", "--hidden-size", "--ffn-hidden-size", "--num-attention-heads"),
-            *("--num-query-groups", "--group-query-attention", "--kv-channels", "--swiglu"),
-            *("--normalization", "--untie-embeddings-and-output-weights", "--seq-length"),
-            *("--micro-batch-size", "--global-batch-size", "--num-experts", "--moe-router-topk"),
-            *("--moe-ffn-hidden-size", "--moe-shared-expert-*", "--moe-layer-freq"),
-            *("--use-distributed-optimizer", "--use-megatron-fsdp", "--use-torch-fsdp2"),
-            *("--data-parallel-sharding-strategy", "--num-distributed-optimizer-instances"),
-            *("--recompute-*", "--bf16", "--fp16", "--fp8-*", "--optimizer-cpu-offload"),
-            *("--optimizer", "--optimizer-offload-fraction", "--use-precision-aware-optimizer"),
-            *("--exp-avg-*", "--main-grads-dtype"),
-            *("--use-tp-pp-dp-mapping", "--multi-latent-attention", "--*-lora-rank"),
-        ),
-    ),
-    "model.overrides": Kind(override_facts, ("model.*",)),
-    "plan.overrides": Kind(
-        override_facts,
-        (
-            *("model.*", "ddp.*", "dist.*", "mixed_precision*", "dataset.seq_length"),
-            *("train.*_batch_size", "optimizer.optimizer", "optimizer.*_dtype"),
-            *("optimizer.use_*", "optimizer.*offload*", "checkpoint.ckpt_format"),
-        ),
-    ),
-    "nanotron.yaml": Kind(
-        yaml_facts,
-        (
-            *("parallelism.*", "tokens.sequence_length", "tokens.micro_batch_size"),
-            *("tokens.batch_accumulation_per_replica", "optimizer.zero_stage", "model.dtype"),
-            "optimizer.optimizer_factory.name",
-            *("model.model_config.hidden_size", "model.model_config.*_layers"),
-            *("model.model_config.*_heads", "model.model_config.intermediate_size"),
-        ),
-    ),
-    "jobset.yaml": Kind(
-        yaml_facts,
-        ("*.completions", "*.parallelism", "*.completionMode", "*/gpu", "*/efa", "*.values.*"),
-    ),
-    "trainjob.yaml": Kind(yaml_facts, ("*.numNodes", "*.numProcPerNode", "*/gpu", "*/efa")),
-}
-"""By file name: no two targets use one name for different things."""

@@ -15,9 +15,18 @@ from typing import Any
 from planner.emit.base import Artifact, hosts_are_placeholders, placed
 from planner.emit.capabilities import ANYTHING
 from planner.emit.fabric import transport_of
-from planner.emit.wrapped import inner_of, inner_problems, leaf_of_node, node_ranks_by_leaf, wrapped
+from planner.emit.wrapped import (
+    inner_of,
+    inner_problems,
+    leaf_of_node,
+    never_inside,
+    node_ranks_by_leaf,
+    wrapped,
+)
 from planner.emit.yaml_text import yaml_text
 from planner.plan import Plan
+from planner.specs.model import ModelSpec
+from planner.specs.workload import Workload
 
 GPU_RESOURCES = {"nvidia": "nvidia.com/gpu", "amd": "amd.com/gpu"}
 """What the vendors' device plugins call a GPU."""
@@ -37,6 +46,10 @@ class Kubernetes:
     stack = "any"
     tested_with = "JobSet v1alpha2, Kubeflow Trainer 2.3.0, Kubernetes 1.31"
     can = ANYTHING
+
+    def never(self, model: ModelSpec, work: Workload) -> list[str]:
+        """Return, for each framework that Kubernetes could start, why it never can."""
+        return never_inside(model, work)
 
     def unsupported(self, plan: Plan) -> list[str]:
         """Return why no framework can run the plan, and what no device plugin is known for."""

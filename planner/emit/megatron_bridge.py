@@ -9,17 +9,18 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from planner.emit.base import Artifact, hosts_are_placeholders, placed
+from planner.emit.base import Artifact, placed
 from planner.emit.bridge_overrides import Override, model_overrides, plan_overrides
 from planner.emit.capabilities import only
 from planner.emit.fabric import fabric_text
 from planner.emit.megatron_rules import CAN as MEGATRON
-from planner.emit.megatron_rules import problems, queue_text
-from planner.emit.nodes import node_text
+from planner.emit.megatron_rules import never, problems, queue_text
+from planner.emit.nodes import node_text, start_lines, start_notes
 from planner.emit.shared import example, shared_artifacts
 from planner.emit.threads import threads
 from planner.plan import Plan
-from planner.specs.workload import Optimizer
+from planner.specs.model import ModelSpec
+from planner.specs.workload import Optimizer, Workload
 
 CAN = {
     **MEGATRON,
@@ -37,9 +38,13 @@ class MegatronBridge:
     tested_with = "megatron-bridge 0.6.2"
     can = CAN
 
+    def never(self, model: ModelSpec, work: Workload) -> list[str]:
+        """Return one sentence for each thing of the model or the job that no layout mends."""
+        return [*never(model, work, CAN), *own_problems(model, work)]
+
     def unsupported(self, plan: Plan) -> list[str]:
         """Return one sentence for each thing that Megatron-Bridge cannot express."""
-        return [*problems(plan, CAN), *own_problems(plan)]
+        return [*problems(plan, CAN), *own_problems(plan.request.model, plan.request.workload)]
 
     def emit(self, plan: Plan) -> list[Artifact]:
         """Return the overrides, the script that applies them, and what every bundle carries."""
@@ -63,9 +68,8 @@ EMITTER = MegatronBridge()
 MODEL_HEAD = "shapes of the model, for the recipe of any GPT; RECIPE leaves this file out"
 
 
-def own_problems(plan: Plan) -> Iterator[str]:
+def own_problems(model: ModelSpec, work: Workload) -> Iterator[str]:
     """Yield what Bridge has no field for, or leaves to its model's own recipe."""
-    model, work = plan.request.model, plan.request.workload
     if model.learned_positions and model.learned_positions != work.seq_tokens:
         yield (
             f"Bridge makes as many learned positions as tokens in a sequence ({work.seq_tokens}), "
@@ -132,7 +136,8 @@ def start_text(plan: Plan) -> str:
     where = "On every node (ssh, pdsh or srun, in any order)" if nodes > 1 else "On the node"
     parts = [
         f"{where}, with this folder at the same path and Megatron-Bridge installed (NeMo's "
-        "container\nhas it):\n\n```\n./run.sh\n```",
+        f"container\nhas it):\n\n{start_lines(plan)}",
+        *start_notes(plan),
         "It trains on random tokens until `DATA` at the top of `run.sh` names your data. Words "
         "after\n`./run.sh` are further overrides: `./run.sh train.train_iters=10`.",
         "`plan.overrides` is the plan, an override a line, fit for any recipe, also with Bridge's "
@@ -143,9 +148,4 @@ def start_text(plan: Plan) -> str:
         "A plan knows shapes only: the learning rate and what changes no shape (rotary base, "
         "scoring of the\nrouter) are the recipe's, yours to set.",
     ]
-    if nodes > 1 and hosts_are_placeholders(plan):
-        parts.append(
-            "The cluster lists no hosts: set NODE_RANK (the line in `hosts.txt`, from 0) and\n"
-            "MASTER_ADDR on every node."
-        )
     return "\n\n".join(parts)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from planner.emit.megatron_pipeline import Flag, chunks_in_order, pipeline_flags
-from planner.emit.states import formats_of
+from planner.emit.states import AWARE, formats_of, offload_fraction
 from planner.plan import Layout, Plan
 from planner.specs.model import Experts, LatentAttention, ModelSpec, Norm, QkNorm
 from planner.specs.stack import stack_named
@@ -246,31 +246,35 @@ def precision_flags(work: Workload) -> list[Flag]:
     if stack_named(work.stack).gradient_bytes == 2:
         out.append(_flag("--grad-reduce-in-bf16"))
     if work.precision is Precision.FP8:
-        recipe = _flag("--fp8-recipe", "tensorwise")
-        return [*out, _flag("--fp8-format", "hybrid"), recipe]
+        out += [_flag("--fp8-format", "hybrid"), _flag("--fp8-recipe", "tensorwise")]
+        if stack_named(work.stack).fp8_params:
+            out.append(_flag("--fp8-param-gather"))
     return out
 
 
 def state_flags(plan: Plan) -> list[Flag]:
     """Return the optimizer where it is not Adam, the formats of its states, and offload."""
-    work, formats = plan.request.workload, formats_of(plan)
-    away = plan.best.layout.offload == "optimizer"
+    work, away = plan.request.workload, plan.best.layout.offload == "optimizer"
+    formats = formats_of(work, offload=away)
     out = []
     if work.optimizer is not Optimizer.ADAMW:
         out.append(_flag("--optimizer", work.optimizer.value))
-    if formats or away:
+    aware = formats.intersection(AWARE)
+    if aware or away:
         out.append(_flag("--use-precision-aware-optimizer"))
     for name, dtype in (("bf16-moments", "bf16"), ("fp8-moments", "fp8")):
         if name in formats:
             out += [_flag("--exp-avg-dtype", dtype), _flag("--exp-avg-sq-dtype", dtype)]
-    if formats and stack_named(work.stack).gradient_bytes == 2:
+    if aware and stack_named(work.stack).gradient_bytes == 2:
         out.append(_flag("--main-grads-dtype", "bf16"))
     if away:
         out += [
             _flag("--optimizer-cpu-offload"),
-            _flag("--optimizer-offload-fraction", "1.0"),
+            _flag("--optimizer-offload-fraction", offload_fraction(plan)),
             _flag("--overlap-cpu-optimizer-d2h-h2d"),
         ]
+    if layers := stack_named(work.stack).offload_layers:
+        out.append(_flag("--cpu-offloading-num-layers", layers))
     return out
 
 

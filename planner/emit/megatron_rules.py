@@ -8,10 +8,10 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from planner.emit.capabilities import ALL, Capabilities, only, refusals, usual
+from planner.emit.capabilities import ALL, Capabilities, job_refusals, only, refusals, usual
 from planner.emit.megatron_flags import biases
 from planner.emit.megatron_pipeline import chunks_in_order
-from planner.emit.states import formats_of
+from planner.emit.states import AWARE, formats_of
 from planner.plan import Layout, Plan
 from planner.specs.model import ModelSpec, QkNorm
 from planner.specs.workload import Optimizer, Precision, Workload
@@ -28,12 +28,17 @@ CAN = usual(
     ),
     offload=only("none", "optimizer", why="Megatron-LM keeps weights on the GPUs"),
     formats=only(
-        *("precision-aware", "bf16-moments", "fp8-moments"),
+        *(*AWARE, "offload-fraction", "offload-layers", "fp8-params"),
         why="Megatron-LM keeps master weights in fp32",
     ),
     recompute_list=ALL,
     capacity_factor=ALL,
 )
+
+
+def never(model: ModelSpec, work: Workload, can: Capabilities = CAN) -> list[str]:
+    """Return one sentence for each thing of the model or the job that no layout mends."""
+    return [*architecture(model, work), *job_refusals(work, can)]
 
 
 def problems(plan: Plan, can: Capabilities = CAN) -> list[str]:
@@ -154,7 +159,16 @@ def kept(plan: Plan) -> Iterator[str]:
     work, lay = plan.request.workload, plan.best.layout
     if work.optimizer is Optimizer.MUON and lay.zero >= 2:
         yield f"Megatron-FSDP (zero={lay.zero}) does not run Muon."
-    if not formats_of(plan) and lay.offload == "none":
+    offload = lay.offload != "none"
+    formats = formats_of(work, offload=offload)
+    aware = bool(formats.intersection(AWARE))
+    whole = work.precision is Precision.FP8 and lay.zero > 0 and not (offload or aware)
+    if "fp8-params" in formats and not whole:
+        yield (
+            "Parameters in FP8 (fp8-params) need precision fp8, zero >= 1, states on the GPUs "
+            "and no precision-aware optimizer."
+        )
+    if not aware and not offload:
         return
     if work.optimizer is not Optimizer.ADAMW or lay.zero == 0:
         yield "Megatron's precision-aware optimizer, which offload uses, needs adamw and zero >= 1."

@@ -11,8 +11,10 @@ import re
 
 from planner.emit.base import Artifact, hosts_are_placeholders, placed
 from planner.emit.capabilities import ANYTHING
-from planner.emit.wrapped import inner_of, inner_problems, node_ranks_by_leaf, wrapped
+from planner.emit.wrapped import inner_of, inner_problems, never_inside, node_ranks_by_leaf, wrapped
 from planner.plan import Plan
+from planner.specs.model import ModelSpec
+from planner.specs.workload import Workload
 
 
 class Slurm:
@@ -22,6 +24,10 @@ class Slurm:
     stack = "any"
     tested_with = "Slurm 22.05"
     can = ANYTHING
+
+    def never(self, model: ModelSpec, work: Workload) -> list[str]:
+        """Return, for each framework that Slurm could start, why it never can."""
+        return never_inside(model, work)
 
     def unsupported(self, plan: Plan) -> list[str]:
         """Return, for each framework that Slurm could start, why it cannot run the plan."""

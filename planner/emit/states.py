@@ -3,11 +3,24 @@
 from __future__ import annotations
 
 from planner.plan import Plan
+from planner.specs.stack import stack_named
+from planner.specs.workload import Workload
 
-FORMATS = ("pure-bf16", "precision-aware", "bf16-moments", "fp8-moments")
-"""Flags of a stack that say in which format states are kept."""
+AWARE = ("precision-aware", "bf16-moments", "fp8-moments")
+"""Those of Megatron's precision-aware optimizer."""
+FORMATS = ("pure-bf16", *AWARE, "offload-fraction", "offload-layers", "fp8-params")
+"""Flags of a stack that say in which format states are kept, and where; activations too."""
 
 
-def formats_of(plan: Plan) -> set[str]:
-    """Return the flags of the plan's stack that say how states are kept."""
-    return set(plan.request.workload.stack.split("+")[1:]) & set(FORMATS)
+def formats_of(work: Workload, *, offload: bool) -> set[str]:
+    """Return the flags of the job's stack that say how states are kept, without their numbers.
+
+    `offload-fraction` says nothing of a layout without offload.
+    """
+    flags = {flag.partition("=")[0] for flag in work.stack.split("+")[1:]}
+    return flags & set(FORMATS) - (set() if offload else {"offload-fraction"})
+
+
+def offload_fraction(plan: Plan) -> float:
+    """Return the share of the optimizer's state that its offload moves."""
+    return stack_named(plan.request.workload.stack).offload_fraction

@@ -9,17 +9,17 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from planner.emit.base import Artifact, hosts_are_placeholders, placed
-from planner.emit.capabilities import only, refusals, usual
+from planner.emit.base import Artifact, placed
+from planner.emit.capabilities import job_refusals, only, refusals, usual
 from planner.emit.fabric import fabric_text
-from planner.emit.nodes import node_text
+from planner.emit.nodes import node_text, start_lines, start_notes
 from planner.emit.shared import example, shared_artifacts
 from planner.emit.states import formats_of
 from planner.emit.threads import threads
 from planner.pipeline.registry import schedule_named
 from planner.plan import Layout, Plan
 from planner.specs.model import ModelSpec, Norm, QkNorm
-from planner.specs.workload import Precision
+from planner.specs.workload import Precision, Workload
 
 SCHEDULES = {
     "1f1b": "1F1B",
@@ -48,6 +48,14 @@ class Torchtitan:
     tested_with = "torchtitan 0.3.0"
     can = CAN
 
+    def never(self, model: ModelSpec, work: Workload) -> list[str]:
+        """Return one sentence for each thing of the model or the job that no layout mends."""
+        return [
+            *shape_problems(model),
+            *length_problems(model, work),
+            *job_refusals(work, CAN),
+        ]
+
     def unsupported(self, plan: Plan) -> list[str]:
         """Return one sentence for each thing that torchtitan, or this bundle, cannot express."""
         return list(problems(plan))
@@ -74,8 +82,7 @@ def problems(plan: Plan) -> Iterator[str]:
     yield from pipeline_problems(plan)
     yield from sharding_problems(lay)
     yield from refusals(plan, CAN)
-    if work.seq_tokens > model.max_seq_tokens:
-        yield f"{work.seq_tokens} tokens are more than the model's {model.max_seq_tokens}."
+    yield from length_problems(model, work)
     slices = (lay.tp if lay.sp else 1) * (2 * lay.cp if lay.cp > 1 else 1)
     if work.seq_tokens % slices:
         yield f"{work.seq_tokens} tokens do not divide into {slices} slices of the sequence."
@@ -99,6 +106,12 @@ def shape_problems(model: ModelSpec) -> Iterator[str]:
         yield "titan_plan.py normalises q and k head by head, and ends with a norm."
     if model.learned_positions or model.dropout or model.mtp_layers:
         yield "titan_plan.py has rotary positions, no dropout and no multi-token prediction."
+
+
+def length_problems(model: ModelSpec, work: Workload) -> Iterator[str]:
+    """Yield sequences that the model is not made for, which torchtitan refuses."""
+    if work.seq_tokens > model.max_seq_tokens:
+        yield f"{work.seq_tokens} tokens are more than the model's {model.max_seq_tokens}."
 
 
 def width_problems(model: ModelSpec, lay: Layout) -> Iterator[str]:
@@ -187,7 +200,9 @@ def keys(plan: Plan) -> list[tuple[str, str]]:
         "training.mixed_precision_param": "bfloat16",
         "metrics.log_freq": 1,
     }
-    if formats_of(plan):  # weights, and with them gradients and moments, in 16 bit
+    if "pure-bf16" in formats_of(
+        work, offload=False
+    ):  # weights, and with them gradients and moments, in 16 bit
         out["training.dtype"] = "bfloat16"
     if lay.pp > 1:
         out["parallelism.pipeline_parallel_schedule"] = SCHEDULES[lay.schedule]
@@ -301,7 +316,8 @@ def start_text(plan: Plan) -> str:
     where = "On every node (ssh, pdsh or srun, in any order)" if nodes > 1 else "On the node"
     parts = [
         f"{where}, with this folder at the same path and torchtitan 0.3.0 installed:\n\n"
-        "```\nHF_ASSETS_PATH=/path/to/tokenizer ./run.sh\n```",
+        + start_lines(plan, "HF_ASSETS_PATH=/path/to/tokenizer ./run.sh"),
+        *start_notes(plan),
         "`torchtitan.args` holds the parallelism, one key a line; `titan_plan.py` builds the model "
         "of\n`plan.json` and cuts its pipeline. Words after `./run.sh` are passed on: "
         "`./run.sh --training.steps=100`.\nA plan knows shapes only: rotary base, router scoring "
@@ -311,11 +327,6 @@ def start_text(plan: Plan) -> str:
         parts.append(
             "FP8 is torchao's: `pip install torchao` beside torchtitan. Projections and experts "
             "multiply in FP8\nwith a scale a row, what travels stays in bf16."
-        )
-    if nodes > 1 and hosts_are_placeholders(plan):
-        parts.append(
-            "The cluster lists no hosts: set NODE_RANK (the line in `hosts.txt`, from 0) and\n"
-            "MASTER_ADDR on every node."
         )
     return "\n\n".join(parts)
 

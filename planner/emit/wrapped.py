@@ -10,7 +10,9 @@ from planner.emit import emitter_named
 from planner.emit.base import Artifact, Emitter, placed
 from planner.emit.shared import shared_artifacts
 from planner.plan import Plan
+from planner.specs.model import ModelSpec
 from planner.specs.stack import stack_named
+from planner.specs.workload import Workload
 
 BY_STACK = {
     "megatron": ("megatron",),
@@ -56,6 +58,14 @@ def inner_problems(plan: Plan) -> list[str]:
     if inner_of(plan):
         return []
     return [f"{name}: {emitter_named(name).unsupported(plan)[0]}" for name in candidates(plan)]
+
+
+def never_inside(model: ModelSpec, work: Workload) -> list[str]:
+    """Return why no framework runs any plan of the job, the first sentence of each."""
+    why = {name: emitter_named(name).never(model, work) for name in started_for(work.stack)}
+    if not all(why.values()):
+        return []
+    return [f"{name}: {sentences[0]}" for name, sentences in why.items()]
 
 
 def wrapped(plan: Plan, *, target: str, title: str, start: str) -> list[Artifact]:

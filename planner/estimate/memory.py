@@ -23,6 +23,7 @@ from planner.estimate.compute import EXPERT_SHARD
 from planner.estimate.in_flight import activations_bytes
 from planner.estimate.inputs import FloatArray, Inputs, Term, term, widest
 from planner.estimate.modules import AGAIN
+from planner.estimate.recompute import offloaded_bytes
 from planner.estimate.schemes import scheme
 from planner.estimate.states import (
     STATES,
@@ -251,18 +252,25 @@ def peak_bytes(x: Inputs) -> FloatArray:
     return widest(stage_bytes(x))
 
 
+def _uses_host(x: Inputs) -> bool:
+    """Return whether a layout keeps something in the memory of its nodes."""
+    return bool(x.layouts.offload.any()) or x.stack.offload_layers > 0
+
+
 def host_bytes(x: Inputs) -> FloatArray:
     """Return what the ranks of one node keep in its memory with offload, by the heaviest stage."""
-    if not x.layouts.offload.any():
+    if not _uses_host(x):
         return np.zeros(len(x.layouts))
     each = widest(host_rank_bytes(x))
+    if x.stack.offload_layers:
+        each = each + np.where(x.layouts.pp == 1, offloaded_bytes(x), 0.0)
     return each * np.minimum(x.layouts.gpus, x.cluster.node.gpus)
 
 
 def fits(x: Inputs, peak: FloatArray) -> NDArray[np.bool_]:
     """Return where a peak is within the budget, and the host has room for what is offloaded."""
     inside: NDArray[np.bool_] = peak <= budget_bytes(x)
-    if (room := x.cluster.host_memory_bytes) is not None and x.layouts.offload.any():
+    if (room := x.cluster.host_memory_bytes) is not None and _uses_host(x):
         inside = inside & (host_bytes(x) <= room)
     return inside
 

@@ -8,12 +8,14 @@ from planner.estimate.communication import EXPERT_DATA
 from planner.estimate.inputs import FloatArray, Inputs, term
 from planner.estimate.kernels import hbm_s
 from planner.estimate.muon import orthogonalising_s
+from planner.estimate.offloading import LINK_SUSTAINED
 from planner.estimate.schemes import FP32, scheme, stepped
 from planner.estimate.states import (
     held,
     held_by_kind,
     on_drives,
     optimizer_away,
+    optimizer_here,
     weights_away,
 )
 from planner.sources import (
@@ -24,8 +26,6 @@ from planner.sources import (
 )
 
 STATE = (*EXPERT_DATA, "vpp", "zero")
-LINK_SUSTAINED = 0.8
-"""Share of the link to the host that copies from pinned memory reach."""
 HOST_MEMORY_SUSTAINED = 0.3
 """Share of the host's memory bandwidth that a vectorised CPU Adam reaches on all cores.
 
@@ -80,17 +80,22 @@ def host_step_s(x: Inputs) -> FloatArray:
 
 @term(
     unit="s",
-    formula="GPU step, or with offload copies + host step",
+    formula="GPU step; a share offloaded: max((1 - share) GPU step, share (copies + host step))",
     source=DEEPSPEED_OFFLOAD,
     on=(*STATE, "offload"),
 )
 def optimizer_s(x: Inputs) -> FloatArray:
-    """The optimizer step, all of it exposed."""
-    away = optimizer_away(x)
+    """The optimizer step, all of it exposed.
+
+    What stays on the GPU is stepped there while the host steps the rest: its kernels are launched
+    first (hybrid_optimizer.py, step; DeepSpeed's first groups).
+    """
     here = gpu_step_s(x)
-    if not away.any():
+    if not optimizer_away(x).any():
         return here
-    return np.where(away, host_copies_s(x) + host_step_s(x) + drive_step_s(x), here)
+    share = 1.0 - optimizer_here(x)[:, 0]
+    there = host_copies_s(x) + host_step_s(x) + drive_step_s(x)
+    return np.maximum((1.0 - share) * here, share * there)
 
 
 @term(
@@ -136,7 +141,7 @@ def host_traffic_s(x: Inputs) -> FloatArray:
     if x.stack.states == "deepspeed":
         summed_there = summed_there | (optimizer_away(x) & (x.layouts.zero >= 2))
     weights = np.where(fetched, 2.0 * kept.weight, 0.0)
-    each = weights + np.where(summed_there, kept.gradient, 0.0)
+    each = weights + np.where(summed_there, kept.gradient * x.stack.offload_fraction, 0.0)
     shard = held(x, 1.0, sharded_from=1).max(axis=1)
     moved: FloatArray = shard * each
     over_link = moved / (x.cluster.host_link_bytes_per_s * LINK_SUSTAINED)

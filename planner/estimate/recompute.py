@@ -21,10 +21,13 @@ from planner.estimate.activations import (
     norm_output_bytes,
     up_projection_bytes,
 )
+from planner.estimate.compute import EXPERT_SHARD
 from planner.estimate.experts import received_tokens
-from planner.estimate.inputs import FloatArray, Inputs
+from planner.estimate.inputs import FloatArray, Inputs, term
 from planner.estimate.modules import FULL, recomputed_modules
+from planner.estimate.offloading import layers_within, windows
 from planner.estimate.units import counts
+from planner.sources import TRANSFORMER_ENGINE
 
 SELECTIVE = 1
 """Code of recompute=selective."""
@@ -117,14 +120,53 @@ def kept_stage_bytes(x: Inputs) -> FloatArray:
     """
     s = x.stages
     dense, moe = (kept[:, None] for kept in kept_layer_bytes(x))
+    kept = s.dense_layers * dense + s.moe_layers * moe
+    if x.stack.offload_layers:
+        kept = kept - np.where(x.layouts.pp == 1, away_bytes(x), 0.0)[:, None]
     if not x.has_units:
-        return s.dense_layers * dense + s.moe_layers * moe
+        return kept
     full, by = x.layouts.recompute[:, None] == FULL, x.once(counts)
     points = by.points * checkpoint_bytes(x)[:, None]
     if x.has_blocks:
         whole_dense, whole_moe = (whole[:, None] for whole in whole_layer_bytes(x))
         points = points + by.dense_left * whole_dense + by.moe_left * whole_moe
-    return np.where(full, points, s.dense_layers * dense + s.moe_layers * moe)
+    return np.where(full, points, kept)
+
+
+@term(
+    unit="bytes",
+    formula="what all layers keep - the most that any L - N which follow each other do",
+    source=TRANSFORMER_ENGINE,
+    on=(*EXPERT_SHARD, "recompute", "zero"),
+)
+def away_bytes(x: Inputs) -> FloatArray:
+    """Activations that are not on the GPU when it holds most: of N offloaded layers of L."""
+    if not x.stack.offload_layers:
+        return np.zeros(len(x.layouts))
+    dense, moe = kept_layer_bytes(x)
+    layers = x.model.layers
+    all_of = layers_within(x.model, 0, layers)
+    here = [d * dense + m * moe for d, m in sorted(windows(x.model, _offloaded(x)))]
+    away: FloatArray = all_of[0] * dense + all_of[1] * moe - np.maximum.reduce(here)
+    return away
+
+
+@term(
+    unit="bytes",
+    formula="what the first N layers keep of one micro-batch",
+    source=TRANSFORMER_ENGINE,
+    on=(*EXPERT_SHARD, "recompute", "zero"),
+)
+def offloaded_bytes(x: Inputs) -> FloatArray:
+    """Activations that a micro-batch sends to the host in forward, and gets back in backward."""
+    dense, moe = kept_layer_bytes(x)
+    sent = layers_within(x.model, 0, _offloaded(x))
+    total: FloatArray = sent[0] * dense + sent[1] * moe
+    return total
+
+
+def _offloaded(x: Inputs) -> int:
+    return min(x.stack.offload_layers, x.model.layers - 1)
 
 
 def live_layers(x: Inputs) -> FloatArray:

@@ -9,6 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from planner.estimate.communication import expert_shard_ways, shard_ways
+from planner.estimate.fp8_weights import fp8_copies_bytes
 from planner.estimate.inputs import FloatArray, Inputs, term
 from planner.estimate.params import (
     stage_dense_parameters,
@@ -17,7 +18,7 @@ from planner.estimate.params import (
     stage_expert_vectors,
     stage_tables,
 )
-from planner.estimate.schemes import FP32, Kinds, scheme
+from planner.estimate.schemes import FP32, Kinds, scheme, weight_kinds
 from planner.sources import DEEPSPEED_OFFLOAD, MEGATRON_CORE, ZERO_2020
 
 STATES = ("tp", "cp", "pp", "vpp", "dp", "dp_replicate", "ep", "etp", "zero", "offload")
@@ -76,9 +77,21 @@ def on_gpu(away: NDArray[np.bool_]) -> FloatArray:
     return (~away).astype(np.float64)[:, None]
 
 
+def optimizer_here(x: Inputs) -> FloatArray:
+    """Return the share of the optimizer's state that stays on the GPU, shape (layouts, 1).
+
+    Megatron moves whole tensors until the fraction is reached, and DeepSpeed all but the first
+    groups of parameters, of which none may be cut (megatron/core/optimizer/cpu_offloading/
+    hybrid_optimizer.py; deepspeed/runtime/zero/stage3.py, subgroup_to_device): never less.
+    """
+    here: FloatArray = 1.0 - x.stack.offload_fraction * optimizer_away(x).astype(np.float64)
+    return here[:, None]
+
+
 @term(
     unit="bytes",
-    formula="2 P (FSDP2: 4 P), / shards in zero 3; FSDP2 without reshard adds 2 P gathered",
+    formula="2 P (FSDP2: 4 P; matrices kept in FP8: 1 or 2), / shards in zero 3, + FP8 copies; "
+    "FSDP2 without reshard adds 2 P gathered",
     source=ZERO_2020,
     on=STATES,
 )
@@ -86,7 +99,8 @@ def weights_bytes(x: Inputs) -> FloatArray:
     """Parameters resident on a GPU; P is what its stage, tp and ep ranks hold."""
     here = on_gpu(weights_away(x))
     if x.stack.states != "fsdp2":
-        return held(x, scheme(x).weight, sharded_from=3) * here
+        kept = held_by_kind(x, weight_kinds(x), sharded_from=3) * here
+        return kept + fp8_copies_bytes(x)
     resident = np.where(x.layouts.zero == 2, 2.0, 0.0)[:, None]
     whole = stage_dense_parameters(x) + stage_expert_parameters(x)
     return held(x, scheme(x).weight, sharded_from=2) * here + resident * whole
@@ -119,14 +133,13 @@ def gradients_bytes(x: Inputs) -> FloatArray:
 @term(
     unit="bytes",
     formula="(master + moments) P: Adam 12 (DeepSpeed + 4 of gradients, FSDP2 - 4), SGD 8, "
-    "8-bit Adam 6, Muon 8 of matrices; / shards from zero 1 on",
+    "8-bit Adam 6, Muon 8 of matrices; / shards from zero 1 on; * (1 - share offloaded)",
     source=ZERO_2020,
     on=STATES,
 )
 def optimizer_bytes(x: Inputs) -> FloatArray:
-    """The optimizer's moments and the fp32 master weights; none with offload."""
-    kept = held_by_kind(x, scheme(x).optimizer, sharded_from=1)
-    return kept * on_gpu(optimizer_away(x))
+    """The optimizer's moments and the fp32 master weights; with offload the share that stays."""
+    return held_by_kind(x, scheme(x).optimizer, sharded_from=1) * optimizer_here(x)
 
 
 @term(
@@ -137,13 +150,13 @@ def optimizer_bytes(x: Inputs) -> FloatArray:
 )
 def step_gradients_bytes(x: Inputs) -> FloatArray:
     """The fp32 copy of a rank's own gradients that Megatron makes at the step, and drops there."""
-    return held(x, scheme(x).passing, sharded_from=1) * on_gpu(optimizer_away(x))
+    return held(x, scheme(x).passing, sharded_from=1) * optimizer_here(x)
 
 
 @term(
     unit="bytes",
-    formula="offload: (master + moments + 4 of gradients + 2 of weights) P / shards; NVMe: 4 P / "
-    "shards + 16 min(P / shards, 1e9) + 1 GB with weights",
+    formula="offload: share * (master + moments + 4 of gradients + 2 of weights) P / shards; NVMe: "
+    "4 P / shards + 16 min(P / shards, 1e9) + 1 GB with weights",
     source=DEEPSPEED_OFFLOAD,
     on=STATES,
 )
@@ -161,7 +174,7 @@ def host_rank_bytes(x: Inputs) -> FloatArray:
         staged = staged | (x.layouts.zero < 3)
     away = away + np.where(staged[:, None], held(x, kept.weight, sharded_from=1), 0.0)
     away = np.where(on_drives(x)[:, None], _passing_bytes(x), away)
-    return np.where(optimizer_away(x)[:, None], away, 0.0)
+    return away * (1.0 - optimizer_here(x))
 
 
 def _passing_bytes(x: Inputs) -> FloatArray:

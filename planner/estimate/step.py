@@ -40,9 +40,18 @@ from planner.estimate.inputs import FloatArray, Inputs, term, widest
 from planner.estimate.kernels import softmax_falls_back, uses_fp8
 from planner.estimate.memory import limit_bytes, peak_bytes
 from planner.estimate.modules import AGAIN, fully_recomputed_share
+from planner.estimate.offloading import copies_bytes_per_s, layers_within, wait_s
 from planner.estimate.optimizer import host_traffic_s, optimizer_s
+from planner.estimate.recompute import offloaded_bytes
 from planner.layouts.table import HIDES, SPLITS, IntArray
-from planner.sources import CALIBRATION, DUALPIPE, FSDP_2023, MEGATRON_2021, ZERO_BUBBLE_2023
+from planner.sources import (
+    CALIBRATION,
+    DUALPIPE,
+    FSDP_2023,
+    MEGATRON_2021,
+    TRANSFORMER_ENGINE,
+    ZERO_BUBBLE_2023,
+)
 
 LAYER = tuple(
     dict.fromkeys((*EXPERT_SHARD, *EXPERT_DATA, "vpp", *AGAIN, "zero", "num_microbatches"))
@@ -252,6 +261,9 @@ def moe_layer_s(x: Inputs) -> FloatArray:
     return both
 
 
+BOTH_DIRECTIONS = (dense_directions_s, moe_directions_s)
+
+
 def directions_s(x: Inputs, *, moe: bool) -> FloatArray:
     """Return (forward, backward to the input, weight gradients) of one layer, shape (layouts, 3).
 
@@ -427,10 +439,36 @@ def exposed_s(x: Inputs, share_held: FloatArray) -> FloatArray:
     if x.stack.zero1 == "all-reduce":
         window = np.where((x.layouts.zero == 1) | (x.layouts.zero == 2), 0.0, window)
     out = np.zeros(len(x.layouts))
-    for traffic, share in ((gradient_sync_s(x), 2 / 3), (parameter_gather_s(x), 1 / 3)):
+    gathers = x.stack.gather_overlap / 3
+    for traffic, share in ((gradient_sync_s(x), 2 / 3), (parameter_gather_s(x), gathers)):
         left = share_held * traffic * x.stack.dp_exposed
         out = out + np.maximum(left - share * window, DP_FLOOR * left)
     return np.where(x.layouts.dp_sync == 1, parameter_server_s(x), out)
+
+
+@term(
+    unit="s",
+    formula="both ways: max(0, N layers' activations / link to the host - time of all layers but "
+    "two); all of the copies where N = layers - 1",
+    source=TRANSFORMER_ENGINE,
+    on=(*LAYER, "pp"),
+)
+def activation_wait_s(x: Inputs) -> FloatArray:
+    """How long a micro-batch waits for activations on their way to the host's memory and back."""
+    lay, model = x.layouts, x.model
+    if not x.stack.offload_layers:
+        return np.zeros(len(lay))
+    copies = offloaded_bytes(x) / copies_bytes_per_s(x)
+    dense, moe = (part(x)[:, :, :HIDEABLE].sum(axis=2) for part in BOTH_DIRECTIONS)
+    count = layers_within(model, 0, model.layers)
+    kinds = [moe if experts else dense for experts in (model.moe_layers[0], model.moe_layers[-1])]
+    whole = x.stack.offload_layers >= model.layers - 1
+    waits = np.zeros(len(lay))
+    for way in range(2):
+        every = count[0] * dense[:, way] + count[1] * moe[:, way]
+        ends = kinds[0][:, way] + kinds[1][:, way]
+        waits = waits + wait_s(copies, every - ends, whole=whole)
+    return np.where(lay.pp == 1, waits, 0.0)
 
 
 def offloaded_s(x: Inputs) -> FloatArray:
@@ -486,6 +524,8 @@ def time_parts(x: Inputs, ran: Ran | None = None) -> dict[str, FloatArray]:
     parts["pp"] = sends + tied_embedding_s(x)
     parts["bubble"] = bubble_s(x) if ran is None else ran.idle_s
     parts["optimizer"] = optimizer_s(x) + offloaded_s(x)
+    if x.stack.offload_layers:
+        parts["offload"] = m * activation_wait_s(x)
     parts["overhead"] = m * x.stack.microbatch_s + x.stack.step_s
     whole = np.sum(list(parts.values()), axis=0)
     parts["overhead"] = parts["overhead"] + (pressure_slowdown(x) - 1.0) * whole
@@ -495,7 +535,10 @@ def time_parts(x: Inputs, ran: Ran | None = None) -> dict[str, FloatArray]:
 def once_s(x: Inputs) -> FloatArray:
     """Return what a step has once, after its last micro-batch."""
     once = exposed_sync_s(x) + tied_embedding_s(x) + optimizer_s(x) + x.stack.step_s
-    return once + offloaded_s(x)
+    once = once + offloaded_s(x)
+    if x.stack.offload_layers:
+        once = once + x.layouts.num_microbatches * activation_wait_s(x)
+    return once
 
 
 def pipeline_s(x: Inputs) -> FloatArray:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 from planner.errors import SpecError
@@ -10,6 +10,7 @@ from planner.importing.facts import Facts
 from planner.importing.job import Job
 from planner.importing.trainer import Trainer
 
+RATIO = "zero_optimization.offload_optimizer.ratio"
 TELLING = frozenset(
     [
         *("train_batch_size", "train_micro_batch_size_per_gpu", "zero_optimization"),
@@ -52,6 +53,7 @@ def deepspeed_job(facts: Facts, gpus: int | None, trainer: Trainer) -> Job:
     steps = _auto(facts, "gradient_accumulation_steps") or trainer.steps
     batch = _auto(facts, "train_batch_size")
     dp = _replicas(facts, gpus, tp * pp * cp, (batch, micro, steps))
+    counted = gpus_told(facts, (batch, micro, steps), dp * tp * pp * cp) if dp and not gpus else ""
     if batch is None and micro and dp:
         batch = micro * (steps or 1) * dp
     if micro is None and batch and dp and steps:
@@ -70,19 +72,37 @@ def deepspeed_job(facts: Facts, gpus: int | None, trainer: Trainer) -> Job:
     fp16, bf16 = (_enabled(facts, name) for name in ("fp16", "bf16"))
     if not (fp16 or bf16 or trainer.precision):
         told.append("bf16: no 16-bit format is enabled")
-    in_fp32 = facts.text("data_types.grad_accum_dtype").lower() in ("fp32", "float32", "float")
+    flags = _flags(facts, stage, told)
     facts.leave(*BESIDE)
     return Job(
         framework="DeepSpeed",
-        stack="deepspeed+bf16-gradients" if stage and not in_fp32 else "deepspeed",
+        stack="+".join(["deepspeed", *flags]),
         layout=words,
         gpus=gpus or (dp * tp * pp * cp if dp else None),
+        gpus_from=counted,
         seq_tokens=trainer.seq_tokens,
         global_batch=batch,
         precision="fp16" if fp16 else trainer.precision or "bf16",
         optimizer=_optimizer(facts) or trainer.optimizer,
         assumed=tuple(told),
     )
+
+
+def _flags(facts: Facts, stage: int, told: list[str]) -> Iterator[str]:
+    """Yield the flags of the stack that the settings of ZeRO switch on.
+
+    `overlap_comm` is off by default below stage 3 (deepspeed/runtime/zero/config.py).
+    """
+    in_fp32 = facts.text("data_types.grad_accum_dtype").lower() in ("fp32", "float32", "float")
+    if stage and not in_fp32:
+        yield "bf16-gradients"
+    if _offload(facts) == "optimizer" and (part := facts.part(RATIO)) is not None:
+        yield f"offload-fraction={part}"
+    overlapped = "zero_optimization.overlap_comm"
+    if stage in (1, 2) and not facts.flag(overlapped):
+        yield "no-dp-overlap"
+    elif stage == 3 and facts.values.get(overlapped) is False:
+        told.append("ZeRO 3 gathers ahead of the layers, as with overlap_comm, which is off")
 
 
 DEGREES = ("tensor_parallel.autotp_size", "pipeline.stages", "sequence_parallel_size")
@@ -103,25 +123,53 @@ def _replicas(
     facts: Facts, gpus: int | None, others: int, batch: tuple[int | None, ...]
 ) -> int | None:
     """Return the data-parallel size, from the GPUs or from the three sizes of a batch."""
-    whole, micro, steps = batch
-    by_batch = None
-    if whole and micro and steps:
-        by_batch, rest = divmod(whole, micro * steps)
-        if rest or not by_batch:
-            raise SpecError(
-                f"{facts.origin}: train_batch_size {whole} is not a multiple of "
-                f"micro-batch x accumulation steps = {micro * steps}"
-            )
+    by_batch = _by_batch(facts, batch)
     if gpus is None:
         return by_batch
     dp, rest = divmod(gpus, others)
-    if rest or (by_batch and by_batch != dp):
-        wanted = by_batch * others if by_batch else f"a multiple of {others}"
+    if rest:
         raise SpecError(
-            f"{facts.origin}: {gpus:,} GPUs; its batch sizes and degrees need {wanted}",
+            f"{facts.origin}: {gpus:,} GPUs are not a multiple of {_degrees_told(facts)} = "
+            f"{others:,}",
             hint="give the number that the job runs on: --gpus N",
         )
+    if by_batch and by_batch != dp:
+        raise SpecError(
+            f"{facts.origin}: {gpus_told(facts, batch, by_batch * others)}, and it is to run on "
+            f"{gpus:,} GPUs",
+            hint=f"--gpus {by_batch * others}, or mend one of these keys in {facts.origin}",
+        )
     return dp
+
+
+def _by_batch(facts: Facts, batch: tuple[int | None, ...]) -> int | None:
+    """Return train_batch_size / (micro-batch x accumulation), where all three are given."""
+    whole, micro, steps = batch
+    if not (whole and micro and steps):
+        return None
+    dp, rest = divmod(whole, micro * steps)
+    if rest or not dp:
+        raise SpecError(
+            f"{facts.origin}: train_batch_size {whole} is not a multiple of "
+            f"train_micro_batch_size_per_gpu {micro} x gradient_accumulation_steps {steps} = "
+            f"{micro * steps}"
+        )
+    return dp
+
+
+def gpus_told(facts: Facts, batch: tuple[int | None, ...], gpus: int) -> str:
+    """Return by which keys DeepSpeed's configuration says its number of GPUs."""
+    whole, micro, steps = batch
+    degrees = _degrees_told(facts)
+    return (
+        f"train_batch_size {whole} / (train_micro_batch_size_per_gpu {micro} x "
+        f"gradient_accumulation_steps {steps}){f' x {degrees}' if degrees else ''} = {gpus:,} GPUs"
+    )
+
+
+def _degrees_told(facts: Facts) -> str:
+    """Return the degrees that the configuration states, by their keys."""
+    return " x ".join(f"{name} {n}" for name in DEGREES if (n := _auto(facts, name) or 1) > 1)
 
 
 def _offload(facts: Facts) -> str:

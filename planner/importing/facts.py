@@ -105,6 +105,14 @@ class Facts:
             raise self.wrong(names, text, "a number")
         return found
 
+    def part(self, *names: str) -> str | None:
+        """Return a share above 0 and below 1 as a plain decimal; None for a whole or no other."""
+        found = self.number(*names)
+        if found is not None and not 0 <= found <= 1:
+            raise self.wrong(names, found, "between 0 and 1")
+        text = f"{found or 0.0:.6f}".rstrip("0")
+        return text if text not in ("0.", "1.") else None
+
     def flag(self, *names: str, default: bool = False) -> bool:
         """Return a switch; a bare `--name` is on."""
         text = self.text(*names).lower()

@@ -6,7 +6,7 @@ Defaults are those of megatron/training/arguments.py (megatron-core 0.19.2).
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 
 from planner.errors import SpecError
 from planner.importing.facts import Facts
@@ -29,7 +29,7 @@ FORMATS = {
 }
 OPTIMIZERS = {"adam": "adamw", "adamw": "adamw", "sgd": "sgd", "muon": "muon"}
 BESIDE = (
-    *("overlap_grad_reduce", "overlap_param_gather", "ckpt_format", "tokenizer_model"),
+    *("cpu_offloading_weights", "cpu_offloading_activations", "ckpt_format", "tokenizer_model"),
     *("init_model_with_meta_device", "moe_grouped_gemm", "overlap_cpu_optimizer_d2h_h2d"),
     *("moe_router_load_balancing_type", "moe_router_padding_for_quantization", "mock_data"),
     *("tokenizer_type", "moe_aux_loss_coeff", "no_bias_dropout_fusion", "use_mcore_models"),
@@ -52,8 +52,6 @@ def megatron_job(facts: Facts, gpus: int | None, *, stack: str = "megatron") -> 
     layout |= _recompute(facts)
     if facts.flag("optimizer_cpu_offload"):
         layout["offload"] = "optimizer"
-        if (facts.number("optimizer_offload_fraction") or 1.0) < 1:
-            told.append("all of the optimizer is taken to be on the host, not a part of it")
     else:
         layout["offload"] = "none"
     batch = facts.integer("global_batch_size")
@@ -61,7 +59,7 @@ def megatron_job(facts: Facts, gpus: int | None, *, stack: str = "megatron") -> 
         batch = (micro or 1) * dp
         told.append(f"no global batch size: {batch}, one micro-batch a replica, as Megatron does")
     precision, flags = _precision(facts, told)
-    flags += [*_state_flags(facts), *_expert_flags(facts, told)]
+    flags += [*_state_flags(facts), *_overlap_flags(facts, layout), *_expert_flags(facts, told)]
     facts.leave(*BESIDE)
     if facts.values.get("transformer_impl") != "local":
         facts.leave("transformer_impl")
@@ -218,7 +216,8 @@ def _precision(facts: Facts, told: list[str]) -> tuple[str, list[str]]:
     fp8 = facts.text("fp8_format", "fp8").lower() not in ("", "none", "null", "false")
     if fp8 or "fp8" in named:
         scales = {"tensorwise": ["fp8-current"], "mxfp8": ["mxfp8"], "blockwise": ["fp8-rowwise"]}
-        return "fp8", scales.get(recipe, [])
+        gathered = facts.flag("fp8_param_gather", "fp8_param")
+        return "fp8", scales.get(recipe, []) + (["fp8-params"] if gathered else [])
     if fp16 or named.startswith(("16", "fp16")):
         return "fp16", []
     if not bf16 and not named.startswith("bf16"):
@@ -232,16 +231,34 @@ def _state_flags(facts: Facts) -> Iterator[str]:
     aware = facts.flag("use_precision_aware_optimizer") and not away
     kept = facts.text("exp_avg_dtype").lower().rpartition(".")[2]
     facts.asked.update(("exp_avg_sq_dtype", "main_grads_dtype"))
+    if away and (part := facts.part("optimizer_offload_fraction")) is not None:
+        yield f"offload-fraction={part}"
+    on = facts.flag("cpu_offloading", default=True)  # Megatron-LM's parser sets it by the number
+    if (layers := facts.integer("cpu_offloading_num_layers", least=0)) and on:
+        yield f"offload-layers={layers}"
     if aware:
         flag = FORMATS.get(kept, "precision-aware")
         yield flag
     in_fp32 = facts.raw("grad_reduce_in_fp32")
     if facts.flag("grad_reduce_in_bf16") or str(in_fp32).lower() == "false":
         yield "bf16-gradients"
-    overlapped = facts.raw("overlap_grad_reduce")
-    by_default = not facts.words_follow and overlapped is None  # Megatron-Bridge's is on
-    if not by_default and not facts.flag("overlap_grad_reduce"):
-        yield "no-dp-overlap"
+
+
+def _overlap_flags(facts: Facts, layout: Mapping[str, str]) -> Iterator[str]:
+    """Yield the flags of a stack that say which traffic of data parallelism nothing hides.
+
+    torch's FSDP2 hides its own, and takes neither option.
+    """
+    if facts.flag("use_torch_fsdp2"):
+        facts.leave("overlap_grad_reduce", "overlap_param_gather")
+        return
+    for name, flag, counts in (
+        ("overlap_grad_reduce", "no-dp-overlap", True),
+        ("overlap_param_gather", "no-gather-overlap", layout["zero"] in ("1", "2")),
+    ):
+        by_default = not facts.words_follow and facts.raw(name) is None  # Megatron-Bridge's is on
+        if not by_default and not facts.flag(name) and counts:
+            yield flag
 
 
 def _expert_flags(facts: Facts, told: list[str]) -> Iterator[str]:

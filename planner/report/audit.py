@@ -17,9 +17,11 @@ from planner.report.text import printable
 from planner.units import count, seconds
 
 if TYPE_CHECKING:
-    from planner.explanation import Audit, Explanation
+    from planner.explanation import Audit, Explanation, Switch
     from planner.plan import Layout
 
+NOTICED = 0.0005
+"""Share of step time that rounds to 0.1 %."""
 NAMES_SHOWN = 200
 """Settings that are named; a job of hundreds is rather a hostile file than a job."""
 TOLD = ("tp", "pp", "dp", "zero", "micro_batch")
@@ -84,11 +86,16 @@ def audit_report(found: Audit) -> RenderableType:
         parts += [Text(), memory_report(answer.estimate.memory)]
     if found.better:
         parts += [Text(), title("What one change would gain"), mends_table(found.better)]
-    switched = [
-        f"{s.advice}: {seconds(s.step_time_s)} a step ({s.slower:+.1%})" for s in found.switches
-    ]
-    parts += section("Beside the layout", switched)
+    parts += section("Beside the layout", [_switched(one) for one in found.switches])
     return Group(*parts, *notes(answer.notes))
+
+
+def _switched(switch: Switch) -> str:
+    """Return what turning one setting on would gain."""
+    step = f"({seconds(switch.step_time_s)} a step)"
+    gain = f"{-switch.slower:.1%}" if switch.slower <= -NOTICED else f"under {NOTICED:.2%}"
+    costs = f"costs {switch.slower:.1%} {step}" if switch.slower >= NOTICED else ""
+    return f"{switch.setting} on: {switch.advice}; {costs or f'gains {gain} {step}'}"
 
 
 def _sentence(answer: Explanation) -> str:

@@ -136,9 +136,11 @@ def rejections(search: Search) -> list[RenderableType]:
     table = Table.grid(padding=(0, 2, 0, 0))
     table.add_column(justify="right", no_wrap=True)
     table.add_column(overflow="fold")
-    for reason, number in ranked[:REASONS_SHOWN]:
+    # a single one left over is named: the line that would count it is as long
+    shown = REASONS_SHOWN + (len(ranked) == REASONS_SHOWN + 1)
+    for reason, number in ranked[:shown]:
         table.add_row(f"  {number:,}", Text(printable(reason)))
-    if more := ranked[REASONS_SHOWN:]:
+    if more := ranked[shown:]:
         rest = sum(number for _, number in more)
         table.add_row(f"  {rest:,}", f"for {len(more)} other reasons (--json has them all)")
     return [Text(), title("Layouts rejected"), table]

@@ -74,6 +74,8 @@ class Stack:
     """Share of the hidden ZeRO-3 traffic that still slows the kernels that hide it."""
     overlap: float = 1.0
     """How much of one micro-batch's backward can hide gradient traffic (phi)."""
+    gather_overlap: float = 1.0
+    """What of that hides the gather of updated parameters: nothing where it is not switched on."""
     zero1: Literal["reduce-scatter", "all-reduce"] = "reduce-scatter"
     """How gradients of a sharded optimizer are summed; by all-reduce after the last backward where
     the framework has no hooks for it, and then nothing hides them."""
@@ -127,6 +129,17 @@ class Stack:
     layers_ahead: float = 0.0
     """Layers of the micro-batch before whose activations are freed, and not yet reusable: eager
     stacks that free what an asynchronous collective still holds, from the second one on."""
+    fp8_params: bool = False
+    """With precision fp8: parameters are kept, and gathered, in FP8."""
+    fp8_copy_bytes: float | None = None
+    """Bytes of a weight in FP8 with its scales, by rows and by columns; None: as the GPU needs it
+    with one scale per tensor."""
+    fp8_gather_bytes: float = 1.0
+    """Bytes per parameter that is kept in FP8 and gathered."""
+    offload_fraction: float = 1.0
+    """Share of the optimizer's state that is moved where the layout offloads it."""
+    offload_layers: int = 0
+    """Layers, the first ones, whose activations wait for their backward in the node's memory."""
     fused_step: bool = False
     """AdamW in one kernel, which needs no temporary value of every parameter at the step."""
     autocast: bool = False

@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import replace
 from functools import lru_cache
-from typing import Any
+from typing import Any, NamedTuple
 
 from planner.errors import SpecError, did_you_mean
 from planner.specs.profile import Rules, Stack
@@ -84,21 +84,37 @@ FLAGS: dict[str, tuple[str, dict[str, Any]]] = {
         {"master_bytes": 2.0, "low_precision_states": True, "moment_bytes": 1.0},
     ),
     "no-dp-overlap": ("gradient traffic exposed", {"overlap": 0.0}),
+    "no-gather-overlap": ("gather of updated parameters exposed", {"gather_overlap": 0.0}),
     "async-tp": ("tensor-parallel traffic behind multiplies", {"tp_exposed": ASYNC_TP}),
     "eager": ("kernels not fused by a compiler", {"fusion": EAGER}),
     "fp8-rowwise": (
         "FP8 with a scale per row",
-        {"fp8_rate": ROWWISE_RATE, "fp8_cast": ROWWISE_CAST},
+        {"fp8_rate": ROWWISE_RATE, "fp8_cast": ROWWISE_CAST, "fp8_copy_bytes": 2.0},
     ),
     "fp8-current": ("FP8 with scales of the current tensor", {"fp8_cast": CURRENT_CAST}),
-    "mxfp8": ("FP8 with a scale per 32 values", {"fp8_cast": MXFP8_CAST}),
+    "mxfp8": (
+        "FP8 with a scale per 32 values",
+        {
+            "fp8_cast": MXFP8_CAST,
+            "fp8_copy_bytes": 2.0 * (1 + 1 / 32),
+            "fp8_gather_bytes": 2.0,  # of weights in bf16, cast where they arrive
+        },
+    ),
+    "fp8-params": (
+        "with precision fp8: parameters kept and gathered in FP8 (--fp8-param-gather)",
+        {"fp8_params": True},
+    ),
     "chunked-loss": (
         "logits and loss in eight pieces of the sequence (torchtitan 0.3's ChunkedLossWrapper)",
         {"loss_chunks": 8},
     ),
     "nvfp4": (
         "with precision fp8: multiplies in NVFP4 where the GPU has it",
-        {"fp4_rate": NVFP4_RATE, "fp8_cast": NVFP4_CAST},
+        {
+            "fp4_rate": NVFP4_RATE,
+            "fp8_cast": NVFP4_CAST,
+            "fp8_copy_bytes": 2.0 * (1 / 2 + 1 / 16),
+        },
     ),
     "cudnn": (
         "fused attention of the cuDNN class",
@@ -121,7 +137,37 @@ FLAGS: dict[str, tuple[str, dict[str, Any]]] = {
 }
 
 
+class Amount(NamedTuple):
+    """A flag that is written with a number, `offload-fraction=0.5`."""
+
+    words: str
+    field: str
+    most: float
+    """The largest value; the smallest is 1 of whole numbers, and anything above 0 of others."""
+    whole: bool
+
+
+AMOUNTS: dict[str, Amount] = {
+    "offload-fraction": Amount(
+        "share of the optimizer's state that offload=optimizer moves to the host",
+        "offload_fraction",
+        1.0,
+        whole=False,
+    ),
+    "offload-layers": Amount(
+        "layers, the first ones, whose activations go to the host's memory and back",
+        "offload_layers",
+        1e5,
+        whole=True,
+    ),
+}
+"""Flags with a number: what it is, and the field of the profile that it sets."""
+
+
 FLAG_RULES: dict[str, tuple[Rules, ...]] = {
+    "fp8-params": ("any", "megatron"),
+    "offload-layers": ("any", "megatron"),
+    "offload-fraction": ("any", "megatron", "deepspeed"),
     "chunked-loss": ("any", "torchtitan"),
     "pure-bf16": ("any", "torchtitan", "transformers"),
     "precision-aware": ("any", "megatron"),
@@ -176,15 +222,48 @@ def stack_with(name: str, numbers: Mapping[str, float]) -> Stack:
     measured: dict[str, Any] = dict(numbers)
     stack = replace(STACKS[profile], **measured) if measured else STACKS[profile]
     for flag in flags:
-        if flag not in FLAGS:
+        word, equals, number = flag.partition("=")
+        changes = _amount(name, word, number) if equals or word in AMOUNTS else _plain(name, word)
+        if stack.rules not in FLAG_RULES.get(word, (stack.rules,)):
+            what = AMOUNTS[word].words if word in AMOUNTS else FLAGS[word][0]
             raise SpecError(
-                f"stack: {name!r}: flag {flag!r} is not known; allowed: {', '.join(FLAGS)}",
-                hint=did_you_mean(flag, FLAGS),
+                f"stack: {name!r}: {profile} has no {word} ({what})",
+                hint=f"for stacks that follow the rules of {', '.join(FLAG_RULES[word][1:])}",
             )
-        if stack.rules not in FLAG_RULES.get(flag, (stack.rules,)):
-            raise SpecError(
-                f"stack: {name!r}: {profile} has no {flag} ({FLAGS[flag][0]})",
-                hint=f"for stacks that follow the rules of {', '.join(FLAG_RULES[flag][1:])}",
-            )
-        stack = replace(stack, **FLAGS[flag][1])
+        stack = replace(stack, **changes)
     return replace(stack, name=name) if flags else stack
+
+
+def _plain(name: str, flag: str) -> dict[str, Any]:
+    """Return the fields that a flag sets; SpecError where there is no such flag."""
+    if flag in FLAGS:
+        return FLAGS[flag][1]
+    known = (*FLAGS, *(f"{amount}=N" for amount in AMOUNTS))
+    raise SpecError(
+        f"stack: {name!r}: flag {flag!r} is not known; allowed: {', '.join(known)}",
+        hint=did_you_mean(flag, (*FLAGS, *AMOUNTS)),
+    )
+
+
+def _amount(name: str, flag: str, number: str) -> dict[str, Any]:
+    """Return the field that a flag with a number sets; SpecError for any other flag or number."""
+    if flag not in AMOUNTS:
+        if flag in FLAGS:
+            raise SpecError(f"stack: {name!r}: flag {flag!r} takes no number")
+        return _plain(name, flag)
+    amount = AMOUNTS[flag]
+    value = _number(number, whole=amount.whole)
+    if value is None or not 0 < value <= amount.most:
+        kind = "a whole number from 1" if amount.whole else "a number above 0 and"
+        raise SpecError(
+            f"stack: {name!r}: {flag}={number} is not allowed, must be {kind} up to "
+            f"{amount.most:,g}",
+            hint=f"{flag}: {amount.words}",
+        )
+    return {amount.field: int(value) if amount.whole else value}
+
+
+def _number(text: str, *, whole: bool) -> float | None:
+    """Return a plain decimal number, or None for anything else."""
+    digits = text if whole else text.replace(".", "", 1)
+    return float(text) if digits.isascii() and digits.isdigit() and len(text) <= 9 else None

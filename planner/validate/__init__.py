@@ -1,7 +1,17 @@
 """Predictions of published runs, and how far off they are."""
 
 from planner.validate.predict import predicted
-from planner.validate.runs import PUBLISHED, Run, read_runs
+from planner.validate.runs import Run, read_runs, runs_of
 from planner.validate.scores import summary
+from planner.validate.table import PUBLISHED, columns_told, read_table
 
-__all__ = ["PUBLISHED", "Run", "predicted", "read_runs", "summary"]
+__all__ = [
+    "PUBLISHED",
+    "Run",
+    "columns_told",
+    "predicted",
+    "read_runs",
+    "read_table",
+    "runs_of",
+    "summary",
+]

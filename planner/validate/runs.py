@@ -7,8 +7,6 @@ prediction is made of.
 
 from __future__ import annotations
 
-import csv
-import io
 import json
 import re
 from collections.abc import Mapping
@@ -18,7 +16,7 @@ from typing import Any
 
 from pydantic import ValidationError
 
-from planner.errors import PlannerError, SpecError
+from planner.errors import PlannerError
 from planner.layouts.rules import Context
 from planner.layouts.split import fits
 from planner.specs.cluster import ClusterSpec
@@ -28,6 +26,7 @@ from planner.specs.workload import RECOMPUTABLE, Workload
 from planner.validate import stacks
 from planner.validate.fields import NotStatedError, whole
 from planner.validate.machines import cluster_of, nodes_of
+from planner.validate.table import Table, read_table
 from planner.validate.vocabulary import (
     BIASED_EXPERTS,
     FRAMEWORKS,
@@ -37,10 +36,6 @@ from planner.validate.vocabulary import (
     longest_prefix,
 )
 
-PUBLISHED = Path(__file__).parent / "published.csv"
-"""A few dozen published runs, one of each kind, that ship with the package."""
-NEEDED = ("id", "source", "framework", "hardware", "gpus", "arch_json", "seq", "global_batch")
-_LIMIT = 200_000_000
 _BLOCK = re.compile(r"full:block ([1-9]\d{0,3})\b")
 _INFERRED = "recompute full inferred"
 _SHARDS = re.compile(r"ZeRO(?: stage |-)1 .{0,12}?(\d+)-(?:GPU|rank) group")
@@ -63,34 +58,18 @@ class Run:
 
 
 def read_runs(path: Path, on: ClusterSpec | None = None, stack: str = "") -> list[Run]:
+    """Return the rows of the table in a file, as `runs_of` does; SpecError where it is none."""
+    return runs_of(read_table(path), on, stack)
+
+
+def runs_of(table: Table, on: ClusterSpec | None = None, stack: str = "") -> list[Run]:
     """Return the rows of a table of runs; with `on` they ran on nodes of that cluster.
 
     `stack` is the training stack of rows whose framework is blank or not known.
-
-    Raises SpecError when the file cannot be read or lacks a column that every prediction needs.
     """
-    try:
-        if path.stat().st_size > _LIMIT:
-            raise SpecError(f"{path}: larger than {_LIMIT:,} bytes")
-        text = path.read_text(encoding="utf-8-sig")
-    except OSError as error:
-        raise SpecError(f"{path}: cannot be read ({error.strerror})") from error
-    except UnicodeDecodeError as error:
-        raise SpecError(f"{path}: not UTF-8 text") from error
-    try:
-        reader = csv.DictReader(io.StringIO(text, newline=""), restval="")
-        rows = list(reader)
-    except csv.Error as error:
-        raise SpecError(f"{path}: not a CSV table ({error})") from error
-    missing = [name for name in NEEDED if name not in (reader.fieldnames or ())]
-    if missing:
-        raise SpecError(
-            f"{path}: columns missing: {', '.join(missing)}",
-            hint=f"`meshwright validate` without a file reads {PUBLISHED}; it has all columns",
-        )
     return [
         _run({k: (v or "").strip() for k, v in row.items() if isinstance(k, str)}, on, stack)
-        for row in rows
+        for row in table.rows
     ]
 
 
@@ -243,7 +222,8 @@ def _latent(arch: Mapping[str, Any]) -> LatentAttention | None:
 
 def _layout(row: Mapping[str, str], c: Context, assumed: dict[str, str]) -> dict[str, Any]:
     """Return the layout's columns; raises NotStatedError when sizes disagree."""
-    offload = longest_prefix(row.get("offload", "") or "none", OFFLOADED)
+    stated = row.get("offload", "") if not stacks.offloaded_layers(row) else ""
+    offload = longest_prefix(stated or "none", OFFLOADED)
     if offload is None:
         raise NotStatedError(f"offload: {row['offload'][:40]!r} is not modelled")
     tp, pp, cp, ep = (max(1, whole(row, name, 1)) for name in ("tp", "pp", "cp", "ep"))

@@ -19,6 +19,7 @@ from planner.validate.vocabulary import (
 _UNFUSED = "unfused"
 _PACKED = re.compile(r"packed (SQuAD )?sequences|^SFT;")
 """Notes of runs on packed documents: Megatron-Bridge's recipes of fine-tuning (SFT) pack."""
+_AWAY = re.compile(r"activations (\d{1,5}) layers to CPU$")
 _TITAN = re.compile(r"torchtitan (\d{4}-\d\d)")
 _RELEASE = re.compile(r"(?:container |\b20)(\d\d)[.-](\d\d)")
 
@@ -36,6 +37,10 @@ def stack_of(row: Mapping[str, str], assumed: dict[str, str], *, experts: bool) 
     if profile is None:
         profile = assumed["framework"] = "any"
     flags = [*_attention(row, profile), *_overlap(row), *_built(row, profile)]
+    if _keeps_fp8(row, profile):
+        flags.append("fp8-params")
+    if away := offloaded_layers(row):
+        flags.append(f"offload-layers={away}")
     if (framework.startswith("NeMo") and profile == "megatron") or profile == "deepspeed":
         # NeMo's and DGX Cloud's benchmark recipes set grad_reduce_in_fp32=False, and DeepSpeed's
         # grad_accum_dtype is the model's where nobody sets it
@@ -46,6 +51,24 @@ def stack_of(row: Mapping[str, str], assumed: dict[str, str], *, experts: bool) 
             assumed["experts"] = "+".join(usual)
         flags = usual + flags
     return "+".join([profile, *dict.fromkeys(flags)])
+
+
+def _keeps_fp8(row: Mapping[str, str], profile: str) -> bool:
+    """Return whether a run's recipes keep parameters in FP8, as NVIDIA's do.
+
+    NeMo's bf16_with_fp8_mixed (and fp8_params before it) and Megatron-Bridge's mixed_precision.py
+    set fp8_param_gather for all but its sub-channel recipe and NVFP4; Megatron-LM's CI says so.
+    """
+    dtype = row.get("dtype", "")
+    if row["framework"].startswith(("Megatron-Bridge", "NeMo/Megatron")):
+        return dtype.startswith(("fp8", "mxfp8")) and dtype != "fp8_sc"
+    return "fp8-param-gather=True" in row.get("note", "")
+
+
+def offloaded_layers(row: Mapping[str, str]) -> int:
+    """Return the layers whose activations a run kept on the host."""
+    found = _AWAY.match(row.get("offload", ""))
+    return int(found[1]) if found else 0
 
 
 def _attention(row: Mapping[str, str], profile: str) -> list[str]:

@@ -154,7 +154,7 @@ OFFLOADED: dict[str, str] = {
     "none": "none",
     "optimizer to CPU": "optimizer",
 }
-"""Prefix of the offload column -> what is in host memory; activations there are not modelled."""
+"""Prefix of the offload column -> states in host memory; `activations N layers to CPU` beside."""
 LOW_PRECISION: dict[str, tuple[str, ...]] = {
     "fp8-rowwise": ("fp8-rowwise",),
     "fp8_cs": ("fp8-current",),

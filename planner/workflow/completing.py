@@ -11,7 +11,7 @@ import numpy as np
 from planner.errors import InfeasibleError, SpecError
 from planner.estimate.running import lightened
 from planner.layouts.ranges import Fix, parse_fix
-from planner.layouts.rules import broken_rules
+from planner.layouts.rules import rules_broken
 from planner.layouts.table import NAMES, Layouts
 from planner.place import free_nodes
 from planner.plan import Layout
@@ -74,12 +74,28 @@ def completed(
             True, False, fastest, gpus, wanted, _too_large(request, ranking, peak), notes
         )
     guess = _filled(request, wanted, gpus)
-    reasons = broken_rules(guess, 0, request.context)
-    used = prod(int(getattr(guess, name)[0]) for name in DEGREES)
-    if used != gpus or used > request.cluster.gpus:
-        reasons.insert(0, f"tp*pp*cp*dp = {used:,} is not the {gpus:,} GPUs there are")
+    reasons = _broken(request, guess, wanted, gpus)
     reasons = reasons or [f"no layout of {gpus:,} GPUs has these fields"]
     return Completed(False, False, guess, gpus, wanted, reasons, notes)
+
+
+def _broken(
+    request: PlanRequest, guess: Layouts, wanted: Mapping[str, int], gpus: int
+) -> list[str]:
+    """Return what is wrong with a layout: what hangs on the given fields alone comes first."""
+    rules = rules_broken(guess, 0, request.context)
+    rules.sort(key=lambda rule: not {*rule.on} <= {*wanted})
+    reasons = [rule.explain(guess, 0, request.context) for rule in rules]
+    degrees = [name for name in DEGREES if name in wanted]
+    asked = prod(wanted[name] for name in degrees)
+    used = prod(int(getattr(guess, name)[0]) for name in DEGREES)
+    if len(degrees) < len(DEGREES) and asked < gpus and gpus % asked:
+        told = "*".join(f"{name}={wanted[name]}" for name in degrees)
+        told += f" = {asked:,}" if len(degrees) > 1 else ""
+        return [f"{told} does not divide the {gpus:,} GPUs there are", *reasons]
+    if used != gpus or used > request.cluster.gpus:
+        reasons.insert(0, f"tp*pp*cp*dp = {used:,} is not the {gpus:,} GPUs there are")
+    return reasons
 
 
 def _lightest_of_ties(ranking: Ranking) -> int:

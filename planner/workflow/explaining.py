@@ -16,6 +16,7 @@ from planner.layouts.rules import rules_broken
 from planner.layouts.table import Layouts
 from planner.workflow.comparing import compared
 from planner.workflow.completing import Completed, completed
+from planner.workflow.flagging import flag_mends
 from planner.workflow.hosts import host_bound
 from planner.workflow.mending import mends, sentences
 from planner.workflow.on_map import on_map
@@ -66,12 +67,15 @@ def explain(
     lines, against = compared(
         request, opened, found.gpus, mapped=there is not None, progress=progress
     )
+    flags = (
+        [] if found.feasible else flag_mends(request, found.layouts, opened.estimate.step_time_s)
+    )
     waits = host_bound("this layout", opened.estimate, request.workload.stack)
     return Explanation(
         legal=True,
         feasible=found.feasible,
         reasons=found.reasons,
-        mends=[*why_none, *sentences(mended)],
+        mends=[*why_none, *flags, *sentences(mended)],
         mend_layouts=mended,
         assumed=assumed,
         layout=found.layout,

@@ -44,6 +44,9 @@ def emits(monkeypatch):
         def __init__(self, name: str) -> None:
             self.name = name
 
+        def never(self, *_: object) -> list[str]:
+            return []
+
         def unsupported(self, plan: Plan) -> list[str]:
             bad = self.name == "torchrun" and plan.best.layout.tp > 1
             return ["no tensor parallelism."] if bad else []
@@ -158,14 +161,48 @@ def test_refusals_come_before_the_search_and_write_nothing(asked, capsys, words)
     assert capsys.readouterr().err.count("error:") == 1
 
 
-def test_a_failing_target_leaves_nothing_behind(asked, emits, monkeypatch):
-    def fail(*_):
-        raise InfeasibleError("torchrun expresses no layout")
+def test_a_failing_target_takes_no_other_with_it(asked, emits, monkeypatch, plan, capsys):
+    def only_megatron(_, target):
+        if target == "torchrun":
+            raise InfeasibleError("torchrun expresses no layout", hint="fix less")
+        return plan
 
-    monkeypatch.setattr(workflow, "plan_for_target", fail)
-    words = ["plan", "m.json", "c.json", "-o", "out", "--target", "megatron,torchrun"]
-    assert cli.main(words) == 1
+    monkeypatch.setattr(workflow, "plan_for_target", only_megatron)
+    words = ["plan", "m.json", "c.json", "-o", "out", "--target", "torchrun,megatron"]
+    assert cli.main([*words, "--json"]) == 1
+    found = [f for f in files(Path("out")) if f != "bundle.json"]
+    assert found == ["megatron/launch.sh", "plan.json"]
+    out, err = capsys.readouterr()
+    assert "no files for torchrun: torchrun expresses no layout\n  hint: fix less\n" in err
+    assert err.endswith("error: no files for torchrun; the rest is written\n")
+    assert out == plan.to_json()
+    assert cli.main([*words, "--force"]) == 1
+    assert "The winner" in capsys.readouterr().out
+
+
+def test_what_no_layout_mends_is_refused_before_the_search(asked, capsys):
+    words = ["plan", "m.json", "c.json", "-o", "out", "--optimizer", "muon", "--target"]
+    assert cli.main([*words, "accelerate,nanotron"]) == 1
+    assert asked == []
     assert not Path("out").exists()
+    err = capsys.readouterr().err
+    assert (
+        "no files for accelerate: accelerate can run no layout of this job: optimizer=muon" in err
+    )
+    assert err.endswith("error: no files for accelerate, nanotron; nothing is written\n")
+
+
+def test_of_several_targets_those_foreseen_are_told_and_the_others_written(
+    asked, monkeypatch, plan, capsys
+):
+    monkeypatch.setattr(workflow, "plan_for_target", lambda request, target: plan)
+    words = ["plan", "m.json", "c.json", "-o", "out", "--fix", "tp=8", "--target"]
+    assert cli.main([*words, "accelerate,megatron"]) == 1
+    assert len(asked) == 1
+    assert sorted(p.name for p in Path("out").iterdir()) == ["bundle.json", "megatron", "plan.json"]
+    err = capsys.readouterr().err
+    assert err.count("no files for accelerate: accelerate can run no layout of this job: tp=8") == 1
+    assert "another --target, or --fix without tp" in err
 
 
 def test_force_keeps_what_others_wrote(asked, emits):
@@ -199,6 +236,34 @@ def test_emit_refuses_what_is_no_plan(asked, emits, capsys, content):
 @pytest.mark.parametrize("path", ["/dev/zero", "/dev/null", "."])
 def test_emit_reads_no_device_and_no_folder(asked, emits, capsys, path):
     assert cli.main(["emit", path, "--target", "megatron", "-o", "out"]) == 2
+    assert capsys.readouterr().err.count("error:") == 1
+
+
+def test_emit_writes_those_that_can_and_refuses_each_other_by_itself(asked, plan, capsys):
+    Path("p.json").write_text(plan.to_json())
+    words = [
+        "emit",
+        "p.json",
+        "--target",
+        "dataparallel,megatron,accelerate",
+        "-o",
+        "out",
+        "--json",
+    ]
+    assert cli.main(words) == 1
+    out, err = capsys.readouterr()
+    answer = json.loads(out)
+    assert answer["written"] == ["out/plan.json", "out/megatron"]
+    assert [row["target"] for row in answer["refused"]] == ["dataparallel", "accelerate"]
+    assert "tp=8: Accelerate leaves tensor parallelism" in answer["refused"][1]["reason"]
+    assert "no files for dataparallel: dataparallel cannot run" in err
+    assert Path("out/megatron/megatron.args").is_file()
+
+
+def test_emit_writes_nothing_where_no_target_can(asked, plan, capsys):
+    Path("p.json").write_text(plan.to_json())
+    assert cli.main(["emit", "p.json", "--target", "dataparallel,accelerate", "-o", "out"]) == 2
+    assert not Path("out").exists()
     assert capsys.readouterr().err.count("error:") == 1
 
 

@@ -60,7 +60,9 @@ def test_a_poor_layout_is_told_by_how_much_and_why(folder, capsys):
     assert "tp 8 -> " in out
     assert "recompute full -> " in out
     assert "less recompute: recompute=full -> " in out
-    assert "let gradients travel while the backward pass computes" in out
+    assert "overlap_grad_reduce on: gradients travel while the backward pass" in " ".join(
+        out.split()
+    )
     assert "32 GPUs, all of the cluster" in out
     assert "log_interval" in out
     assert max(map(len, out.splitlines())) <= 80
@@ -174,3 +176,42 @@ def test_bad_usage_is_one_message_and_writes_nothing(words, named, folder, capsy
     assert captured.err.count("error:") == 1
     assert named in captured.err
     assert [p.name for p in folder.iterdir()] == ["megatron.args"]
+
+
+def test_what_turning_an_overlap_on_would_gain_is_told(folder, capsys):
+    """The gain is the difference between the two jobs, each imported on its own."""
+    both = ARGS + "--overlap-grad-reduce\n--overlap-param-gather\n"
+    Path("both.args").write_text(both)
+    Path("one.args").write_text(both.replace("--overlap-param-gather\n", ""))
+    on = ("--cluster", "gcp-a3-high:4")
+    best, one, none = (answer(capsys, f"{name}.args", *on) for name in ("both", "one", "megatron"))
+    assert best["switches"] == []
+    (gather,) = one["switches"]
+    assert gather["setting"] == "overlap_param_gather"
+    assert gather["step_time_s"] == pytest.approx(best["step_time_s"])
+    assert gather["slower"] == pytest.approx(best["step_time_s"] / one["step_time_s"] - 1)
+    assert gather["slower"] < 0
+    steps = {switch["setting"]: switch["step_time_s"] for switch in none["switches"]}
+    assert steps == {
+        "overlap_grad_reduce": pytest.approx(one["step_time_s"]),
+        "overlap_grad_reduce and overlap_param_gather": pytest.approx(best["step_time_s"]),
+    }
+    assert cli.main(["import", "one.args", *on]) == 0
+    told = " ".join(capsys.readouterr().out.split())
+    assert "overlap_param_gather on: updated parameters travel" in told
+    assert f"gains {-gather['slower']:.1%}" in told
+
+
+def test_a_cluster_too_small_for_the_batch_is_told_with_the_keys_that_ask_for_more(folder, capsys):
+    config = {"train_batch_size": 64, "train_micro_batch_size_per_gpu": 2}
+    config |= {"gradient_accumulation_steps": 1, "zero_optimization": {"stage": 1}}
+    Path("ds.json").write_text(json.dumps(config))
+    words = ["ds.json", "--model", "llama-3.1-8b", "--cluster", "dgx-h100:1", "--seq", "4096"]
+    assert cli.main(["import", *words]) == 2
+    assert "train_micro_batch_size_per_gpu 2" in capsys.readouterr().err
+
+
+def test_a_length_given_beside_the_files_is_told_though_nothing_is_compared(folder, capsys):
+    found = answer(capsys, "megatron.args", "--seq", "2k", "--global-batch", "64")
+    assert found["step_time_s"] is None
+    assert (found["workload"]["seq_tokens"], found["workload"]["global_batch"]) == (2048, 64)

@@ -99,3 +99,15 @@ def test_a_cluster_fitted_to_a_users_runs_knows_them_again(tmp_path):
     assert summary["fitted_to"]["n"] == 8
     assert summary["not_fitted_to"]["n"] == len(lines) - 9
     assert "the other 4:" in CliRunner().invoke(app, words).stdout
+
+
+def test_a_column_that_nothing_reads_is_said_and_the_others_are_listed(tmp_path):
+    path = tmp_path / "runs.csv"
+    head, first = STEPS.read_text().splitlines()[:2]
+    path.write_text(f"{head},zero\n{first},3\n")
+    shown = CliRunner().invoke(app, ["validate", str(path)])
+    assert "column 'zero' is unknown and not read; did you mean 'zero_stage'?" in shown.stderr
+    assert "not read, unknown: zero" in shown.stdout
+    columns = validated(str(path))["columns"]
+    assert columns["unknown"] == ["zero"]
+    assert "recompute" in columns["used"]

@@ -12,27 +12,16 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
+from ports import free_port
 
 TOOLS = ("munged", "slurmctld", "slurmd", "sbatch", "srun", "sinfo", "scontrol", "mungekey")
-
-
-def ports(count: int) -> list[int]:
-    """Return ports that are free now."""
-    held = [socket.socket() for _ in range(count)]
-    try:
-        for one in held:
-            one.bind(("127.0.0.1", 0))
-        return [one.getsockname()[1] for one in held]
-    finally:
-        for one in held:
-            one.close()
 
 
 def configuration(
     folder: Path, nodes: dict[str, int], leafs: dict[str, list[str]], gpus: int
 ) -> str:
     """Return slurm.conf; `gpus` are counted, not real."""
-    control, *each = ports(1 + len(nodes))
+    control, *each = (free_port() for _ in range(1 + len(nodes)))
     lines = [
         "ClusterName=rig",
         "SlurmctldHost=localhost(127.0.0.1)",

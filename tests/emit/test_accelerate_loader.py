@@ -7,10 +7,7 @@ import itertools
 import json
 import os
 import re
-import shutil
-import socket
 import subprocess
-import sys
 import warnings
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -19,6 +16,7 @@ from unittest import mock
 
 import pytest
 from plan_grid import MODELS, model, plan
+from ports import free_port
 
 from planner.emit.accelerate import EMITTER
 from planner.emit.base import write_bundle
@@ -54,9 +52,7 @@ def environment(bundle: Path, *, rank: int = 0) -> tuple[Any, dict[str, str]]:
     from accelerate.commands import launch
     from accelerate.utils import launch as env
 
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
+    port = str(free_port())
     node = ["--machine_rank", str(rank), "--main_process_ip", "h0", "--main_process_port", port]
     node.append("--same_network")
     words = ["--config_file", bundle / "accelerate.yaml", *node, bundle / "train_accelerate.py"]
@@ -235,22 +231,12 @@ def test_planted_mistakes_are_caught(tmp_path):
         environment(file.parent)
 
 
-def test_the_bundle_starts_and_learns(tmp_path):
+def test_the_bundle_starts_and_learns(tmp_path, warm):
     """`run.sh` on two CPU processes, plain data parallelism with recomputed layers."""
     pytest.importorskip("accelerate")
     pytest.importorskip("transformers")
-    if shutil.which("accelerate", path=str(Path(sys.executable).parent)) is None:
-        pytest.skip("the accelerate launcher is not installed")
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
     answer = plan(model(layers=4), dp=2, zero=0, recompute="full", placeholders=True)
-    env = {
-        **os.environ,
-        "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}",
-        "GLOO_SOCKET_IFNAME": "lo",
-        "MASTER_PORT": str(port),
-    }
+    env = warm.env("accelerate") | {"MASTER_PORT": str(free_port())}
     run = [str(written(tmp_path, answer) / "run.sh"), "--steps", "4"]
     done = subprocess.run(run, env=env, capture_output=True, text=True, check=False, timeout=500)
     assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-4000:]

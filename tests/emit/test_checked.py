@@ -3,10 +3,7 @@
 from __future__ import annotations
 
 import json
-import os
 import subprocess
-import sys
-from pathlib import Path
 
 import megatron_harness
 import pytest
@@ -35,23 +32,11 @@ print("trained")
 """
 
 
-START = """
-import runpy, sys
-import megatron_harness
-
-megatron_harness.load()
-sys.argv = sys.argv[1:]
-sys.path.insert(0, sys.argv[0].rpartition("/")[0])
-runpy.run_path(sys.argv[0], run_name="__main__")
-"""
-"""Starts a script where Triton is not installed."""
-
-
 @pytest.mark.parametrize(
     ("rank", "order", "goes"),
     [(5, "tp-cp-ep-dp-pp", True), (5, "tp-cp-ep-pp-dp", False), (0, "tp-cp-ep-pp-dp", True)],
 )
-def test_groups_of_another_order_stop_the_job(rank, order, goes, tmp_path):
+def test_groups_of_another_order_stop_the_job(rank, order, goes, tmp_path, warm):
     megatron_harness.load()
     answer = plan(MODELS["moe"], tp=2, pp=2, dp=2, ep=2, etp=1)
     assert EMITTER.unsupported(answer) == []
@@ -59,12 +44,10 @@ def test_groups_of_another_order_stop_the_job(rank, order, goes, tmp_path):
     write_bundle(bundle, EMITTER.emit(answer), force=False)
     row = json.loads((bundle / "rank_map.json").read_text("utf-8"))["ranks"][rank]
     (tmp_path / "pretrain.py").write_text(SCRIPT)
-    env = {k: v for k, v in os.environ.items() if not k.startswith("MASTER_")}
+    env = {k: v for k, v in warm.env("megatron").items() if not k.startswith("MASTER_")}
     env |= {"RANK": str(rank), "LOCAL_RANK": str(row["gpu"]), "WORLD_SIZE": "8"}
-    env["PYTHONPATH"] = str(Path(__file__).parent)
     done = subprocess.run(
-        [sys.executable, "-W", "ignore", "-c", START, str(bundle / "checked.py"), "pretrain.py",
-         order],
+        ["python", str(bundle / "checked.py"), "pretrain.py", order],
         cwd=tmp_path, env=env, capture_output=True, text=True, check=False,
     )  # fmt: skip
     if goes:

@@ -1,16 +1,15 @@
 from __future__ import annotations
 
-import os
 import re
 import shutil
 import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
 import bash_bundle
 import pytest
 from plan_grid import MODELS, model, plan
+from warm import Warm
 
 from planner.emit.base import write_bundle
 from planner.emit.dataparallel import EMITTER
@@ -48,21 +47,23 @@ def test_run_starts_one_process(tmp_path):
     assert argv == ["my own.py"]
 
 
-def run(folder: Path, answer: Plan, *words: str, **env: str) -> subprocess.CompletedProcess[str]:
+def run(
+    warm: Warm, folder: Path, answer: Plan, *words: str, **env: str
+) -> subprocess.CompletedProcess[str]:
     pytest.importorskip("torch")
     if shutil.which("bash") is None:
         pytest.skip("bash is not installed")
     write_bundle(folder / "bundle", EMITTER.emit(answer), force=False)
     command = ["bash", str(folder / "bundle" / "run.sh"), *words]
-    full = {**os.environ, "PYTHON": sys.executable, "CUDA_VISIBLE_DEVICES": "", **env}
+    full = warm.env("torch") | {"PYTHON": "python"} | env
     return subprocess.run(command, env=full, capture_output=True, text=True, check=False)
 
 
 @pytest.mark.frameworks
 @pytest.mark.parametrize("recompute", ["none", "selective", "full"])
-def test_one_replica_learns_on_a_cpu(recompute, tmp_path):
+def test_one_replica_learns_on_a_cpu(recompute, tmp_path, warm):
     answer = served(model(layers=2), dp=4, num_microbatches=3, recompute=recompute)
-    done = run(tmp_path, answer, "--cpu", "--steps", "4")
+    done = run(warm, tmp_path, answer, "--cpu", "--steps", "4")
     assert done.returncode == 0, done.stderr
     assert "3 x 4 sequences a step" in done.stdout
     losses = [float(x) for x in re.findall(r"^step \d+ loss (\S+)$", done.stdout, re.MULTILINE)]
@@ -71,10 +72,10 @@ def test_one_replica_learns_on_a_cpu(recompute, tmp_path):
 
 
 @pytest.mark.frameworks
-def test_another_host_or_fewer_gpus_stop_the_job(tmp_path):
+def test_another_host_or_fewer_gpus_stop_the_job(tmp_path, warm):
     answer = served(hosts=("n1",))
     (tmp_path / "a").mkdir()
-    done = run(tmp_path, answer, MESHWRIGHT_HOSTNAME="n2")
+    done = run(warm, tmp_path, answer, MESHWRIGHT_HOSTNAME="n2")
     assert (done.returncode, done.stderr.count("expected host n1, saw n2")) == (3, 1)
-    done = run(tmp_path / "a", answer, MESHWRIGHT_HOSTNAME="n1.example.net")
+    done = run(warm, tmp_path / "a", answer, MESHWRIGHT_HOSTNAME="n1.example.net")
     assert (done.returncode, done.stderr.count("expected 8 GPUs, saw 0")) == (3, 1)

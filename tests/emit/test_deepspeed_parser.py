@@ -4,18 +4,15 @@ from __future__ import annotations
 
 import itertools
 import json
-import os
 import re
-import shutil
-import socket
 import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
 import deepspeed_harness
 import pytest
 from plan_grid import MODELS, model, plan
+from ports import free_port
 
 from planner.emit.base import write_bundle
 from planner.emit.deepspeed import EMITTER
@@ -126,29 +123,19 @@ STARTS = [
 
 
 @pytest.mark.parametrize("row", STARTS, ids=["experts", "zero-3", "pipeline"])
-def test_the_bundle_starts_and_learns(row, tmp_path):
-    """`run.sh` on two CPU processes; DeepSpeed compiles a helper at its very first start.
+def test_the_bundle_starts_and_learns(row, tmp_path, warm):
+    """`run.sh` on two CPU processes (rig/warm.py).
 
     The script itself compares the groups that DeepSpeed made with the rank map.
     """
     deepspeed_harness.load()
-    if shutil.which("deepspeed", path=str(Path(sys.executable).parent)) is None:
-        pytest.skip("the deepspeed launcher is not installed")
-    if shutil.which("g++") is None:
-        pytest.skip("DeepSpeed on CPU compiles a helper and needs g++")
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
     here = plan(**{"spec": model(layers=4)} | {"placeholders": True} | row)
-    env = {
-        **os.environ,
-        "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}",
-        "DS_ACCELERATOR": "cpu",
-        "GLOO_SOCKET_IFNAME": "lo",
-        "MASTER_PORT": str(port),
-    }
+    port = free_port()
+    env = warm.env("deepspeed") | {"MASTER_PORT": str(port)}
     run = [str(written(tmp_path, here) / "run.sh"), "--steps", "10"]
     done = subprocess.run(run, env=env, capture_output=True, text=True, check=False, timeout=500)
+    for left in Path("/dev/shm").glob(f"deepspeed_allreduce_buffer_*_{port}_*"):
+        left.unlink()  # 66 MiB a rank, which DeepSpeed never takes away
     assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-4000:]
     losses = [float(x) for x in re.findall(r"^step \d+ loss (\S+)$", done.stdout, re.MULTILINE)]
     assert len(losses) == 10

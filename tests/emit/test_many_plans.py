@@ -6,193 +6,27 @@ plan. Megatron-Bridge's is in test_megatron_bridge.py, Slurm's in test_slurm_sta
 
 from __future__ import annotations
 
-import json
-import warnings
-from collections.abc import Callable, Mapping
-from pathlib import Path
-from typing import Any
-from unittest import mock
-
-import deepspeed_harness
-import megatron_harness
 import pytest
-import test_accelerate_loader
-import test_k8s_schemas
-import test_megatron_parser
-import titan_harness
-import yaml
-from many_plans import MANY, Folder, many
+import readers
+from many_plans import MANY, Folder, many, shipped
 
 from planner.emit import emitter_named
-from planner.plan import Plan
 
+WALKED = ("qwen2.5-72b", "gpt-oss-120b", "deepseek-v3", "llama-3.1-405b", "qwen3-235b-a22b")
+"""Shipped models that are read too, in every layout that the target runs."""
 pytestmark = pytest.mark.frameworks
 
 
-def disagreements(
-    target: str, folder: Path, read: Callable[[Path, Plan], Mapping[str, tuple[Any, Any]]]
-) -> list[str]:
-    """Return what differs, for each plan whose bundle is not read back as (planned, read)."""
+@pytest.mark.parametrize("target", readers.READERS)
+def test_the_real_readers_read_back_what_is_planned(target, tmp_path):
+    readers.needs(target)
     emitter = emitter_named(target)
     plans = many(emitter)
     assert len(plans) >= MANY
-    here, out = Folder(folder), []
-    for answer in plans:
+    asked = [answer for name in WALKED for answer in shipped(name)]
+    here, told = Folder(tmp_path), {}
+    for answer in (*plans, *(a for a in asked if not emitter.unsupported(a))):
         bundle = here.fill(emitter.emit(answer))
-        try:
-            wrong = {k: v for k, v in read(bundle, answer).items() if v[0] != v[1]}
-        except (Exception, SystemExit) as error:  # a reader's own refusal, whatever it raises
-            wrong = {"refused": (type(error).__name__, str(error)[:300])}
-        if wrong:
-            out.append(f"{answer.request.model.name} {answer.best.layout.short()}: {wrong}")
-    return out
-
-
-def test_deepspeeds_configuration_class(tmp_path):
-    deepspeed_harness.load()
-
-    def read(bundle: Path, answer: Plan) -> dict[str, tuple[Any, Any]]:
-        lay, work = answer.best.layout, answer.request.workload
-        made = deepspeed_harness.read(bundle / "ds_config.json", world=lay.gpus, dp=lay.dp)
-        zero = made.zero_config
-        parts = (zero.offload_optimizer, zero.offload_param)
-        found = [getattr(part, "device", None) or "none" for part in parts]
-        devices = [str(getattr(device, "value", device)) for device in found]
-        away = {"none": 0, "optimizer": 1, "optimizer+params": 2}[lay.offload]
-        return {
-            "batch": (work.global_batch, made.train_batch_size),
-            "micro": (lay.micro_batch, made.train_micro_batch_size_per_gpu),
-            "accumulate": (lay.num_microbatches, made.gradient_accumulation_steps),
-            "zero": (lay.zero, made.zero_optimization_stage),
-            "hpz": (
-                lay.dp // lay.dp_replicate if lay.dp_replicate > 1 else 1,
-                zero.zero_hpz_partition_size,
-            ),
-            "stages": (lay.pp if lay.pp > 1 else "auto", made.pipeline["stages"]),
-            "bf16": (work.precision == "bf16", made.bfloat16_config.enabled),
-            "fp16": (work.precision == "fp16", made.float16_config.enabled),
-            "optimizer": (work.optimizer.value, made.optimizer_name.lower()),
-            "offload": (["cpu"] * away + ["none"] * (2 - away), devices),
-        }
-
-    assert disagreements("deepspeed", tmp_path, read) == []
-
-
-def test_megatrons_parser_and_configuration_classes(tmp_path):
-    megatron_harness.load()
-    data = ["--mock-data", "--tokenizer-type", "NullTokenizer", "--vocab-size"]
-
-    def read(bundle: Path, answer: Plan) -> dict[str, tuple[Any, Any]]:
-        lines = (bundle / "megatron.args").read_text("utf-8").splitlines()
-        words = [w for line in lines if not line.startswith("#") for w in line.split()]
-        rows = (bundle / "env.sh").read_text("utf-8").splitlines()
-        name = "export CUDA_DEVICE_MAX_CONNECTIONS="
-        env = {name[7:-1]: row.removeprefix(name) for row in rows if row.startswith(name)}
-        vocab = str(answer.request.model.vocab)
-        args, config = megatron_harness.parse([*words, *data, vocab], answer.best.layout.gpus, env)
-        want = test_megatron_parser.expected(answer)
-        read_back = {k: (want[k], getattr(args, k)) for k in want}
-        stages = megatron_harness.stage_layers(config)
-        return read_back | {"stage_layers": (answer.best.stage_layers, stages)}
-
-    assert disagreements("megatron", tmp_path, read) == []
-
-
-def test_torchtitans_config_manager(tmp_path):
-    titan_harness.load()
-    from torchtitan.distributed import ParallelDims
-
-    kinds = {"none": "NoneType", "selective": "SelectiveAC", "full": "FullAC"}
-
-    def read(bundle: Path, answer: Plan) -> dict[str, tuple[Any, Any]]:
-        lay, work = answer.best.layout, answer.request.workload
-        with titan_harness.on_hopper():
-            made = titan_harness.read(bundle, titan_harness.arguments(bundle))
-        dims = ParallelDims.from_config(made.parallelism, lay.gpus)
-        replicas = lay.dp if lay.zero == 0 else lay.dp_replicate
-        parts = made.parallelism.module_fqns_per_model_part or [
-            [f"layers.{i}" for i in range(answer.request.model.layers)]
-        ]
-        held = [sum("layers" in name for name in part) for part in parts]
-        planned = [answer.best.stage_layers[s][v] for v in range(lay.vpp) for s in range(lay.pp)]
-        steps = made.training.local_batch_size // lay.micro_batch
-        return {
-            "tp": (lay.tp, dims.tp),
-            "cp": (lay.cp, dims.cp),
-            "pp": (lay.pp, dims.pp),
-            "ep": (lay.ep, dims.ep),
-            "replicas": (replicas, dims.dp_replicate),
-            "shards": (lay.dp // replicas, dims.dp_shard),
-            "micro-batches": (
-                lay.num_microbatches,
-                steps * work.global_batch // (made.training.local_batch_size * lay.dp),
-            ),
-            "tokens": (work.seq_tokens, made.training.seq_len),
-            "recompute": (
-                kinds[lay.recompute],
-                type(made.activation_checkpoint).__qualname__.split(".")[0],
-            ),
-            "offload": (lay.offload != "none", made.training.enable_cpu_offload),
-            "layers": (planned, held),
-        }
-
-    assert disagreements("torchtitan", tmp_path, read) == []
-
-
-def test_accelerates_launcher_and_the_trainers_arguments(tmp_path):
-    pytest.importorskip("accelerate")
-    pytest.importorskip("transformers")
-    from transformers import HfArgumentParser, TrainingArguments
-
-    parser = HfArgumentParser(TrainingArguments)
-
-    def read(bundle: Path, answer: Plan) -> dict[str, tuple[Any, Any]]:
-        lay, work = answer.best.layout, answer.request.workload
-        args, env = test_accelerate_loader.environment(bundle)
-        told = json.loads((bundle / "trainer_args.json").read_text("utf-8"))
-        told |= {"use_cpu": True, "output_dir": str(tmp_path)}
-        with warnings.catch_warnings(), mock.patch.dict("os.environ"):
-            warnings.simplefilter("ignore")
-            (trainer,) = parser.parse_dict(told)
-        lost = test_accelerate_loader.disagreements(lay, env)
-        if lay.offload == "optimizer+params":
-            lost = [name for name in lost if name != "FSDP_OFFLOAD_PARAMS"]
-            lost += [] if env.get("FSDP_OFFLOAD_PARAMS") == "true" else ["offload"]
-        return {
-            "environment": ([], lost),
-            "ranks": (lay.gpus, args.num_processes),
-            "micro-batch": (lay.micro_batch, trainer.per_device_train_batch_size),
-            "accumulate": (lay.num_microbatches, trainer.gradient_accumulation_steps),
-            "bf16": (work.precision == "bf16", trainer.bf16),
-            "fp16": (work.precision == "fp16", trainer.fp16),
-            "fp8": (work.precision == "fp8", env.get("ACCELERATE_FP8_BACKEND") == "AO"),
-            "zero 1": (lay.zero == 1, env.get("ACCELERATE_USE_DEEPSPEED") == "true"),
-        }
-
-    assert disagreements("accelerate", tmp_path, read) == []
-
-
-def read_yaml(file: Path) -> Any:
-    """Return what the file holds, by the reader written in C where there is one."""
-    return yaml.load(file.read_text("utf-8"), getattr(yaml, "CSafeLoader", yaml.SafeLoader))
-
-
-def test_kubernetes_and_kubeflows_schemas(tmp_path):
-    pytest.importorskip("kubeflow_trainer_api")
-    pytest.importorskip("kubernetes_validate")
-
-    def read(bundle: Path, answer: Plan) -> dict[str, tuple[Any, Any]]:
-        assert answer.placement
-        job_set = read_yaml(bundle / "jobset.yaml")
-        job = test_k8s_schemas.as_job(job_set)
-        test_k8s_schemas.validate(job)
-        out = {
-            "JobSet": ([], test_k8s_schemas.changed("JobSet", job_set)),
-            "pods": (len(answer.placement.hosts), job["spec"]["completions"]),
-        }
-        if (file := bundle / "trainjob.yaml").exists():
-            train_job = read_yaml(file)
-            out["TrainJob"] = ([], test_k8s_schemas.changed("TrainJob", train_job))
-        return out
-
-    assert disagreements("k8s", tmp_path, read) == []
+        if wrong := readers.wrong(target, bundle, answer):
+            told[f"{answer.request.model.name} {answer.best.layout.short()}"] = wrong
+    assert told == {}

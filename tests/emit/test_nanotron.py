@@ -172,7 +172,7 @@ print("trained")
 
 @pytest.mark.frameworks
 @pytest.mark.parametrize(("degrees", "goes"), [("2 2 2", True), ("1 2 4", False)])
-def test_groups_other_than_the_plans_stop_the_job(degrees, goes, tmp_path):
+def test_groups_other_than_the_plans_stop_the_job(degrees, goes, tmp_path, warm):
     """With the stand-in above, or with the checkout that MESHWRIGHT_NANOTRON_SOURCE names."""
     pytest.importorskip("torch")
     write_bundle(tmp_path / "out", EMITTER.emit(plan(DENSE, tp=2, pp=2, dp=2)), force=False)
@@ -180,11 +180,11 @@ def test_groups_other_than_the_plans_stop_the_job(degrees, goes, tmp_path):
     (tmp_path / "nanotron" / "parallel.py").write_text(STAND_IN)
     (tmp_path / "run_train.py").write_text(RUN_TRAIN)
     source = os.environ.get("MESHWRIGHT_NANOTRON_SOURCE")
-    env = {k: v for k, v in os.environ.items() if not k.startswith("MASTER_")}
+    env = {k: v for k, v in warm.env("torch").items() if not k.startswith("MASTER_")}
     env |= {"RANK": "5", "LOCAL_RANK": "5", "WORLD_SIZE": "8"}
     env["PYTHONPATH"] = str(Path(source) / "src" if source else tmp_path)
     script = [str(tmp_path / "out" / "checked_nanotron.py"), str(tmp_path / "run_train.py")]
-    command = [sys.executable, "-W", "ignore", *script, *degrees.split()]
+    command = ["python", *script, *degrees.split()]
     done = subprocess.run(command, env=env, capture_output=True, text=True, check=False)
     if goes:
         assert (done.returncode, done.stdout.split()) == (0, ["trained"]), done.stderr

@@ -19,6 +19,7 @@ from planner.emit.states import FORMATS
 from planner.layouts.rules import Context, broken_rules
 from planner.layouts.table import OFFLOAD, Layouts
 from planner.plan import Plan
+from planner.specs.stack import AMOUNTS
 from planner.specs.workload import Optimizer
 
 DENSE = MODELS["dense"]
@@ -68,6 +69,102 @@ def test_megatron_reads_offload(tmp_path):
     args = megatron(tmp_path, plan(DENSE, dp=8, zero=1, offload="optimizer"))
     assert (args.optimizer_cpu_offload, args.optimizer_offload_fraction) == (True, 1.0)
     assert args.use_precision_aware_optimizer
+
+
+@pytest.mark.frameworks
+def test_megatron_and_deepspeed_read_which_part_of_the_optimizer_leaves_the_gpus(tmp_path):
+    folders = [tmp_path / name for name in ("megatron", "deepspeed")]
+    for folder in folders:
+        folder.mkdir()
+    stack = "+offload-fraction=0.25"
+    args = megatron(
+        folders[0], plan(DENSE, dp=8, zero=1, offload="optimizer", stack="megatron" + stack)
+    )
+    assert (args.optimizer_cpu_offload, args.optimizer_offload_fraction) == (True, 0.25)
+    answer = plan(DENSE, dp=8, zero=3, offload="optimizer", stack="deepspeed" + stack)
+    path = written(folders[1], "deepspeed", answer) / "ds_config.json"
+    config = deepspeed_harness.read(path, world=8, dp=8).zero_config
+    assert config.offload_optimizer.ratio == 0.25
+    # a group of parameters is on the GPU or on the host as a whole
+    assert config.sub_group_size <= 5e7
+
+
+@pytest.mark.frameworks
+def test_megatron_keeps_parameters_in_fp8_where_it_is_asked_to(tmp_path):
+    for name, flag in (("plain", ""), ("kept", "+fp8-params")):
+        (tmp_path / name).mkdir()
+        answer = plan(DENSE, dp=8, zero=1, precision="fp8", stack=f"megatron{flag}")
+        args = megatron(tmp_path / name, answer)
+        assert (args.fp8, args.fp8_param_gather) == ("hybrid", bool(flag))
+        bridge = written(tmp_path / name, "megatron-bridge", answer) / "plan.overrides"
+        line = f"mixed_precision.fp8_param_gather={str(bool(flag)).lower()}"
+        assert line in bridge.read_text("utf-8").splitlines()
+
+
+@pytest.mark.parametrize(
+    ("more", "stack", "sound"),
+    [
+        ({"precision": "fp8", "zero": 1}, "fp8-params", True),
+        ({"precision": "fp8", "zero": 3}, "fp8-params", True),
+        ({"precision": "bf16", "zero": 1}, "fp8-params", False),
+        ({"precision": "fp8", "zero": 0}, "fp8-params", False),
+        ({"precision": "fp8", "zero": 1, "offload": "optimizer"}, "fp8-params", False),
+        ({"precision": "fp8", "zero": 1}, "fp8-params+precision-aware", False),
+    ],
+    ids=str,
+)
+def test_parameters_in_fp8_are_refused_alike_by_rules_and_emitter(more, stack, sound):
+    answer = plan(DENSE, dp=8, stack=f"megatron+{stack}", **more)
+    request = answer.request
+    context = Context(request.model, request.cluster, request.workload)
+    rows = Layouts.of([answer.best.layout.model_dump()])
+    broken = [r for r in broken_rules(rows, 0, context) if "fp8-param-gather" in r]
+    told = [r for r in emitter_named("megatron").unsupported(answer) if "fp8-params" in r]
+    assert bool(broken) == bool(told) == (not sound)
+
+
+@pytest.mark.frameworks
+def test_megatron_reads_which_layers_send_their_activations_to_the_host(tmp_path):
+    args = megatron(tmp_path, plan(DENSE, dp=8, zero=1, stack="megatron+offload-layers=3"))
+    assert (args.cpu_offloading, args.cpu_offloading_num_layers) == (True, 3)
+    assert not args.use_precision_aware_optimizer
+
+
+@pytest.mark.frameworks
+@pytest.mark.parametrize(
+    "degrees",
+    [
+        {},
+        {"pp": 2},
+        {"recompute": "selective"},
+        {"recompute": "full"},
+        {"dp": 8, "zero": 3},
+        {"tp": 2, "cp": 2},
+    ],
+    ids=str,
+)
+@pytest.mark.parametrize("layers", [1, DENSE.layers - 1, DENSE.layers])
+def test_activations_go_to_the_host_where_megatron_takes_them(degrees, layers, tmp_path):
+    """Its own configuration refuses what the rules refuse, and nothing that they allow."""
+    answer = plan(DENSE, stack=f"megatron+offload-layers={layers}", **degrees)
+    request = answer.request
+    context = Context(request.model, request.cluster, request.workload)
+    rows = Layouts.of([answer.best.layout.model_dump()])
+    allowed = not any("activations" in r for r in broken_rules(rows, 0, context))
+    if allowed:
+        assert megatron(tmp_path, answer).cpu_offloading_num_layers == layers
+    else:
+        with pytest.raises(megatron_harness.RefusedError, match="ffloading"):
+            megatron(tmp_path, answer)
+
+
+def test_deepspeed_offloads_a_part_under_zero_3_only():
+    answers = [
+        plan(DENSE, dp=8, zero=zero, offload="optimizer", stack="any+offload-fraction=0.5")
+        for zero in (1, 2, 3)
+    ]
+    told = [emitter_named("deepspeed").unsupported(answer) for answer in answers]
+    assert ["zero=3" in " ".join(lines) for lines in told] == [True, True, False]
 
 
 @pytest.mark.frameworks
@@ -186,10 +283,15 @@ def test_no_target_writes_adam_for_another_optimizer(target, optimizer):
         assert not all(refused)
 
 
-@pytest.mark.parametrize("flag", FORMATS)
+WRITERS = {"pure-bf16": {"torchtitan"}}
+"""Targets that write a format, where it is not Megatron's two."""
+
+
+@pytest.mark.parametrize("flag", [f for f in FORMATS if f not in AMOUNTS])
 def test_a_format_is_written_or_refused(flag):
-    theirs = {"torchtitan"} if flag == "pure-bf16" else {"megatron", "megatron-bridge"}
-    answer = plan(DENSE, dp=8, zero=2, stack=f"any+{flag}")
+    theirs = WRITERS.get(flag, {"megatron", "megatron-bridge"})
+    precision = "fp8" if flag == "fp8-params" else "bf16"
+    answer = plan(DENSE, dp=8, zero=2, precision=precision, stack=f"any+{flag}")
     for target in sorted(set(EMITTER_NAMES) - {"slurm", "k8s"}):
         refused = any(flag in line for line in emitter_named(target).unsupported(answer))
         assert refused == (target not in theirs), target

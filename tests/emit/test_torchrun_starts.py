@@ -1,4 +1,8 @@
-"""The torchrun bundle for real: PyTorch on CPU, gloo, one process a rank."""
+"""The torchrun bundle for real: PyTorch on CPU, gloo, one process a rank.
+
+Launchers and ranks are forks of a process that holds PyTorch (rig/warm.py); one that starts from
+nothing is in architecture/test_tutorial.py.
+"""
 
 from __future__ import annotations
 
@@ -8,15 +12,15 @@ import math
 import os
 import re
 import signal
-import socket
 import subprocess
-import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 from plans import plan_of
+from ports import free_port
+from warm import Warm
 
 from planner.emit import bundle
 from planner.emit.base import write_bundle
@@ -29,24 +33,23 @@ pytestmark = pytest.mark.frameworks
 LINE = re.compile(
     r"^rank (\d+) coordinates tp=(\d+) cp=(\d+) dp=(\d+) pp=(\d+) ep=(\d+) loss=(\S+)$", re.M
 )
+PATIENCE_S = 500
+"""More than any start takes on a machine that does much else."""
 EXPERTS = {"experts": {"count": 8, "top_k": 2, "ffn": 512}}
 
 
+@pytest.fixture
+def env(warm: Warm) -> dict[str, str]:
+    return warm.env("torch")
+
+
 @contextlib.contextmanager
-def started(folder: Path, port: int, **env: str) -> Iterator[subprocess.Popen[str]]:
+def started(folder: Path, port: int, env: dict[str, str]) -> Iterator[subprocess.Popen[str]]:
     """Start the bundle's run.sh in a process group of its own, and leave nothing running."""
     process = subprocess.Popen(
         ["bash", "run.sh"],
         cwd=folder,
-        env={
-            **os.environ,
-            "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}",
-            "OMP_NUM_THREADS": "1",
-            "GLOO_SOCKET_IFNAME": "lo",
-            "MASTER_PORT": str(port),
-            "CUDA_VISIBLE_DEVICES": "",
-            **env,
-        },
+        env=env | {"MASTER_PORT": str(port)},
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
         text=True,
@@ -62,15 +65,9 @@ def started(folder: Path, port: int, **env: str) -> Iterator[subprocess.Popen[st
             process.wait()
 
 
-def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
-
-
-def run(folder: Path, **env: str) -> tuple[int, str]:
-    with started(folder, free_port(), **env) as process:
-        out, _ = process.communicate(timeout=120)
+def run(folder: Path, env: dict[str, str]) -> tuple[int, str]:
+    with started(folder, free_port(2), env) as process:
+        out, _ = process.communicate(timeout=PATIENCE_S)
         return process.returncode, out
 
 
@@ -101,29 +98,33 @@ LAYOUTS: dict[str, dict[str, Any]] = {
 }
 
 
-def forked(folder: Path, plans: dict[str, Plan]) -> dict[str, str]:
-    """Return what the ranks of each bundle said, all started from one process that holds torch."""
-    folders = {name: written(folder / name, plan) for name, plan in plans.items()}
-    script = Path(__file__).with_name("forked_ranks.py")
-    done = subprocess.run(
-        [sys.executable, str(script), *map(str, folders.values())],
-        env={**os.environ, "OMP_NUM_THREADS": "1", "GLOO_SOCKET_IFNAME": "lo"},
-        capture_output=True,
-        text=True,
-        check=False,
-        timeout=500,
-    )
-    said = {
-        name: "".join(p.read_text() for p in sorted(where.glob("said.*")))
-        for name, where in folders.items()
-    }
-    assert done.returncode == 0, done.stderr + "".join(said.values())[-4000:]
-    return said
+def train(folder: Path, plan: Plan, env: dict[str, str]) -> str:
+    """Start every rank of a bundle as torchrun would, and return what they said."""
+    assert plan.placement
+    world, port = len(plan.placement.ranks), str(free_port())
+    shared = {"WORLD_SIZE": str(world), "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
+    files = [folder / f"said.{rank}" for rank in range(world)]
+    ranks = []
+    for rank, file in enumerate(files):
+        own = {"RANK": str(rank), "LOCAL_RANK": str(rank)}
+        with file.open("wb") as said:
+            ranks.append(
+                subprocess.Popen(
+                    ["python", "train.py", "--steps", "2"],
+                    cwd=folder, env=env | shared | own, stdout=said, stderr=said,
+                )
+            )  # fmt: skip
+    codes = [rank.wait(PATIENCE_S) for rank in ranks]
+    out = "".join(file.read_text("utf-8") for file in files)
+    assert not any(codes), out[-4000:]
+    return out
 
 
-def assert_all_train_as_one_rank_does(folder: Path, plans: dict[str, Plan]) -> None:
+def assert_all_train_as_one_rank_does(
+    folder: Path, plans: dict[str, Plan], env: dict[str, str]
+) -> None:
     """Check coordinates and losses; the plan called `alone` has no collective and no split."""
-    said = forked(folder, plans)
+    said = {name: train(written(folder / name, p), p, env) for name, p in plans.items()}
     alone = losses_of(said["alone"])
     assert alone[0] != pytest.approx(alone[-1], rel=1e-3)  # the steps do change the model
     for name, out in said.items():
@@ -134,14 +135,15 @@ def assert_all_train_as_one_rank_does(folder: Path, plans: dict[str, Plan]) -> N
 ALONE = {"num_microbatches": 4}
 
 
-def test_every_layout_has_its_coordinates_and_trains_as_one_rank_does(tmp_path):
+def test_every_layout_has_its_coordinates_and_trains_as_one_rank_does(tmp_path, env):
     rows = {"alone": ALONE} | LAYOUTS
-    assert_all_train_as_one_rank_does(tmp_path, {name: plan_of(**rows[name]) for name in rows})
+    plans = {name: plan_of(**rows[name]) for name in rows}
+    assert_all_train_as_one_rank_does(tmp_path, plans, env)
 
 
-def test_run_starts_the_ranks_under_torchrun_wherever_the_bundle_is(tmp_path):
+def test_run_starts_the_ranks_under_torchrun_wherever_the_bundle_is(tmp_path, env):
     plan = plan_of(**LAYOUTS["tp-sp-fsdp"])
-    code, out = run(written(tmp_path / "a 'bundle'", plan))
+    code, out = run(written(tmp_path / "a 'bundle'", plan), env)
     assert code == 0, out
     assert_ranks_stand_as_planned(out, plan)
     assert losses_of(out)[0] > losses_of(out)[-1]
@@ -161,21 +163,20 @@ EXPERT_LAYOUTS: dict[str, dict[str, Any]] = {
 }
 
 
-def test_experts_train_as_on_one_rank_wherever_they_are(tmp_path):
+def test_experts_train_as_on_one_rank_wherever_they_are(tmp_path, env):
     rows = {"alone": ALONE} | EXPERT_LAYOUTS
     plans = {name: plan_of(model=EXPERTS, **rows[name]) for name in rows}
-    assert_all_train_as_one_rank_does(tmp_path, plans)
+    assert_all_train_as_one_rank_does(tmp_path, plans, env)
 
 
-def counted(folder: Path, plan: Plan) -> tuple[float, dict[int, tuple[float, float]]]:
+def counted(
+    folder: Path, plan: Plan, env: dict[str, str]
+) -> tuple[float, dict[int, tuple[float, float]]]:
     """Return the parameters of the stand-in, and (sent, received) bytes of each rank in a step."""
     bundle = written(folder / "out", plan)
-    code, out = run(
-        bundle,
-        TRAIN_SCRIPT=str(Path(__file__).with_name("count_traffic.py")),
-        SKIP_PREFLIGHT="1",
-        MESHWRIGHT_BUNDLE=str(bundle),
-    )
+    script = str(Path(__file__).with_name("count_traffic.py"))
+    own = {"TRAIN_SCRIPT": script, "SKIP_PREFLIGHT": "1", "MESHWRIGHT_BUNDLE": str(bundle)}
+    code, out = run(bundle, env | own)
     assert code == 0, out
     (held,) = set(re.findall(r"^parameters (\d+)$", out, re.M))
     rows = re.findall(r"^traffic (\d+) (\d+) (\d+)$", out, re.M)
@@ -186,9 +187,9 @@ HEADERS = 0.04
 """Share that gloo's own headers, the barrier and the loss may add for a model this small."""
 
 
-def test_a_parameter_server_moves_the_bytes_that_the_estimate_says(tmp_path):
+def test_a_parameter_server_moves_the_bytes_that_the_estimate_says(tmp_path, env):
     plan = plan_of(dp=4, dp_sync="parameter-server")
-    parameters, seen = counted(tmp_path, plan)
+    parameters, seen = counted(tmp_path, plan, env)
     server, *_ = gradient_sync(parameters, 3, 4)  # rank 0 serves three others
     assert server.scheme == "parameter server"
     for bytes_seen in seen[0]:  # its link, each way
@@ -198,8 +199,8 @@ def test_a_parameter_server_moves_the_bytes_that_the_estimate_says(tmp_path):
     assert sum(sent for sent, _ in seen.values()) == pytest.approx(server.total_bytes, rel=HEADERS)
 
 
-def test_a_ring_moves_the_bytes_that_the_estimate_says(tmp_path):
-    parameters, seen = counted(tmp_path, plan_of(dp=4))
+def test_a_ring_moves_the_bytes_that_the_estimate_says(tmp_path, env):
+    parameters, seen = counted(tmp_path, plan_of(dp=4), env)
     _, ring, *_ = gradient_sync(parameters, 4, 4)
     assert ring.scheme == "ring all-reduce"
     assert set(seen) == {0, 1, 2, 3}
@@ -208,21 +209,30 @@ def test_a_ring_moves_the_bytes_that_the_estimate_says(tmp_path):
     assert sum(sent for sent, _ in seen.values()) == pytest.approx(ring.total_bytes, rel=HEADERS)
 
 
-def test_two_nodes_find_their_ranks_by_host_and_interleave_a_pipeline(tmp_path):
+def test_two_nodes_find_their_ranks_by_host_and_interleave_a_pipeline(tmp_path, env):
     plan = plan_of(
         nodes=2,
         hosts=["zeta", "alpha.test"],
         **{"pp": 2, "vpp": 2, "dp": 2, "zero": 3, "num_microbatches": 2, "schedule": "interleaved"},
     )
-    folder, port = written(tmp_path / "out", plan), free_port()
-    with (
-        started(folder, port, MASTER_ADDR="127.0.0.1", MESHWRIGHT_HOSTNAME="alpha") as second,
-        started(folder, port, MASTER_ADDR="127.0.0.1", MESHWRIGHT_HOSTNAME="zeta") as first,
-    ):
-        outs = [node.communicate(timeout=120)[0] for node in (first, second)]
-    assert (first.returncode, second.returncode) == (0, 0), "".join(outs)
+    names = ("zeta", "alpha")
+    codes, outs = on_two_nodes(
+        written(tmp_path / "out", plan), [env | {"MESHWRIGHT_HOSTNAME": name} for name in names]
+    )
+    assert codes == [0, 0], "".join(outs)
     assert_ranks_stand_as_planned("".join(outs), plan)
     assert {int(rank) for rank, *_ in LINE.findall(outs[0])} == {0, 1}
+
+
+def on_two_nodes(folder: Path, envs: list[dict[str, str]]) -> tuple[list[int], list[str]]:
+    """Start a bundle twice, as two nodes do; return their exit codes and what they said."""
+    port, here = free_port(2), {"MASTER_ADDR": "127.0.0.1"}
+    with (
+        started(folder, port, envs[1] | here) as second,
+        started(folder, port, envs[0] | here) as first,
+    ):
+        outs = [node.communicate(timeout=PATIENCE_S)[0] for node in (first, second)]
+    return [first.returncode, second.returncode], outs
 
 
 def says_once(out: str) -> str:
@@ -232,13 +242,13 @@ def says_once(out: str) -> str:
     return str(said)
 
 
-def test_two_ranks_swapped_in_the_map_stop_the_job(tmp_path):
+def test_two_ranks_swapped_in_the_map_stop_the_job(tmp_path, env):
     folder = written(tmp_path / "out", plan_of(dp=2))
     rank_map = json.loads((folder / "rank_map.json").read_text())
     one, two = rank_map["ranks"]
     one["dp"], two["dp"] = two["dp"], one["dp"]
     (folder / "rank_map.json").write_text(json.dumps(rank_map))
-    code, out = run(folder)
+    code, out = run(folder, env)
     assert code != 0
     assert "rank 0 expected coordinates dp=1, saw dp=0 (and 1 more)" in says_once(out)
 
@@ -250,15 +260,10 @@ def test_two_ranks_swapped_in_the_map_stop_the_job(tmp_path):
         (None, ["same", "same"], "rank 1 expected another host than rank 0"),
     ],
 )
-def test_nodes_that_stand_elsewhere_stop_the_job(tmp_path, hosts, names, says):
-    folder, port = written(tmp_path / "out", plan_of(nodes=2, hosts=hosts, dp=2)), free_port()
-    script = {"TRAIN_SCRIPT": str(folder / "preflight.py"), "SKIP_PREFLIGHT": "1"}
-    env = [
-        {"NODE_RANK": str(i), "MASTER_ADDR": "127.0.0.1", "MESHWRIGHT_HOSTNAME": n, **script}
-        for i, n in enumerate(names)
-    ]
-    with started(folder, port, **env[0]) as first, started(folder, port, **env[1]) as second:
-        outs = [node.communicate(timeout=120)[0] for node in (first, second)]
-    assert first.returncode != 0
-    assert second.returncode != 0
+def test_nodes_that_stand_elsewhere_stop_the_job(tmp_path, hosts, names, says, env):
+    folder = written(tmp_path / "out", plan_of(nodes=2, hosts=hosts, dp=2))
+    env |= {"TRAIN_SCRIPT": str(folder / "preflight.py"), "SKIP_PREFLIGHT": "1"}
+    own = [{"NODE_RANK": str(i), "MESHWRIGHT_HOSTNAME": n} for i, n in enumerate(names)]
+    codes, outs = on_two_nodes(folder, [env | one for one in own])
+    assert 0 not in codes
     assert says in says_once("".join(outs))

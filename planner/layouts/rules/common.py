@@ -7,6 +7,7 @@ from numpy.typing import NDArray
 
 from planner.layouts.rules.rule import Context, Mask, Rule
 from planner.layouts.table import Layouts
+from planner.specs.stack import stack_named
 
 
 def _divides(part: NDArray[np.int64], whole: int) -> Mask:
@@ -202,6 +203,34 @@ COMMON: tuple[Rule, ...] = (
         "cluster file",
         ("offload",),
         lambda x, c: (x.offload >= 3) & (c.cluster.node.nvme_gb_per_s is None),
+    ),
+    Rule(
+        "a part of the optimizer on the host",
+        "{stack}: only offload=optimizer leaves a part of the optimizer's state on the GPUs, not "
+        "offload={offload}",
+        ("offload",),
+        lambda x, c: (x.offload >= 2) & (stack_named(c.workload.stack).offload_fraction < 1),
+    ),
+    Rule(
+        "activations on the host",
+        "{stack}: activations go to the host without a pipeline and without recompute, not with "
+        "pp={pp}, recompute={recompute}",
+        ("pp", "recompute"),
+        lambda x, c: (
+            ((x.pp > 1) | (x.recompute > 0))
+            if stack_named(c.workload.stack).offload_layers
+            else np.zeros(len(x), dtype=bool)
+        ),
+        where="megatron/core/transformer/transformer_config.py:1714",
+    ),
+    Rule(
+        "activations of the last layer on the host",
+        "{stack}: the last of the {layers} layers keeps its activations on the GPU",
+        ("pp",),
+        lambda x, c: np.full(
+            len(x), stack_named(c.workload.stack).offload_layers >= c.model.layers
+        ),
+        where="megatron/core/transformer/transformer_config.py:1707",
     ),
     Rule(
         "offload with a parameter server",

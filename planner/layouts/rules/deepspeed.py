@@ -2,8 +2,15 @@
 
 from __future__ import annotations
 
-from planner.layouts.rules.rule import Rule, never
+from planner.layouts.rules.rule import Context, Rule, never
+from planner.specs.stack import stack_named
 from planner.specs.workload import Optimizer
+
+
+def _share(c: Context) -> float:
+    """Return the share of the optimizer's state that its offload moves."""
+    return stack_named(c.workload.stack).offload_fraction
+
 
 DEEPSPEED: tuple[Rule, ...] = (
     Rule(
@@ -98,6 +105,15 @@ DEEPSPEED: tuple[Rule, ...] = (
         lambda x, c: (x.offload > 0) & ((x.zero == 0) | (x.pp > 1)),
         stacks=("deepspeed",),
         where="deepspeed/runtime/zero/offload_config.py",
+    ),
+    Rule(
+        "deepspeed: a part of the optimizer needs zero 3",
+        "DeepSpeed leaves a part of the optimizer's state on the GPUs under zero=3 only, not "
+        "zero={zero} ({stack})",
+        ("zero", "offload"),
+        lambda x, c: (x.offload > 0) & (x.zero != 3) & (_share(c) < 1),
+        stacks=("deepspeed",),
+        where="deepspeed/runtime/zero/offload_config.py, ratio",
     ),
     Rule(
         "deepspeed: muon needs zero",

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from math import prod
 
+ANY = "any"
 Cell = str | int | float | bool | None
 Row = Mapping[str, Cell]
 INPUTS = (
@@ -50,11 +52,47 @@ def series(rows: Sequence[Row], axis: str, names: Sequence[str]) -> dict[str, li
 
     What the axis decides (a batch that grows with the nodes) tells no series apart.
     """
-    beside = [n for n in names if n != axis and not _decides(rows, axis, n)]
+    beside = apart(rows, axis, names)
     out: dict[str, list[Row]] = {}
     for row in rows:
         out.setdefault(described(row, beside), []).append(row)
     return {name: sorted(some, key=lambda r: _order(r.get(axis))) for name, some in out.items()}
+
+
+def apart(rows: Sequence[Row], axis: str, names: Sequence[str]) -> list[str]:
+    """Return the columns that tell the series along an axis apart."""
+    return [n for n in names if n != axis and not _decides(rows, axis, n)]
+
+
+def merged(
+    rows: Sequence[Row], axis: str, names: Sequence[str], column: str
+) -> dict[str, list[Row]]:
+    """Return the series as in `series`, those with the same layouts and figures as one.
+
+    A name holds the values of `apart`, and ANY where the figures are the same whatever it is.
+    """
+    beside = apart(rows, axis, names)
+    alike: dict[object, list[list[Row]]] = {}
+    for some in series(rows, axis, names).values():
+        same = tuple((_key(r.get(axis)), r.get(column), r.get("layout")) for r in some)
+        alike.setdefault(same, []).append(some)
+    every = {n: {shown(row.get(n)) for row in rows} for n in beside}
+    out: dict[str, list[Row]] = {}
+    for group in alike.values():
+        held = {n: list(dict.fromkeys(shown(s[0].get(n)) for s in group)) for n in beside}
+        if prod(len(values) for values in held.values()) == len(group):
+            out[_values(held, every)] = group[0]
+        else:  # no product of values: each by its own name
+            out |= {", ".join(shown(s[0].get(n)) for n in beside): s for s in group}
+    return out
+
+
+def _values(held: Mapping[str, Sequence[str]], every: Mapping[str, set[str]]) -> str:
+    """Return the values of each column that a series stands for."""
+    return ", ".join(
+        ANY if len(values) > 1 and len(values) == len(every[name]) else " | ".join(values)
+        for name, values in held.items()
+    )
 
 
 def described(row: Row, names: Sequence[str]) -> str:

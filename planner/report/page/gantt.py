@@ -14,7 +14,10 @@ from planner.units import seconds
 
 BARS_SHOWN = 3000
 """More make a phone slow; the steady phase only repeats."""
+BARS_A_STAGE = 96
+"""More are narrower than a phone's screen can show apart."""
 KINDS = ("forward", "backward", "backward of inputs", "backward of weights")
+OUTLINE = "rgba(0,0,0,0.35)"
 COLOURS = ("#4477aa", "#ccbb44", "#ee8866", "#228833")
 
 Chart = Mapping[str, Any]
@@ -58,10 +61,15 @@ def gantt(found: Simulated) -> Html:
 
 def window_s(found: Simulated) -> float:
     """Return up to when actions are drawn, so that there are not too many."""
-    starts = np.sort(found.timeline.start_s)
-    if len(starts) <= BARS_SHOWN:
-        return found.timeline.makespan_s
-    return float(starts[BARS_SHOWN])
+    line = found.timeline
+    lengths = [len(actions) for actions in line.order.actions]
+    most = max(BARS_A_STAGE, 4 * len(lengths))  # a pipeline fills, and some of its steady phase
+    ends = [float(line.makespan_s)]
+    if lengths[0] > most:
+        ends.append(float(np.sort(line.start_s[: lengths[0]])[most]))
+    if len(line.start_s) > BARS_SHOWN:
+        ends.append(float(np.sort(line.start_s)[BARS_SHOWN]))
+    return min(ends)
 
 
 def gantt_chart(found: Simulated, until_s: float) -> Chart:
@@ -87,7 +95,7 @@ def gantt_chart(found: Simulated, until_s: float) -> Chart:
                 "base": starts.tolist(),
                 "x": (ends - starts).tolist(),
                 "customdata": rows[chosen, 2].tolist(),
-                "marker": {"color": colour, "line": {"width": 0.5, "color": "#000000"}},
+                "marker": {"color": colour, "line": {"width": 0.5, "color": OUTLINE}},
                 "hovertemplate": "%{y}, micro-batch %{customdata}: %{base:.4g} s<extra>"
                 f"{name}</extra>",
             }

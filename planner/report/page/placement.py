@@ -153,12 +153,12 @@ def _legend(stages: Sequence[int]) -> Html:
         tag(
             "span",
             tag("span", class_="swatch", style=f"--c:{colour(s, len(stages))}"),
-            f"{s} ",
+            str(s),
             class_="k",
         )
         for s in few
     ]
-    return tag("p", text, *swatches, class_="dim")
+    return tag("p", text, tag("span", *swatches, class_="swatches"), class_="dim")
 
 
 def _ranks(nodes: Sequence[Node]) -> Html:

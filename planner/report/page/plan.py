@@ -101,14 +101,15 @@ def _plans(plan: Plan, tie: float) -> Html:
     layouts = [p.layout for p in plan.plans]
     fields = shown_fields(layouts)
     jobs = [f for f in JOB if len({getattr(p, f) for p in plan.plans}) > 1]
-    headings = ["#", *(JOB[f] for f in jobs), *(COLUMNS[f] for f in fields)]
-    headings += ["step", "vs best", "tokens/s/GPU", "MFU", "bubble", "GiB"]
+    # what it takes comes first: a phone shows half the columns until it is swept sideways
+    headings = ["#", "step", "vs best", *(JOB[f] for f in jobs), *(COLUMNS[f] for f in fields)]
+    headings += ["tokens/s/GPU", "MFU", "bubble", "GiB"]
     kinds = [
-        "n",
+        *["n"] * 3,
         *("n" for _ in jobs),
         *("n" if isinstance(getattr(layouts[0], f), int) else "k" for f in fields),
     ]
-    kinds += ["n"] * 6
+    kinds += ["n"] * 4
     rows = [_row(p, jobs, fields, plan.best, tie) for p in plan.plans]
     marked = {i: _mark(p) for i, p in enumerate(plan.plans) if _mark(p)}
     limit = gib(plan.best.estimate.memory.limit_bytes)
@@ -146,10 +147,10 @@ def _row(
     degrees: list[TableCell] = [_word(getattr(lay, f)) for f in fields]
     return [
         (f"#{plan.rank}", plan.rank),
-        *((f"{getattr(plan, f) or 0:,}", getattr(plan, f) or 0) for f in jobs),
-        *degrees,
         (seconds(cost.step_time_s), cost.step_time_s),
         (f"{slower:+.1%}{near}" if slower else "best", slower),
+        *((f"{getattr(plan, f) or 0:,}", getattr(plan, f) or 0) for f in jobs),
+        *degrees,
         (f"{cost.tokens_per_s_per_gpu:,.0f}", cost.tokens_per_s_per_gpu),
         (f"{cost.mfu:.1%}", cost.mfu),
         (f"{cost.bubble_fraction:.1%}", cost.bubble_fraction),

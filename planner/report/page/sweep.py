@@ -6,7 +6,7 @@ from collections import Counter
 from collections.abc import Sequence
 
 from planner.report.page import sweep_figures as charts
-from planner.report.page.axes import Row, described, series, short, shown, varying
+from planner.report.page.axes import ANY, Row, apart, described, short, shown, varying
 from planner.report.page.commands import Command, commands
 from planner.report.page.document import Section, document
 from planner.report.page.markup import (
@@ -23,6 +23,7 @@ from planner.report.page.markup import (
 from planner.units import GIB, count, seconds
 
 AXES_SHOWN = 6
+NAMES = f"The series, by {{}}. Under '{ANY}' the figures are the same whatever it is."
 ROWS_SHOWN = 2000
 FAILED_SHOWN = 200
 OK = "ok"
@@ -75,31 +76,32 @@ def _scaling(answered: Sequence[Row]) -> Html:
         return section("scaling", "Scaling", tag("p", "Nothing varies among the points."))
     parts: list[Html | None] = []
     for number, axis in enumerate(names[:AXES_SHOWN]):
-        lines = len(series(answered, axis, names))
+        beside = ", ".join(short(n) for n in apart(answered, axis, names))
         tabs = [
-            (
-                metric.heading,
-                figure(
-                    f"curve-{number}-{index}",
-                    charts.curves(answered, axis, names, metric),
-                    about=f"{metric.heading} along {short(axis)}, {lines} series",
-                    lines=min(lines, charts.SERIES_SHOWN),
-                ),
-            )
+            (metric.heading, _curves(answered, axis, names, metric, f"curve-{number}-{index}"))
             for index, metric in enumerate(charts.METRICS)
         ]
-        more = lines - charts.SERIES_SHOWN
         parts += [
             tag("h3", f"Along {short(axis)}"),
+            tag("p", NAMES.format(beside), class_="dim") if beside else None,
             panels(f"scaling-{number}", tabs),
-            tag("p", f"{more:,} more series are in the table only.", class_="dim")
-            if more > 0
-            else None,
         ]
     if len(names) > AXES_SHOWN:
         rest = ", ".join(short(n) for n in names[AXES_SHOWN:])
         parts.append(tag("p", f"Without a chart: {rest}.", class_="dim"))
     return section("scaling", "Scaling", *parts)
+
+
+def _curves(
+    answered: Sequence[Row], axis: str, names: Sequence[str], metric: charts.Metric, anchor: str
+) -> Html:
+    """Return the curves of one metric along an axis, and how many series are left out."""
+    chart, lines, more = charts.curves(answered, axis, names, metric)
+    about = f"{metric.heading} along {short(axis)}, {lines} series"
+    return join(
+        figure(anchor, chart, about=about, lines=lines),
+        tag("p", f"{more:,} more series are in the table only.", class_="dim") if more else None,
+    )
 
 
 def _time(answered: Sequence[Row], names: Sequence[str]) -> Html:
@@ -119,11 +121,12 @@ def _time(answered: Sequence[Row], names: Sequence[str]) -> Html:
 def _points(rows: Sequence[Row], names: Sequence[str]) -> Html:
     """Return every point as a table that sorts."""
     headings = ["point", *(short(n) for n in names), "step", "tokens/s", "tokens/s/GPU", "MFU"]
-    headings += ["GiB", "splits", "layout"]
-    kinds = ["n", *["k"] * len(names), *["n"] * 6, "t"]
+    split = any(row.get("splits") for row in rows)
+    headings += ["GiB", *["splits"] * split, "layout"]
+    kinds = ["n", *["k"] * len(names), *["n"] * (5 + split), "t"]
     listed = rows[:ROWS_SHOWN]
     more = len(rows) - len(listed)
-    cells = [_row(row, names) for row in listed]
+    cells = [_row(row, names, split=split) for row in listed]
     marked = {i: "bad" for i, row in enumerate(listed) if row.get("status") != OK}
     return section(
         "points",
@@ -133,7 +136,7 @@ def _points(rows: Sequence[Row], names: Sequence[str]) -> Html:
     )
 
 
-def _row(row: Row, names: Sequence[str]) -> list[TableCell]:
+def _row(row: Row, names: Sequence[str], *, split: bool) -> list[TableCell]:
     def cell(name: str, form: str, per: float = 1.0) -> tuple[str, float | str]:
         value = row.get(name)
         if not isinstance(value, int | float):
@@ -154,7 +157,7 @@ def _row(row: Row, names: Sequence[str]) -> list[TableCell]:
         cell("tokens_per_s_per_gpu", ",.0f"),
         cell("mfu", ".1%"),
         cell("memory_peak_bytes", ".1f", GIB),
-        cell("splits", ",.0f"),
+        *([cell("splits", ",.0f")] if split else []),
         outcome,
     ]
 

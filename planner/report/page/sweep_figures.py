@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from itertools import pairwise
 from typing import Any, NamedTuple
 
-from planner.report.page.axes import Row, described, is_number, series, short, shown
+from planner.report.page.axes import Row, described, is_number, merged, short, shown
 from planner.report.page.figures import TIME_COLOURS, coloured
 from planner.report.page.markup import label
 from planner.units import GIB
@@ -18,6 +19,8 @@ LINES = (
 SERIES_SHOWN = len(LINES)
 BARS_SHOWN = 40
 NAME_LETTERS = 26
+TICKS = 8
+"""Values of an axis up to which each has its tick, where none lie close."""
 SPREAD = 8
 """An axis whose largest value is this many times the smallest is drawn in logarithms."""
 
@@ -39,12 +42,15 @@ METRICS = (
 )
 
 
-def curves(rows: Sequence[Row], axis: str, names: Sequence[str], metric: Metric) -> Chart:
-    """Return a line for each series of `rows` (points with an answer) along an axis.
+def curves(
+    rows: Sequence[Row], axis: str, names: Sequence[str], metric: Metric
+) -> tuple[Chart, int, int]:
+    """Return a line for each series of `rows` (points with an answer), how many, and the others.
 
     Along GPUs, tokens/s gets a dotted line of perfect scaling from each series' first point.
     """
-    lines = list(series(rows, axis, names).items())[:SERIES_SHOWN]
+    every = list(merged(rows, axis, names, metric.column).items())
+    lines = every[:SERIES_SHOWN]
     numeric = all(is_number(row.get(axis)) for row in rows)
     traces = []
     for (name, points), colour in zip(lines, LINES, strict=False):
@@ -56,7 +62,7 @@ def curves(rows: Sequence[Row], axis: str, names: Sequence[str], metric: Metric)
     if axis == "gpus" and metric.column == "tokens_per_s" and x.get("type") == "log":
         y |= {"type": "log", "dtick": "D2", "tickformat": "~s"}
     layout = {"xaxis": x, "yaxis": y, "showlegend": len(lines) > 1}
-    return {"data": traces, "layout": layout}
+    return {"data": traces, "layout": layout}, len(lines), len(every) - len(lines)
 
 
 def _line(
@@ -96,9 +102,11 @@ def _axis(rows: Sequence[Row], axis: str, *, numeric: bool) -> dict[str, Any]:
     if not numeric:
         return out | {"type": "category"}
     values = sorted({_number(row, axis) for row in rows})
-    if values[0] > 0 and values[-1] / values[0] >= SPREAD:
-        out |= {"type": "log", "tickvals": values, "ticktext": [f"{v:,g}" for v in values]}
-    return out
+    logarithms = values[0] > 0 and values[-1] / values[0] >= SPREAD
+    steps = [b - a for a, b in pairwise(values)]
+    if logarithms or (len(values) <= TICKS and min(steps, default=0) * TICKS >= sum(steps)):
+        out |= {"tickvals": values, "ticktext": [f"{v:,g}" for v in values]}
+    return out | ({"type": "log"} if logarithms else {})
 
 
 def _number(row: Row, name: str) -> float:

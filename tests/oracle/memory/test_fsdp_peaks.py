@@ -4,9 +4,8 @@ from __future__ import annotations
 
 import functools
 import json
-import os
 import subprocess
-import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -37,22 +36,23 @@ def filled(name: str) -> dict[str, Any]:
     return {"recompute": "none", "zero": 3, **RUNS[name]}
 
 
-@functools.cache
-def tracked(world: int) -> dict[str, dict[str, int]]:
+@pytest.fixture(scope="module")
+def tracked(warm) -> Callable[[int], dict[str, dict[str, int]]]:
     """What torch's tracker sees in every run, in a process of its own for its process group."""
     pytest.importorskip("torch")
     script = str(Path(__file__).with_name("fsdp_run.py"))
     runs = [filled(name) for name in RUNS]
-    done = subprocess.run(
-        [sys.executable, script, str(world), json.dumps(runs)],
-        capture_output=True,
-        text=True,
-        timeout=300,
-        check=False,
-        env={**os.environ, "OMP_NUM_THREADS": "1"},
-    )
-    assert done.returncode == 0, done.stderr[-2000:]
-    return dict(zip(RUNS, json.loads(done.stdout.splitlines()[-1]), strict=True))
+
+    @functools.cache
+    def by_name(world: int) -> dict[str, dict[str, int]]:
+        command = ["python", script, str(world), json.dumps(runs)]
+        done = subprocess.run(
+            command, env=warm.env("torch"), capture_output=True, text=True, timeout=500, check=False
+        )
+        assert done.returncode == 0, done.stderr[-2000:]
+        return dict(zip(RUNS, json.loads(done.stdout.splitlines()[-1]), strict=True))
+
+    return by_name
 
 
 def told(world: int, name: str):
@@ -70,7 +70,7 @@ def told(world: int, name: str):
 
 
 @pytest.mark.parametrize(("world", "name"), CASES)
-def test_the_peak_is_what_torch_tracks_in_this_very_run(world, name):
+def test_the_peak_is_what_torch_tracks_in_this_very_run(world, name, tracked):
     x, peak = told(world, name), tracked(world)[name]
     allocated = memory.peak_bytes(x)[0] - memory.overhead_bytes(x)[0, 0]
     assert allocated == pytest.approx(peak["Total"], rel=1e-3)
@@ -78,7 +78,7 @@ def test_the_peak_is_what_torch_tracks_in_this_very_run(world, name):
 
 
 @pytest.mark.parametrize(("world", "name"), CASES)
-def test_the_peak_is_at_the_point_that_its_parts_show(world, name):
+def test_the_peak_is_at_the_point_that_its_parts_show(world, name, tracked):
     """No gradient yet: the loss. No activation any more: the embedding, or the optimizer step."""
     point, peak = peak_point(told(world, name), 0), tracked(world)[name]
     if peak["Activation"] < 100:

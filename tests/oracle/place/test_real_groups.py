@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import json
 import subprocess
-import sys
 from importlib.util import find_spec
 
 import pytest
@@ -18,15 +17,9 @@ from planner.place.groups import groups
 pytestmark = pytest.mark.frameworks
 
 MEGATRON = """
-import json, sys, types, typing, warnings
-from unittest import mock
-warnings.simplefilter("ignore")
+import json, sys
 import torch
 from torch.testing._internal.distributed.fake_pg import FakeStore
-if not hasattr(typing, "override"):
-    import typing_extensions; typing.override = typing_extensions.override
-stub = "megatron.core.transformer.moe.ops.paged_stash"
-sys.modules[stub] = mock.MagicMock(name=stub)
 from megatron.core import parallel_state as state
 out = []
 for degrees, rank in json.loads(sys.argv[1]):
@@ -78,11 +71,13 @@ DEGREES = [
 ]
 
 
-def built(script: str) -> list[tuple[dict[str, int], int, dict[str, list[int]]]]:
+def built(
+    env: dict[str, str], script: str
+) -> list[tuple[dict[str, int], int, dict[str, list[int]]]]:
     """Return degrees, a rank, and the ranks of its groups by kind, as the script builds them."""
     asked = [(degrees, rank) for degrees in DEGREES for rank in some_ranks(degrees)]
-    words = [sys.executable, "-W", "ignore", "-c", script, json.dumps(asked)]
-    done = subprocess.run(words, capture_output=True, text=True, timeout=300, check=False)
+    words = ["python", "-c", script, json.dumps(asked)]
+    done = subprocess.run(words, env=env, capture_output=True, text=True, timeout=500, check=False)
     assert done.returncode == 0, done.stderr[-3000:]
     told = json.loads(done.stdout.splitlines()[-1])
     return [(*one, groups) for one, groups in zip(asked, told, strict=True)]
@@ -94,17 +89,17 @@ def some_ranks(degrees: dict[str, int]) -> list[int]:
 
 
 @pytest.fixture(scope="module")
-def by_megatron():
+def by_megatron(warm):
     if find_spec("megatron") is None or find_spec("torch") is None:
         pytest.skip("megatron-core is not installed")
-    return built(MEGATRON)
+    return built(warm.env("megatron"), MEGATRON)
 
 
 @pytest.fixture(scope="module")
-def by_mesh():
+def by_mesh(warm):
     if find_spec("torch") is None:
         pytest.skip("torch is not installed")
-    return built(MESH)
+    return built(warm.env("torch"), MESH)
 
 
 @pytest.mark.parametrize("builder", ["by_megatron", "by_mesh"])

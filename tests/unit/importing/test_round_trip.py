@@ -154,3 +154,33 @@ def test_precision_and_optimizer_come_back(target, tmp_path):
         assert (job.precision, job.optimizer) == pair
         read.append(pair)
     assert ("bf16", "adamw") in read
+
+
+@pytest.mark.parametrize(
+    ("target", "zero"), [("megatron", 1), ("megatron-bridge", 1), ("deepspeed", 3)]
+)
+@pytest.mark.parametrize("fraction", ["", "+offload-fraction=0.25"])
+def test_the_offloaded_part_of_the_optimizer_comes_back(target, zero, fraction, tmp_path):
+    stack = f"{target}{fraction}"
+    made = plan(MODELS["dense"], dp=4, zero=zero, offload="optimizer", stack=stack)
+    job = read_back(made, target, tmp_path / "b", FILES[target])
+    assert job.layout["offload"] == "optimizer"
+    assert [f for f in job.stack.split("+") if "offload" in f] == (
+        [fraction[1:]] if fraction else []
+    )
+
+
+@pytest.mark.parametrize("target", ["megatron", "megatron-bridge"])
+def test_the_layers_whose_activations_go_to_the_host_come_back(target, tmp_path):
+    made = plan(MODELS["dense"], dp=4, zero=1, stack=f"{target}+offload-layers=2")
+    job = read_back(made, target, tmp_path / "b", FILES[target])
+    assert "offload-layers=2" in job.stack.split("+")
+    assert not [n for n in set(job.ignored) - set(job.without_effect) if "offload" in n]
+
+
+@pytest.mark.parametrize("target", ["megatron", "megatron-bridge"])
+@pytest.mark.parametrize("flag", ["", "+fp8-params"])
+def test_parameters_in_fp8_come_back(target, flag, tmp_path):
+    made = plan(MODELS["dense"], dp=4, zero=1, precision="fp8", stack=f"{target}{flag}")
+    job = read_back(made, target, tmp_path / "b", FILES[target])
+    assert ("fp8-params" in job.stack.split("+")) == bool(flag)

@@ -121,8 +121,43 @@ def test_flags_of_megatron(flags, expected, tmp_path):
 def test_what_the_stack_switches_on_comes_from_flags(flag, stack, tmp_path):
     job = job_of(tmp_path, {"t.sh": MEGATRON.replace("--bf16", f"--bf16 {flag}")})
     assert job.stack == stack
-    without = MEGATRON.replace("--overlap-grad-reduce ", "")
-    assert job_of(tmp_path, {"t.sh": without}).stack == "megatron+no-dp-overlap"
+
+
+@pytest.mark.parametrize(
+    ("left_out", "stack"),
+    [
+        (["--overlap-param-gather"], "megatron+no-gather-overlap"),
+        (
+            ["--overlap-grad-reduce", "--overlap-param-gather"],
+            "megatron+no-dp-overlap+no-gather-overlap",
+        ),
+        (  # nothing is sharded: no parameters to gather
+            ["--overlap-param-gather", "--use-distributed-optimizer"],
+            "megatron",
+        ),
+    ],
+)
+def test_overlaps_that_a_megatron_job_leaves_out_are_seen(left_out, stack, tmp_path):
+    text = MEGATRON
+    for option in left_out:
+        text = text.replace(option, "")
+    assert job_of(tmp_path, {"t.sh": text}).stack == stack
+
+
+@pytest.mark.parametrize(
+    ("zero", "flags"),
+    [
+        ({"stage": 1}, ["no-dp-overlap"]),
+        ({"stage": 2, "overlap_comm": False}, ["no-dp-overlap"]),
+        ({"stage": 2, "overlap_comm": True}, []),
+        ({"stage": 3, "overlap_comm": False}, []),
+    ],
+)
+def test_overlap_of_deepspeed_is_off_below_stage_3_unless_it_is_switched_on(zero, flags, tmp_path):
+    config = {"train_micro_batch_size_per_gpu": 1, "zero_optimization": zero}
+    job = job_of(tmp_path, {"ds_config.json": json.dumps(config)}, gpus=8)
+    assert job.stack.split("+")[1:] == ["bf16-gradients", *flags]
+    assert any("overlap_comm" in said for said in job.assumed) == (zero["stage"] == 3)
 
 
 def test_experts_and_their_dispatcher(tmp_path):
@@ -312,7 +347,7 @@ def test_the_trainer_alone(tmp_path):
 def test_what_is_not_read_is_named(tmp_path):
     job = job_of(tmp_path, {"train.sh": MEGATRON.replace("--bf16", "--bf16 --frobnicate 3")})
     assert set(job.ignored) - set(job.without_effect) == {"frobnicate"}
-    assert "overlap_param_gather" in job.without_effect
+    assert "overlap_param_gather" not in job.ignored  # it is read: it hides traffic
 
 
 def test_gpus_that_no_file_says_are_those_of_the_cluster_and_that_is_told(tmp_path):
@@ -395,3 +430,21 @@ def test_no_setting_of_any_file_is_dropped_in_silence(tmp_path):
     assert unheard <= may_matter
     assert {"learning_rate", "zero_optimization.overlap_comm"} <= set(job.without_effect)
     assert not {"nnodes", "nproc_per_node", "gradient_accumulation_steps"} & set(job.ignored)
+
+
+def test_deepspeed_says_by_which_keys_it_counts_gpus(tmp_path):
+    sizes = {"train_batch_size": 64, "train_micro_batch_size_per_gpu": 2}
+    sizes |= {"gradient_accumulation_steps": 1, "zero_optimization": {"stage": 1}}
+    job = job_of(tmp_path, {"ds.json": json.dumps(sizes)})
+    keys = (
+        "train_batch_size 64 / (train_micro_batch_size_per_gpu 2 x gradient_accumulation_steps 1)"
+    )
+    assert job.gpus == 32
+    assert job.gpus_from == f"{keys} = 32 GPUs"
+    with pytest.raises(SpecError, match="it is to run on 24 GPUs") as refused:
+        job_of(tmp_path, {"ds.json": json.dumps(sizes)}, gpus=24)
+    assert keys in refused.value.message
+    assert refused.value.hint.startswith("--gpus 32, or mend")
+    staged = json.dumps(sizes | {"pipeline": {"stages": 5}})
+    with pytest.raises(SpecError, match=r"24 GPUs are not a multiple of pipeline.stages 5 = 5"):
+        job_of(tmp_path, {"ds.json": staged}, gpus=24)

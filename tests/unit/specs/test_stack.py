@@ -22,7 +22,15 @@ from planner.estimate.step import pressure_slowdown, step_s, time_parts
 from planner.layouts.rules import rules_of
 from planner.layouts.table import Layouts
 from planner.specs.catalog import load_cluster, load_model
-from planner.specs.stack import EP_OVERLAP, FLAG_RULES, FLAGS, STACKS, stack_named
+from planner.specs.stack import (
+    AMOUNTS,
+    EP_OVERLAP,
+    FLAG_RULES,
+    FLAGS,
+    STACKS,
+    stack_named,
+    stack_with,
+)
 from planner.specs.workload import Workload
 
 ROW = {
@@ -69,6 +77,21 @@ def test_flags_keep_the_rules_of_their_profile(flag):
     name = f"{profile}+{flag}"
     assert stack_named(name).name == name
     assert rules_of(name) == rules_of(profile)
+
+
+@pytest.mark.parametrize("flag", AMOUNTS)
+def test_a_flag_with_a_number_sets_it_and_refuses_what_is_none(flag):
+    amount = AMOUNTS[flag]
+    name = f"megatron+{flag}=1"
+    assert stack_named(name).name == name
+    assert getattr(stack_named(name), amount.field) == 1
+    assert stack_with(f"megatron+{flag}=1", {}).rules == "megatron"
+    bad = ["", "=", "=0", "=-1", "=x", "=1e-2", "=nan", f"={amount.most * 2:g}", "=1=1"]
+    for wrong in [*bad, "=0.5"] if amount.whole else bad:
+        with pytest.raises(SpecError, match=flag):
+            stack_named(f"megatron+{flag}{wrong}")
+    with pytest.raises(SpecError, match="takes no number"):
+        stack_named("megatron+deepep=1")
 
 
 @pytest.mark.parametrize(
