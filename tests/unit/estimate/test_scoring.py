@@ -12,11 +12,11 @@ from planner.estimate import forked, memory, scoring, step
 from planner.estimate.bounds import least_step_s
 from planner.estimate.inputs import Inputs
 from planner.estimate.record import TERMS
+from planner.estimate.scoring import best_first
 from planner.layouts.grid import Tally, legal_layouts
 from planner.layouts.ranges import parse_fix
 from planner.layouts.rules import Context
 from planner.layouts.table import COLUMNS, Layouts
-from planner.rank import best_first
 from planner.specs.catalog import load_cluster, load_model
 from planner.specs.workload import Workload
 
@@ -116,7 +116,10 @@ def step_alone(x, stages):
         layers = s.dense_layers[0][p] * dense + s.moe_layers[0][p] * moe
         ends = s.first[0][p] * step.first_s(x)[0] + s.last[0][p] * step.head_s(x)[0]
         every.append(layers + ends + step.pp_microbatch_s(x)[0] + x.stack.microbatch_s)
-    pipeline = lay.num_microbatches[0] * max(every) + (sum(every) - max(every)) / lay.vpp[0]
+    m, vpp = lay.num_microbatches[0], lay.vpp[0]
+    pipeline = m * max(every) + (sum(every) - max(every)) / vpp
+    if vpp > 1 and m < lay.pp[0]:  # too few to fill a lap of the chunks
+        pipeline = sum(every) + (m - 1) * max(every) / vpp
     once = [step.exposed_sync_s, step.tied_embedding_s, step.optimizer_s, step.offloaded_s]
     whole = pipeline + sum(part(x)[0] for part in once) + x.stack.step_s
     return whole * step.pressure_slowdown(x)[0]
