@@ -6,7 +6,7 @@ import typer
 
 from planner.cli import options as o
 from planner.cli.asking import Asked, request_of
-from planner.cli.talk import show
+from planner.cli.talk import progress, show
 
 EXAMPLES = """\
 \b
@@ -80,7 +80,8 @@ def explain(
     )
     from planner import workflow
 
-    answer = workflow.explain(request, fields)
+    with progress("explaining") as tell:
+        answer = workflow.explain(request, fields, progress=tell)
     if as_json:
         typer.echo(answer.to_json(), nl=False)
         return

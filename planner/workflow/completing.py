@@ -17,7 +17,7 @@ from planner.place import free_nodes
 from planner.plan import Layout
 from planner.rank import Ranking, rank
 from planner.units import gib
-from planner.workflow.request import PlanRequest
+from planner.workflow.request import PlanRequest, Progress, quiet, told_share
 from planner.workflow.rows import layout_record, plain
 from planner.workflow.searching import search, usable_gpus
 
@@ -48,7 +48,9 @@ class Completed:
         return layout_record(self.layouts, 0) if len(self.layouts) else None
 
 
-def completed(request: PlanRequest, given: Mapping[str, str]) -> Completed:
+def completed(
+    request: PlanRequest, given: Mapping[str, str], progress: Progress = quiet
+) -> Completed:
     """Return the fastest legal layout that fits and has the given fields.
 
     If none fits, the fastest whatever it needs; if none is legal, one with defaults and every rule
@@ -58,7 +60,7 @@ def completed(request: PlanRequest, given: Mapping[str, str]) -> Completed:
     fix = parse_fix(given)
     wanted = _single_values(fix)
     gpus, notes = _gpus_of(request, wanted)
-    ranking = rank(request.context, gpus, fix)
+    ranking = rank(request.context, gpus, fix, tell=told_share(gpus, progress))
     if not ranking.tally.legal and "dp" not in wanted and request.gpus is None:
         ranking, gpus, notes = _on_fewer(request, given, ranking, notes)
     if ranking.feasible:

@@ -8,15 +8,15 @@ import signal
 import numpy as np
 import pytest
 
-from planner.estimate import forked, memory, scoring, step
+from planner.estimate import forked, layer, memory, pipelined, scoring, step
 from planner.estimate.bounds import least_step_s
 from planner.estimate.inputs import Inputs
 from planner.estimate.record import TERMS
+from planner.estimate.scoring import best_first
 from planner.layouts.grid import Tally, legal_layouts
 from planner.layouts.ranges import parse_fix
 from planner.layouts.rules import Context
 from planner.layouts.table import COLUMNS, Layouts
-from planner.rank import best_first
 from planner.specs.catalog import load_cluster, load_model
 from planner.specs.workload import Workload
 
@@ -110,13 +110,16 @@ def test_a_total_is_the_sum_of_its_parts_stage_by_stage(name):
 
 def step_alone(x, stages):
     lay, s = x.layouts, x.stages
-    dense, moe = sum(step.dense_layer_s(x)[0]), sum(step.moe_layer_s(x)[0])
+    dense, moe = sum(layer.dense_layer_s(x)[0]), sum(layer.moe_layer_s(x)[0])
     every = []
     for p in stages:
         layers = s.dense_layers[0][p] * dense + s.moe_layers[0][p] * moe
-        ends = s.first[0][p] * step.first_s(x)[0] + s.last[0][p] * step.head_s(x)[0]
-        every.append(layers + ends + step.pp_microbatch_s(x)[0] + x.stack.microbatch_s)
-    pipeline = lay.num_microbatches[0] * max(every) + (sum(every) - max(every)) / lay.vpp[0]
+        ends = s.first[0][p] * pipelined.first_s(x)[0] + s.last[0][p] * pipelined.head_s(x)[0]
+        every.append(layers + ends + pipelined.pp_microbatch_s(x)[0] + x.stack.microbatch_s)
+    m, vpp = lay.num_microbatches[0], lay.vpp[0]
+    pipeline = m * max(every) + (sum(every) - max(every)) / vpp
+    if vpp > 1 and m < lay.pp[0]:  # too few to fill a lap of the chunks
+        pipeline = sum(every) + (m - 1) * max(every) / vpp
     once = [step.exposed_sync_s, step.tied_embedding_s, step.optimizer_s, step.offloaded_s]
     whole = pipeline + sum(part(x)[0] for part in once) + x.stack.step_s
     return whole * step.pressure_slowdown(x)[0]
