@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import heapq
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -18,6 +19,9 @@ from numpy.typing import NDArray
 from planner.errors import InfeasibleError
 from planner.pipeline.timing import FloatArray
 
+IntArray = NDArray[np.int64]
+CLOSE = 1e-13
+"""How near, as a share, the bound on the slowest stage is closed in on."""
 SAME = 1 + 1e-12
 """Times this close are equal: rounding must not cost a tie its second look."""
 
@@ -59,50 +63,118 @@ def cut(costs: StageCosts) -> list[int]:
 
     The evenest has the least sum of squared stage times. Raises InfeasibleError where no cut fits.
     """
-    stages, layers = len(costs.fixed_s), len(costs.layer_s)
-    times = [_times(costs, stage) for stage in range(stages)]
-    reach = _start(layers)
-    for table in times:
-        reach = np.maximum(reach[:, None], table).min(axis=0)
-    best = float(reach[layers])
-    if not np.isfinite(best):
-        raise InfeasibleError(
-            f"no cut of {layers} layers into {stages} stages fits", hint="more stages, or less zero"
-        )
-    return _evenest([np.where(t <= best * SAME, t, np.inf) for t in times], layers)
-
-
-def _start(layers: int) -> FloatArray:
-    reach = np.full(layers + 1, np.inf)
-    reach[0] = 0.0
-    return reach
-
-
-def _times(costs: StageCosts, stage: int) -> FloatArray:
-    """Return the stage's time with layers i to j (excluded), shape (i, j); inf where it may not."""
     layers = len(costs.layer_s)
     until = np.concatenate([[0.0], np.cumsum(costs.layer_s)])
-    at = np.arange(layers + 1)
-    allowed: NDArray[np.bool_] = at[None, :] - at[:, None] >= costs.least(stage)
+    windows = [_window(costs, stage) for stage in range(len(costs.fixed_s))]
+    best = _slowest_at_best(costs, until, windows)
+    if best is None:
+        raise InfeasibleError(
+            f"no cut of {layers} layers into {len(windows)} stages fits",
+            hint="more stages, or less zero",
+        )
+    return _evenest(costs, until, windows, best * SAME)
+
+
+class _Window(NamedTuple):
+    """Where a stage may begin that ends before layer j: from `first[j]` to `last[j]`, or nowhere.
+
+    That is one run of layers: a stage takes as many layers as it must, and as fit into its memory.
+    """
+
+    first: IntArray
+    last: IntArray
+
+
+def _window(costs: StageCosts, stage: int) -> _Window:
+    at = np.arange(len(costs.layer_s) + 1)
+    first = np.zeros_like(at)
     if costs.layer_bytes is not None:
         held = np.concatenate([[0.0], np.cumsum(costs.layer_bytes[stage])])
-        fixed = 0.0 if costs.fixed_bytes is None else costs.fixed_bytes[stage]
-        allowed &= held[None, :] - held[:, None] + fixed <= costs.limit_bytes
-    return np.where(allowed, until[None, :] - until[:, None] + costs.fixed_s[stage], np.inf)
+        fixed = 0.0 if costs.fixed_bytes is None else float(costs.fixed_bytes[stage])
+        first = _first_within(held, costs.limit_bytes, fixed)
+    return _Window(first, at - costs.least(stage))
 
 
-def _evenest(times: list[FloatArray], layers: int) -> list[int]:
-    """Return the cut with the least sum of squares among those whose times are finite."""
-    reach, chosen = _start(layers), []
-    for table in times:
-        total = reach[:, None] + table**2
-        chosen.append(total.argmin(axis=0))
-        reach = total.min(axis=0)
-    counts, end = [], layers
-    for begins in reversed(chosen):
-        begin = int(begins[end])
+def _first_within(until: FloatArray, most: float, fixed: float = 0.0) -> IntArray:
+    """Return, for each j, the least i with until[j] - until[i] + fixed <= most."""
+    at = np.arange(len(until))
+    first = np.searchsorted(until, until + fixed - most)
+    for _ in range(2):  # rounding may be off by a layer, either way
+        before = np.maximum(first - 1, 0)
+        first = np.where(until - until[before] + fixed <= most, before, first)
+    for _ in range(2):
+        here = np.minimum(first, len(until) - 1)
+        first = np.where((until - until[here] + fixed > most) & (first <= at), first + 1, first)
+    return first
+
+
+def _slowest_at_best(costs: StageCosts, until: FloatArray, windows: list[_Window]) -> float | None:
+    """Return the time of the slowest stage of the best cut; None where there is no cut.
+
+    Whether any cut stays below a bound is a sweep over the stages, so the bound is halved in on;
+    what the cut found there takes is the answer, exactly.
+    """
+    high = float(until[-1] + costs.fixed_s.max())
+    found = _below(costs, until, windows, high)
+    if found is None:
+        return None
+    low, best = 0.0, slowest_s(costs, found)
+    while best - low > CLOSE * best:
+        middle = (low + best) / 2
+        better = _below(costs, until, windows, middle)
+        if better is None:
+            low = middle
+        else:
+            best = slowest_s(costs, better)
+    return best
+
+
+def _below(
+    costs: StageCosts, until: FloatArray, windows: list[_Window], most: float
+) -> list[int] | None:
+    """Return a cut none of whose stages takes longer; None where there is none."""
+    free = {fixed: _first_within(until, most, fixed) for fixed in set(costs.fixed_s.tolist())}
+    reached = [np.arange(len(until)) == 0]
+    firsts = []
+    for fixed, window in zip(costs.fixed_s.tolist(), windows, strict=True):
+        first = np.maximum(window.first, free[fixed])
+        some = np.concatenate([[0], np.cumsum(reached[-1])])
+        last = np.maximum(window.last, -1)
+        reached.append(some[last + 1] > some[np.minimum(first, last + 1)])
+        firsts.append(first)
+    if not reached[-1][-1]:
+        return None
+    counts, end = [], len(until) - 1
+    for first, window, begins in zip(firsts[::-1], windows[::-1], reached[-2::-1], strict=True):
+        begin = int(first[end]) + int(begins[first[end] : window.last[end] + 1].argmax())
         counts.append(end - begin)
         end = begin
+    return counts[::-1]
+
+
+def _evenest(
+    costs: StageCosts, until: FloatArray, windows: list[_Window], most: float
+) -> list[int]:
+    """Return the cut with the least sum of squares among those with no stage above `most`."""
+    at = np.arange(len(until))
+    reach = np.where(at == 0, 0.0, np.inf)
+    chosen = []
+    for fixed, window in zip(costs.fixed_s.tolist(), windows, strict=True):
+        first = np.maximum(window.first, _first_within(until, most, fixed))
+        width = int(max(1, (window.last - first).max() + 1))
+        begin = first[:, None] + np.arange(width)  # a band: no stage takes many times its share
+        inside = begin <= window.last[:, None]
+        begin = np.minimum(begin, len(until) - 1)
+        total = reach[begin] + (until[:, None] - until[begin] + fixed) ** 2
+        total[~inside] = np.inf
+        best = total.argmin(axis=1)
+        chosen.append(first + best)
+        reach = total[at, best]
+    counts, end = [], len(until) - 1
+    for begins in reversed(chosen):
+        begin_at = int(begins[end])
+        counts.append(end - begin_at)
+        end = begin_at
     return counts[::-1]
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import tracemalloc
 from itertools import combinations, pairwise, product
 
 import numpy as np
@@ -112,3 +113,17 @@ def test_equal_laps_stay_equal_on_every_rank():
     assert table[0] == [1, 2, 2, 2, 2, 3, 3]
     assert table[1:-1] == [[2, 2, 2, 2, 2, 3, 3]] * 6
     assert table[-1] == [2, 2, 2, 2, 2, 3, 2]
+
+
+def test_thousands_of_layers_are_cut_in_a_few_megabytes():
+    """Only stages near their share are looked at: not every stretch of the model on every stage."""
+    rng = np.random.default_rng(3)
+    costs = StageCosts(layer_s=rng.random(2048), fixed_s=rng.random(64))
+    tracemalloc.start()
+    counts = cut(costs)
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert sum(counts) == 2048
+    mean = (costs.layer_s.sum() + costs.fixed_s.sum()) / 64
+    assert mean <= slowest_s(costs, counts) < mean + costs.layer_s.max()
+    assert peak < 20e6
