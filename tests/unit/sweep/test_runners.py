@@ -47,10 +47,10 @@ def test_a_point_that_kills_its_process_fails_alone(tasks):
 
 
 def test_leaving_early_waits_for_nobody(tasks):
-    with closing(in_processes(tasks * 50, 2)) as results:
+    with closing(in_processes(tasks * 500, 2)) as results:  # minutes of work
         next(results)
         started = time.monotonic()
-    assert time.monotonic() - started < 10
+    assert time.monotonic() - started < 60
 
 
 @pytest.mark.parametrize(
