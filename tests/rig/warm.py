@@ -69,7 +69,7 @@ def _start(kind: str, address: Path, folder: Path) -> None:
         words = f'"{sys.executable}" -IS "{HERE / "warm_shim.py"}" "{address}" {program} "$@"'
         (folder / program).write_text(f"#!/bin/sh\nexec {words}\n")
         (folder / program).chmod(0o755)
-    log = address.with_suffix(".log")
+    log = folder / "said.log"
     command = [sys.executable, "-W", "ignore", str(HERE / "warm_server.py"), address, kind, folder]
     env = os.environ | SETTINGS | {"PYTHONPATH": f"{HERE.parent / 'emit'}:{HERE.parents[1]}"}
     with log.open("wb") as said:
