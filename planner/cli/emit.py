@@ -16,6 +16,7 @@ from planner.report.text import printable
 
 if TYPE_CHECKING:
     from planner.cli.bundles import Refused
+    from planner.plan import Plan
 
 EXAMPLES = """\
 \b
@@ -23,6 +24,7 @@ Examples:
   meshwright plan llama-3.1-8b dgx-h100:2 --json > plan.json
   meshwright emit plan.json --target torchrun,megatron -o launch
   meshwright emit plan.json --target slurm -o job
+  meshwright emit plan.json --placement moved.json --target slurm -o job
   meshwright emit --check launch
 """
 
@@ -49,6 +51,13 @@ def emit(
         Path | None,
         typer.Option("--output", "-o", metavar="DIR", help="Folder to write into."),
     ] = None,
+    placement: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="PLACED.json",
+            help="Start the ranks where this place --json has them, not where the plan does.",
+        ),
+    ] = None,
     check: Annotated[
         Path | None,
         typer.Option(metavar="DIR", help="Say whether edited files still agree with their plan."),
@@ -63,7 +72,7 @@ def emit(
     instead: exit code 2 and a sentence for each thing that disagrees.
     """
     if check is not None:
-        if plan_file or target or output or force:
+        if plan_file or target or output or placement or force:
             raise SpecError("--check: takes no PLAN.json and no other option but --json")
         _check(check, as_json=as_json)
         return
@@ -72,19 +81,37 @@ def emit(
     if target is None or output is None:
         name = "--target" if target is None else "--output / -o"
         raise SpecError(f"missing option '{name}'", hint="see meshwright emit --help")
-    _write(plan_file, target, output, force=force, as_json=as_json)
+    targets = _targets(plan_file, target, output, force=force)
+    _write(_plan(plan_file, placement), targets, output, force=force, as_json=as_json)
 
 
-def _write(plan_file: Path, target: str, output: Path, *, force: bool, as_json: bool) -> None:
+def _targets(plan_file: Path, target: str, output: Path, *, force: bool) -> tuple[str, ...]:
     from planner.cli import bundles
-    from planner.plan import Plan
-    from planner.workflow import whose_figures
 
     if plan_file.is_char_device():  # /dev/zero has no end
         raise SpecError(f"{plan_file}: is a device, not a plan")
     targets = bundles.targets_of(target)
     bundles.refuse_early(output, targets, force=force)
+    return targets
+
+
+def _plan(plan_file: Path, placement: Path | None) -> Plan:
+    from planner.plan import Placement, Plan
+
     plan = Plan.read(plan_file)
+    if placement is None:
+        return plan
+    from planner.workflow import replaced
+
+    return replaced(plan, Placement.read(placement))
+
+
+def _write(
+    plan: Plan, targets: tuple[str, ...], output: Path, *, force: bool, as_json: bool
+) -> None:
+    from planner.cli import bundles
+    from planner.workflow import whose_figures
+
     paths, refused = bundles.write(output, plan, targets, force=force)
     gone = {one.target for one in refused}
     for name in targets:

@@ -79,7 +79,8 @@ def job_of(
 ) -> Job:
     """Return the job; raises InfeasibleError where too few nodes have enough healthy GPUs.
 
-    Nodes run as many ranks as they can, or as they did before. `others` says of nodes that are
+    Nodes run as many ranks as they can, or as they did before; on their first GPUs, as launchers
+    count them, where enough nodes have those. `others` says of nodes that are
     avoided why, where they are not unhealthy.
     """
     counts = ranks_per_node(cluster, layout)
@@ -89,6 +90,8 @@ def job_of(
     for ranks in counts:
         usable = free.with_gpus(ranks)
         if layout.gpus // ranks <= len(usable):
+            first = free.with_first_gpus(ranks)
+            usable = first if layout.gpus // ranks <= len(first) else usable
             return Job(cluster, layout, free, tree, ranks, usable, ranks < counts[0], others)
     raise too_few_nodes(cluster, layout, counts[0], free, others)
 
@@ -194,9 +197,26 @@ def notes_of(job: Job) -> list[str]:
     for kind, nodes in left_out(job.free, job.ranks, job.others).items():
         few = f"{many(nodes, 'node')} with fewer than {job.ranks} healthy GPUs"
         notes.append(f"{few if kind == 'unhealthy' else many(nodes, f'{kind} node')} left out")
+    if lacking := len(job.free.with_gpus(job.ranks)) - len(job.usable):
+        notes.append(
+            f"{many(lacking, 'node')} with enough healthy GPUs, but not the first {job.ranks}, "
+            "left out: launchers count GPUs from 0"
+        )
     if spare := len(job.usable) - job.nodes:
         notes.append(many(spare, "spare node"))
     return notes
+
+
+def gpus_said(job: Job, gpus: IntArray) -> list[str]:
+    """Return how many nodes run ranks on GPUs that no launch file can express."""
+    rows = gpus.reshape(-1, job.ranks)
+    odd = int((rows != np.arange(job.ranks)).any(axis=1).sum())
+    if not odd:
+        return []
+    return [
+        f"{many(odd, 'node')} with ranks on other GPUs than the first {job.ranks}: launch files "
+        "cannot say so, and `emit` refuses this map; repair them or leave them out whole"
+    ]
 
 
 def rails_said(job: Job, gpus: IntArray) -> list[str]:

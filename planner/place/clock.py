@@ -56,6 +56,8 @@ class Clock:
 
     def seconds(self, loads: Sequence[Load]) -> list[float]:
         """Return the step time under each load."""
+        if not loads:
+            return []
         known = list(dict.fromkeys(loads))
         rows = self._rows(len(known))
         judged = loaded(self.context, rows, [self._own] * len(known), flows_of(known))

@@ -1,4 +1,4 @@
-"""Fastest: every order of filling leafs, scored in seconds, against a bound that no map beats.
+"""Fastest: orders of filling leafs, scored in seconds, against a bound that no map beats.
 
 The bound is the step with what the uplinks carry at the least (`planner.place.bound`). Where an
 order meets it (on most fabrics, also narrow ones) it is proved best; elsewhere the gap says how far
@@ -16,6 +16,7 @@ from planner.place.cells import Grid
 from planner.place.clock import Clock
 from planner.place.groups import IntArray, splits
 from planner.place.orders import Order, window_orders
+from planner.place.tilings import tiled_orders
 from planner.place.traffic import Load, apart, load_of
 from planner.place.tree import Tree
 from planner.plan import Layout, OrderTime
@@ -60,36 +61,71 @@ class _Way:
 
 
 def scored(
-    clock: Clock, tree: Tree, ranks: int, maps: Mapping[str, IntArray], cells: Cells | None
+    clock: Clock,
+    tree: Tree,
+    ranks: int,
+    maps: Mapping[str, IntArray],
+    cells: Cells | None,
+    *,
+    bound_s: float = 0.0,
 ) -> list[Scored]:
-    """Return `maps` (words -> nodes in rank order), then window orders of `cells`, with times."""
-    ways = list(_ways(clock, tree, ranks, maps, cells))
-    timed = list(zip(ways, clock.seconds([way.load for way in ways]), strict=True))
+    """Return `maps` (words -> nodes in rank order), then orders of `cells`, with their times.
+
+    Where one of the simpler orders takes no longer than `bound_s`, no others are tried.
+    """
+    timed = _timed(clock, tree, ranks, maps, cells, bound_s=bound_s)
     out = [Scored(w.words, w.nodes, w.splits, t) for w, t in timed if w.nodes is not None]
     if cells:
-        best = _best_windows(timed)
+        best = _best_orders(timed)
         out += [Scored(o.words(), _nodes(cells, o), lost, time) for o, lost, time in best]
     return out
 
 
 def loads(
-    clock: Clock, tree: Tree, ranks: int, maps: Mapping[str, IntArray], cells: Cells | None
+    clock: Clock,
+    tree: Tree,
+    ranks: int,
+    maps: Mapping[str, IntArray],
+    cells: Cells | None,
+    *,
+    bound_s: float = 0.0,
 ) -> list[Load]:
     """Return the loads of the same maps, without those that carry as much as another or more."""
-    found = dict.fromkeys(way.load for way in _ways(clock, tree, ranks, maps, cells))
+    if cells is None:
+        ways = list(_named(clock, tree, ranks, maps))
+    else:
+        ways = [way for way, _ in _timed(clock, tree, ranks, maps, cells, bound_s=bound_s)]
+    found = dict.fromkeys(way.load for way in ways)
     return [one for one in found if not any(other != one and other <= one for other in found)]
 
 
-def _ways(
-    clock: Clock, tree: Tree, ranks: int, maps: Mapping[str, IntArray], cells: Cells | None
-) -> Iterator[_Way]:
-    layout, pod_of_leaf, near = clock.layout, _pods(tree), clock.near
+def _timed(
+    clock: Clock,
+    tree: Tree,
+    ranks: int,
+    maps: Mapping[str, IntArray],
+    cells: Cells | None,
+    *,
+    bound_s: float,
+) -> list[tuple[_Way, float]]:
+    """Return maps and windows with their times, and tilings where those leave something open."""
+    ways = list(_named(clock, tree, ranks, maps))
+    if cells and clock.contended:
+        ways += _ordered(clock, tree, ranks, cells, _windows(tree, cells))
+    times = clock.seconds([way.load for way in ways])
+    if cells and clock.contended and min(times) > bound_s * (1 + MATTERS):
+        tiled = tiled_orders(cells.grid, tree.leaf[cells.nodes[:, 0]])
+        more = list(_ordered(clock, tree, ranks, cells, tiled))
+        ways += more
+        times += clock.seconds([way.load for way in more])
+    return list(zip(ways, times, strict=True))
+
+
+def _named(clock: Clock, tree: Tree, ranks: int, maps: Mapping[str, IntArray]) -> Iterator[_Way]:
     for words, nodes in maps.items():
         leaf_of_rank = np.repeat(tree.leaf[nodes], ranks)
-        load, lost = _of_nodes(layout, leaf_of_rank, pod_of_leaf, near)
+        load, lost = _of_nodes(clock.layout, leaf_of_rank, _pods(tree), clock.near)
         yield _Way(_torn(clock, load, tree, nodes, ranks), lost, words, nodes)
-    if cells and clock.contended:
-        yield from _windows(clock, tree, ranks, cells, near)
 
 
 def fastest(found: list[Scored]) -> Scored:
@@ -126,14 +162,20 @@ def _torn(clock: Clock, load: Load, tree: Tree, nodes: IntArray, ranks: int) -> 
     return replace(load, apart=apart(clock.layout, domain_of_rank, clock.near))
 
 
-def _windows(clock: Clock, tree: Tree, ranks: int, cells: Cells, near: int) -> Iterator[_Way]:
+def _windows(tree: Tree, cells: Cells) -> Iterator[Order]:
     leaf_of_slot = tree.leaf[cells.nodes[:, 0]]
-    grid, pod_of_leaf = cells.grid, _pods(tree)
-    slots = np.arange(len(leaf_of_slot))
     rank_of_leaf = {leaf: n for n, leaf in enumerate(cells.leaf_order)}
     last = len(rank_of_leaf)
     packed = np.argsort([rank_of_leaf.get(k, last) for k in leaf_of_slot.tolist()], kind="stable")
-    for order in window_orders(grid, leaf_of_slot, (packed, slots)):
+    return window_orders(cells.grid, leaf_of_slot, (packed, np.arange(len(leaf_of_slot))))
+
+
+def _ordered(
+    clock: Clock, tree: Tree, ranks: int, cells: Cells, orders: Iterable[Order]
+) -> Iterator[_Way]:
+    leaf_of_slot = tree.leaf[cells.nodes[:, 0]]
+    grid, pod_of_leaf, near = cells.grid, _pods(tree), clock.near
+    for order in orders:
         leaf = leaf_of_slot[order.slots]
         load = load_of(
             clock.layout,
@@ -148,15 +190,15 @@ def _windows(clock: Clock, tree: Tree, ranks: int, cells: Cells, near: int) -> I
         yield _Way(load, int((leaf[1:] != leaf[:-1]).sum()) * grid.pipelines, order=order)
 
 
-def _best_windows(found: Iterable[tuple[_Way, float]]) -> list[tuple[Order, int, float]]:
-    """Return the best order of each window, widest first."""
-    best: dict[tuple[int, ...], tuple[Order, int, float]] = {}
+def _best_orders(found: Iterable[tuple[_Way, float]]) -> list[tuple[Order, int, float]]:
+    """Return the best order of each name, in the order in which they came."""
+    best: dict[str, tuple[Order, int, float]] = {}
     for way, time in found:
         if way.order is None:
             continue
-        kept = best.get(way.order.widths)
+        kept = best.get(way.order.words())
         if kept is None or (time, way.splits) < (kept[2], kept[1]):
-            best[way.order.widths] = (way.order, way.splits, time)
+            best[way.order.words()] = (way.order, way.splits, time)
     return list(best.values())
 
 

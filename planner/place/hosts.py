@@ -32,6 +32,10 @@ class FreeNodes:
         """Return the indices of the nodes that have at least `needed_gpus` healthy GPUs."""
         return np.flatnonzero(self.healthy.sum(axis=1) >= needed_gpus)
 
+    def with_first_gpus(self, needed_gpus: int) -> NDArray[np.int64]:
+        """Return those whose GPUs 0 to `needed_gpus` - 1 are: launchers count from 0."""
+        return np.flatnonzero(self.healthy[:, :needed_gpus].all(axis=1))
+
 
 def free_nodes(
     cluster: ClusterSpec, unhealthy: Sequence[str] = (), *, option: str = "--unhealthy"

@@ -14,6 +14,7 @@ from itertools import groupby, product
 from math import lcm, prod
 
 import numpy as np
+from numpy.typing import NDArray
 
 from planner.errors import InfeasibleError, SpecError
 from planner.place.groups import IntArray, coordinates, splits
@@ -36,8 +37,13 @@ class Units:
     tree: Tree
 
 
-def kept_nodes(layout: Layout, ranks: int, free: FreeNodes, old: Placement) -> IntArray:
+def kept_nodes(
+    layout: Layout, ranks: int, free: FreeNodes, old: Placement, *, spare: IntArray
+) -> IntArray:
     """Return the node of every unit of `ranks` ranks that can stay, `GONE` for the others.
+
+    A node stays with the very GPUs that it had, or with its first ones, or, where the nodes of
+    `spare` are too few to take its place, with any: launchers count GPUs from 0.
 
     Raises SpecError where `old` places another layout, or fills nodes otherwise.
     """
@@ -55,9 +61,22 @@ def kept_nodes(layout: Layout, ranks: int, free: FreeNodes, old: Placement) -> I
             hint="give the layout that was placed, field by field",
         )
     index = {host: node for node, host in enumerate(free.hosts)}
-    usable = set(free.with_gpus(ranks).tolist())
-    nodes = [index.get(host, GONE) for host in hosts[::ranks]]
-    return np.array([node if node in usable else GONE for node in nodes], dtype=np.int64)
+    nodes = np.array([index.get(host, GONE) for host in hosts[::ranks]], dtype=np.int64)
+    stays = np.isin(nodes, free.with_gpus(ranks))
+    whole_nodes = stays & (
+        np.isin(nodes, free.with_first_gpus(ranks)) | _as_before(free, nodes, old)
+    )
+    enough = len(np.setdiff1d(spare, nodes)) >= int((~whole_nodes).sum())
+    return np.where(whole_nodes if enough else stays, nodes, GONE)
+
+
+def _as_before(free: FreeNodes, nodes: IntArray, old: Placement) -> NDArray[np.bool_]:
+    """Return which nodes still have the very GPUs that they had."""
+    gpus = np.array([r.gpu for r in old.ranks], dtype=np.int64).reshape(len(nodes), -1)
+    known = gpus < free.healthy.shape[1]
+    healthy = free.healthy[nodes[:, None], np.where(known, gpus, 0)]
+    found: NDArray[np.bool_] = (known & healthy).all(axis=1)
+    return found
 
 
 def on_old_gpus(free: FreeNodes, kept: IntArray, ranks: int, old: Placement) -> FreeNodes:

@@ -21,14 +21,22 @@ from planner.place.groups import IntArray
 
 @dataclass(frozen=True)
 class Order:
-    """`slots` is [stage, column] -> which cell of the cluster; `widths` are stages a block."""
+    """`slots` is [stage, column] -> which cell of the cluster; `widths` are stages a block.
+
+    With `strips` they are columns (replicas) a block.
+    """
 
     widths: tuple[int, ...]
     slots: IntArray
+    strips: bool = False
 
     def words(self) -> str:
         """Return the order in words."""
         most, least = max(self.widths), min(self.widths)
+        if self.strips and len(self.widths) == 1:
+            return "each stage's replicas in a row"
+        if self.strips:
+            return f"strips of {most} replica{'s' * (most > 1)}, stage by stage"
         if len(self.widths) == 1:
             return "each pipeline's stages in a row"
         span = f"{most}" if most == least else f"{least} to {most}"

@@ -9,6 +9,7 @@ from planner.place.arranging import (
     Job,
     Map,
     arranged,
+    gpus_said,
     hostname_order,
     job_of,
     notes_of,
@@ -86,6 +87,7 @@ def place(
         choice, free = _least_moved(job, choice, moved_from, clock)
     spans, named = job.spans(choice.nodes), job.spans(by_name)
     lost = splits(layout, spans["leaf"])
+    gpus = gpus_of(free, choice.nodes, job.ranks)
     leafs = [cluster.leaf_name(leaf) for leaf in job.tree.leaf[choice.nodes].tolist()]
     placement = Placement(
         **certificate(choice, lost, found.bound, found.scope),
@@ -98,7 +100,8 @@ def place(
         notes=[
             *(found.notes if choice.nodes is found.nodes else ()),
             *notes_of(job),
-            *rails_said(job, gpus_of(free, choice.nodes, job.ranks)),
+            *gpus_said(job, gpus),
+            *rails_said(job, gpus),
             *types_said(job, choice.nodes),
             *spares_said(job, choice.nodes),
             *choice.notes,
@@ -122,7 +125,7 @@ def loads_of(
         return loads(clock, tree, job.ranks, maps, None)
     if clock.layout.tp <= job.cluster.node.gpus:
         maps[BY_NAME] = hostname_order(job)
-    return loads(clock, tree, job.ranks, maps, found.cells)
+    return loads(clock, tree, job.ranks, maps, found.cells, bound_s=_bound(job, clock))
 
 
 def trades_of(free: FreeNodes, tree: Tree, clock: Clock) -> list[list[Load]]:
@@ -145,7 +148,8 @@ def _chosen(
     if clock is None:
         return Choice(found.nodes)
     maps = {UNDER_LEAF: found.nodes, BY_NAME: by_name}
-    all_scored = scored(clock, job.tree, job.ranks, maps, found.cells)
+    bound = _bound(job, clock)
+    all_scored = scored(clock, job.tree, job.ranks, maps, found.cells, bound_s=bound)
     # names in a row may tear a tensor group that spans nodes out of its scale-up domain
     whole = job.layout.tp <= job.cluster.node.gpus
     open_to = [one for one in all_scored if whole or one.words != BY_NAME]
@@ -155,7 +159,7 @@ def _chosen(
         nodes=best.nodes,
         question="least-step-time" if pipelines == "fastest" else "fewest-splits",
         seconds=best.seconds,
-        bound_s=min(_bound(job, clock), best.seconds),
+        bound_s=min(bound, best.seconds),
         orders=order_times(all_scored),
         baseline={"step_time_s": all_scored[1].seconds},
         notes=remarks(clock, open_to, best),
@@ -174,7 +178,8 @@ def _least_moved(
 ) -> tuple[Choice, FreeNodes]:
     """Return the map with the fewest moved ranks, priced beside `anew`, and the GPUs it may use."""
     layout, ranks = job.layout, job.ranks
-    kept = kept_nodes(layout, ranks, job.free, old)
+    kept = kept_nodes(layout, ranks, job.free, old, spare=job.usable)
+    could_stay = kept_nodes(layout, ranks, job.free, old, spare=job.usable[:0])
     free = on_old_gpus(job.free, kept, ranks, old)
     nodes = with_spares(Units(layout, ranks, job.tree), job.usable, kept)
 
@@ -196,7 +201,7 @@ def _least_moved(
         seconds=took,
         orders=orders,
         moved=moved,
-        must_move=gone_ranks(job.free, kept, ranks, old),
+        must_move=gone_ranks(job.free, could_stay, ranks, old),
         notes=[_price(moved, others, took, anew.seconds)],
     )
     return choice, free

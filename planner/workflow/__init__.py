@@ -5,6 +5,7 @@ from planner.workflow.checking import check
 from planner.workflow.expressing import nearest_layout, refuse, whose_figures
 from planner.workflow.foreseeing import refuse_foreseen
 from planner.workflow.mixing import explain, place, plan
+from planner.workflow.replacing import replaced
 from planner.workflow.request import PlanRequest
 from planner.workflow.simulating import SimulationRequest, simulate
 from planner.workflow.targets import narrowed, plan_for_target, stack_of
@@ -24,6 +25,7 @@ __all__ = [
     "plan_for_target",
     "refuse",
     "refuse_foreseen",
+    "replaced",
     "simulate",
     "stack_of",
     "whose_figures",

@@ -12,11 +12,11 @@ from planner.estimate import forked, layer, memory, pipelined, scoring, step
 from planner.estimate.bounds import least_step_s
 from planner.estimate.inputs import Inputs
 from planner.estimate.record import TERMS
+from planner.estimate.scoring import best_first
 from planner.layouts.grid import Tally, legal_layouts
 from planner.layouts.ranges import parse_fix
 from planner.layouts.rules import Context
 from planner.layouts.table import COLUMNS, Layouts
-from planner.rank import best_first
 from planner.specs.catalog import load_cluster, load_model
 from planner.specs.workload import Workload
 

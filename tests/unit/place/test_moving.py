@@ -61,14 +61,32 @@ def test_the_spares_chosen_split_fewest_pipelines_of_all_choices(cluster_of, lay
 
 
 def test_ranks_keep_their_gpus_when_an_earlier_broken_one_is_mended(cluster_of, layout_of):
-    cluster, layout = cluster_of(3, per_leaf=3), layout_of(tp=4, dp=1)
+    cluster, layout = cluster_of(1), layout_of(tp=4, dp=1)
     old = place(cluster, layout, unhealthy=["node00001:0"])
     assert [r.gpu for r in old.ranks] == [1, 2, 3, 4]
+    assert any("`emit` refuses this map" in note for note in old.notes)
     assert spots(place(cluster, layout, moved_from=old)) == spots(old)
     broken = place(cluster, layout, moved_from=old, unhealthy=["node00001:4"])
     assert [r.gpu for r in broken.ranks] == [0, 1, 2, 3]
     # one GPU is gone, but launchers number a node's GPUs in rising order
     assert (broken.moved_ranks, broken.bound, broken.status) == (4, 1, "feasible")
+
+
+def test_nodes_are_taken_whose_gpus_count_from_0(cluster_of, layout_of):
+    cluster, layout = cluster_of(3, per_leaf=3), layout_of(tp=4, dp=1)
+    old = place(cluster, layout, unhealthy=["node00001:0"])
+    assert spots(old) == [("node00002", n) for n in range(4)]
+    assert any("not the first 4, left out: launchers count GPUs from 0" in n for n in old.notes)
+    # one GPU of four is lost: its node has others, but a launcher could not name them
+    new = place(cluster, layout, unhealthy=["node00002:2"], moved_from=old)
+    assert spots(new) in ([(f"node0000{host}", n) for n in range(4)] for host in (1, 3))
+    assert (new.moved_ranks, new.bound) == (4, 1)
+    alone = place(
+        cluster, layout, unhealthy=["node00001", "node00002:2", "node00003"], moved_from=old
+    )
+    assert [r.gpu for r in alone.ranks] == [0, 1, 3, 4]
+    assert (alone.moved_ranks, alone.bound) == (2, 1)
+    assert any("`emit` refuses this map" in note for note in alone.notes)
 
 
 def test_tensor_groups_stay_in_their_scale_up_domain(cluster_of, layout_of):
