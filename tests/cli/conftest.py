@@ -189,3 +189,10 @@ def plan(model: ModelSpec, cluster: ClusterSpec, placement: Placement) -> Plan:
         notes=["calibration covers H100 with InfiniBand"],
         timing={"search_s": 0.1, "place_s": 0.1, "total_s": 0.2},
     )
+
+
+@pytest.fixture
+def hostile(plan: Plan) -> Plan:
+    from hostile_pages import hostile_of
+
+    return hostile_of(plan)

@@ -8,18 +8,16 @@ import hashlib
 import json
 import random
 import re
-import shutil
-import time
 from collections.abc import Iterator
 from html.parser import HTMLParser
-from pathlib import Path
 from typing import Any
 
 import pytest
+from hostile_pages import HOSTILE, ROWS, pages, row
 
 from planner.cli import app as cli
 from planner.plan import Plan, RankPlace
-from planner.report.page import Command, plan_page, sweep_page
+from planner.report.page import plan_page, sweep_page
 from planner.report.page.axes import merged, series, varying
 from planner.report.page.figures import front, front_chart, memory_chart, time_chart
 from planner.report.page.markup import VOID
@@ -30,8 +28,6 @@ from planner.specs.catalog import load_cluster, load_model
 from planner.specs.workload import Workload
 
 pytest.importorskip("plotly")
-HOSTILE = "</script><img src=x onerror=alert(1)>\"'&\x1b[31m%{y}\u2028"
-BROWSER = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("chrome")
 
 
 class Page(HTMLParser):
@@ -57,52 +53,6 @@ class Page(HTMLParser):
     def handle_data(self, data: str) -> None:
         if not self.open or self.open[-1] not in ("script", "style"):
             self.text.append(data)
-
-
-def row(point: int, gpus: int, **more: object) -> dict[str, Any]:
-    """Return a row of a sweep; twice the GPUs are 1.8 times as fast."""
-    speed = 1e5 * (gpus / 8) ** 0.85
-    base = dict(point=point, id=f"{point:016x}", model="m", cluster="c", nodes=gpus // 8, gpus=gpus)
-    base |= {"seq_tokens": 2048, "global_batch": 64, "fix": "", "status": "ok", "reason": ""}
-    base |= {"layout": "tp=8,pp=1", "step_time_s": 1e6 / speed, "tokens_per_s": speed}
-    base |= {"tokens_per_s_per_gpu": speed / gpus, "mfu": 0.4, "memory_peak_bytes": 5e10}
-    base |= {"splits": 0, "time_s.compute": 0.8e6 / speed, "time_s.tp": 0.2e6 / speed}
-    return base | more
-
-
-ROWS = [
-    row(number, gpus, **{"cluster.fabric.leaf_oversubscription": over})
-    for number, (gpus, over) in enumerate((g, o) for g in (8, 16, 64) for o in (1, 4))
-]
-
-
-@pytest.fixture
-def hostile(plan: Plan) -> Plan:
-    """Return a plan whose every free text is an attack."""
-    data = plan.model_dump(mode="python", by_alias=True)
-    data["request"]["model"]["name"] = data["request"]["model"]["source"] = HOSTILE
-    data["request"]["cluster"]["name"] = HOSTILE
-    data["request"]["cluster"]["accelerator"]["name"] = HOSTILE
-    data["request"]["workload"]["stack"] = HOSTILE
-    data["search"]["rejected"] = {HOSTILE: 3}
-    data["notes"] = data["placement"]["notes"] = [HOSTILE]
-    data["plans"][1]["note"] = HOSTILE
-    for plan_ in data["plans"]:
-        plan_["estimate"]["time_s"][HOSTILE] = 0.1
-    for place in data["placement"]["ranks"]:
-        place["host"] = place["leaf"] = HOSTILE
-    return Plan.model_validate(data)
-
-
-def pages(plan: Plan) -> dict[str, str]:
-    half = f"{HOSTILE}\ud800"  # of a pair: JSON can write it, UTF-8 cannot
-    bad = row(9, 8, status=half, reason=HOSTILE, hint=HOSTILE, step_time_s=None)
-    odd = row(10, 8, model=HOSTILE, layout=half, fix=half, **{f"cluster.{HOSTILE}": HOSTILE})
-    odd |= {f"time_s.{HOSTILE}": 1.0}
-    return {
-        "plan": plan_page(plan, [Command(HOSTILE, HOSTILE, HOSTILE)], tie=0.03),
-        "sweep": sweep_page([*ROWS, bad, odd], HOSTILE, []),
-    }
 
 
 def test_hostile_names_are_text_and_nothing_else(hostile):
@@ -414,99 +364,3 @@ def test_without_plotly_it_says_what_to_install(plan, tmp_path, monkeypatch, cap
     assert cli.main(["report", str(tmp_path / "plan.json"), "-o", str(tmp_path / "p.html")]) == 2
     assert "pip install 'meshwright[report]'" in capsys.readouterr().err
     assert not (tmp_path / "p.html").exists()
-
-
-@pytest.fixture(scope="module")
-def browser() -> Iterator[Any]:
-    api = pytest.importorskip("playwright.sync_api")
-    if BROWSER is None:
-        pytest.skip("no Chromium")
-    with api.sync_playwright() as play:
-        opened = play.chromium.launch(executable_path=BROWSER, args=["--no-sandbox"])
-        yield opened
-        opened.close()
-
-
-def opened(browser: Any, path: Path, **how: Any) -> tuple[Any, list[str]]:
-    """Return the page in a browser, and what it complains of or fetches."""
-    context = browser.new_context(permissions=["clipboard-read", "clipboard-write"], **how)
-    page, trouble = context.new_page(), []
-    page.set_default_timeout(15_000)
-    page.on("console", lambda m: trouble.append(m.text) if m.type in ("error", "warning") else None)
-    page.on("pageerror", lambda error: trouble.append(str(error)))
-    page.on("dialog", lambda dialog: trouble.append(dialog.message))
-    page.on("request", lambda r: r.url.startswith("http") and trouble.append(r.url))
-    page.goto(path.as_uri())
-    page.wait_for_selector(".chart .main-svg")
-    return page, trouble
-
-
-@pytest.mark.browser
-@pytest.mark.parametrize("scheme", ["light", "dark"])
-@pytest.mark.parametrize("width", [1200, 390])
-def test_a_browser_draws_tabs_copies_and_sorts(browser, plan, tmp_path, scheme, width):
-    path = tmp_path / "page.html"
-    path.write_text(plan_page(plan, [Command("a", "do", "echo 'ü' &&\n  b")], tie=0.03))
-    how = {"viewport": {"width": width, "height": 800}, "color_scheme": scheme}
-    page, trouble = opened(browser, path, **how)
-    assert page.locator("#memory-chart-1").is_hidden()
-    page.get_by_role("tab", name="#2").click()
-    page.wait_for_selector("#memory-chart-1 .bars path")
-    assert page.locator("#memory-chart-0").is_hidden()
-    page.keyboard.press("ArrowRight")
-    page.wait_for_selector("#memory-chart-2 .bars path")
-    page.get_by_role("button", name="Copy").click()
-    page.get_by_role("button", name="Copied").wait_for()
-    assert page.evaluate("navigator.clipboard.readText()") == "echo 'ü' &&\n  b"
-    step = page.locator("#plans th button").filter(has_text=re.compile("^step$"))
-    step.click()
-    step.click()  # slowest first
-    assert page.locator("#plans tbody tr").first.inner_text().startswith("#7")
-    told = page.locator("#plans tbody td").nth(1).bounding_box()  # the step, seen at once
-    assert told["x"] + told["width"] < width
-    wide = "document.documentElement.scrollWidth - document.documentElement.clientWidth"
-    assert page.evaluate(wide) == 0
-    back = page.evaluate("getComputedStyle(document.body).backgroundColor")
-    assert back == ("rgb(255, 255, 255)" if scheme == "light" else "rgb(20, 23, 28)")
-    ink = "getComputedStyle(document.querySelector('.xtick text')).fill"
-    assert page.evaluate(ink) == ("rgb(27, 31, 36)" if scheme == "light" else "rgb(231, 235, 240)")
-    page.emulate_media(media="print")
-    until = time.monotonic() + 10
-    while page.evaluate(ink) != "rgb(0, 0, 0)" and time.monotonic() < until:
-        page.wait_for_timeout(50)
-    assert page.evaluate(ink) == "rgb(0, 0, 0)"
-    assert trouble == []
-
-
-@pytest.mark.browser
-def test_a_browser_runs_nothing_of_hostile_names(browser, hostile, tmp_path):
-    for name, text in pages(hostile).items():
-        path = tmp_path / f"{name}.html"
-        path.write_text(text)
-        page, trouble = opened(browser, path)
-        for tab in page.get_by_role("tab").all():
-            tab.click()
-        page.wait_for_timeout(200)
-        assert page.locator("img, iframe, .chart a").count() == 0
-        assert trouble == []
-
-
-@pytest.mark.browser
-def test_a_browser_prints_the_page(browser, plan, tmp_path):
-    path = tmp_path / "page.html"
-    path.write_text(plan_page(plan, [], tie=0.03))
-    page, trouble = opened(browser, path)
-    pdf = page.pdf(format="A4", print_background=True)
-    assert pdf.startswith(b"%PDF")
-    assert trouble == []
-
-
-@pytest.mark.browser
-def test_a_browser_too_old_to_unpack_shows_the_tables_and_says_why(browser, plan, tmp_path):
-    path = tmp_path / "page.html"
-    path.write_text(plan_page(plan, [], tie=0.03))
-    page = browser.new_page()
-    page.add_init_script("delete window.DecompressionStream")
-    page.goto(path.as_uri())
-    page.get_by_text("too old to draw the chart").first.wait_for()
-    assert page.locator("#plans tbody tr").first.is_visible()

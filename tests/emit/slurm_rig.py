@@ -14,6 +14,8 @@ from pathlib import Path
 import pytest
 from ports import free_port
 
+PATIENCE_S = 180
+"""More than it takes to come up on a machine that does much else."""
 TOOLS = ("munged", "slurmctld", "slurmd", "sbatch", "srun", "sinfo", "scontrol", "mungekey")
 
 
@@ -84,7 +86,8 @@ def running(folder: Path, leafs: dict[str, list[str]], *, gpus: int) -> Iterator
             log = (folder / f"out.{number}").open("wb")
             started.append(subprocess.Popen(command, env=env, stdout=log, stderr=log))
             log.close()
-            time.sleep(1.0 if number < 2 else 0.1)
+            if number == 0:
+                wait_for_munge(folder / "munge.socket")
         wait_for_nodes(env, len(nodes), folder)
         yield env
     finally:
@@ -106,9 +109,18 @@ def where() -> str:
     return f"{os.environ['PATH']}:/usr/sbin:/sbin"
 
 
+def wait_for_munge(socket_of_it: Path) -> None:
+    """Return once it listens; a controller that starts before gives up."""
+    until = time.monotonic() + PATIENCE_S
+    while not socket_of_it.exists() and time.monotonic() < until:
+        time.sleep(0.05)
+    assert socket_of_it.exists(), "munged does not listen"
+
+
 def wait_for_nodes(env: dict[str, str], count: int, folder: Path) -> None:
     """Return once all nodes are idle."""
-    for _ in range(60):
+    until = time.monotonic() + PATIENCE_S
+    while time.monotonic() < until:
         told = subprocess.run(
             ["sinfo", "-h", "-t", "idle", "-N"],
             env=env,

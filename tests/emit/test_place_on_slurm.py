@@ -34,7 +34,7 @@ class Rig(NamedTuple):
 
     def run(self, *words: str, **more: str) -> str:
         done = subprocess.run(
-            words, env=self.env | more, capture_output=True, text=True, timeout=120, check=False
+            words, env=self.env | more, capture_output=True, text=True, timeout=300, check=False
         )
         assert done.returncode == 0, done.stdout + done.stderr
         return done.stdout
@@ -104,7 +104,7 @@ def test_the_bundle_of_a_plan_starts_node_ranks_where_its_map_says(slurm, capsys
         env={**slurm.env, "HOME": os.environ.get("HOME", "/")},
         capture_output=True,
         text=True,
-        timeout=120,
+        timeout=300,
         check=False,
     )
     log = "".join(p.read_text() for p in job.parent.glob("*.out"))

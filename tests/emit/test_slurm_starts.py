@@ -61,7 +61,7 @@ def under(answer: Plan, leafs: str) -> Plan:
 def submitted(bundle: Path, env: dict[str, str], *words: str) -> subprocess.CompletedProcess[str]:
     command = ["sbatch", *words, "job.sbatch", "--its", "words"]
     return subprocess.run(
-        command, cwd=bundle, env=env, capture_output=True, text=True, timeout=100, check=False
+        command, cwd=bundle, env=env, capture_output=True, text=True, timeout=300, check=False
     )
 
 

@@ -88,7 +88,7 @@ def test_a_mutated_table_of_multiplies_is_fitted_or_refused(data, tmp_path_facto
 
 
 @given(data=st.data())
-@settings(max_examples=8)
+@settings(max_examples=4)
 def test_a_mutated_table_of_steps_is_fitted_or_refused(data, tmp_path_factory):
     odd = tmp_path_factory.getbasetemp() / "odd_steps.csv"
     odd.write_text(mutated((EXAMPLES / "h100_steps.csv").read_text(), data))

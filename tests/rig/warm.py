@@ -9,14 +9,19 @@ from __future__ import annotations
 
 import contextlib
 import fcntl
+import hashlib
 import os
 import socket
 import subprocess
 import sys
 from pathlib import Path
 
+import pytest
+
 HERE = Path(__file__).parent
 PROGRAMS = ("python", "torchrun", "deepspeed", "accelerate")
+LONGEST = 100
+"""Bytes that the address of a socket may have, with some to spare."""
 SETTINGS = {"OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": "", "DS_ACCELERATOR": "cpu"}
 
 
@@ -29,6 +34,8 @@ class Warm(contextlib.ExitStack):
 
     def tools(self, kind: str) -> Path:
         """Return a folder whose programs start with the imports of `kind` made."""
+        if not hasattr(os, "pidfd_open"):
+            pytest.skip("warm processes need Linux's pidfd")
         if kind not in self.kinds:
             with (self.shared / f"warm.{kind}.lock").open("w") as lock:
                 fcntl.flock(lock, fcntl.LOCK_EX)
@@ -41,7 +48,10 @@ class Warm(contextlib.ExitStack):
         return os.environ | SETTINGS | {"GLOO_SOCKET_IFNAME": "lo", "PATH": path}
 
     def _leased(self, kind: str) -> Path:
-        address, folder = self.shared / f"{kind}.sock", self.shared / f"warm.{kind}"
+        folder, address = self.shared / f"warm.{kind}", self.shared / f"{kind}.sock"
+        if len(os.fsencode(address)) > LONGEST:
+            short = hashlib.sha256(os.fsencode(address)).hexdigest()[:16]
+            address = Path("/tmp") / f"warm.{short}.sock"
         lease = self.enter_context(socket.socket(socket.AF_UNIX))
         try:
             lease.connect(str(address))
@@ -59,7 +69,7 @@ def _start(kind: str, address: Path, folder: Path) -> None:
         words = f'"{sys.executable}" -IS "{HERE / "warm_shim.py"}" "{address}" {program} "$@"'
         (folder / program).write_text(f"#!/bin/sh\nexec {words}\n")
         (folder / program).chmod(0o755)
-    log = address.with_suffix(".log")
+    log = folder / "said.log"
     command = [sys.executable, "-W", "ignore", str(HERE / "warm_server.py"), address, kind, folder]
     env = os.environ | SETTINGS | {"PYTHONPATH": f"{HERE.parent / 'emit'}:{HERE.parents[1]}"}
     with log.open("wb") as said:

@@ -36,7 +36,7 @@ def test_processes_give_what_this_process_gives(tasks):
 
 
 def test_a_point_that_kills_its_process_fails_alone(tasks):
-    bombs = [Task("bomb1", Bomb()), *tasks, Task("bomb2", Bomb())]
+    bombs = [Task("bomb1", Bomb()), *tasks[:3], Task("bomb2", Bomb())]
     outcomes = {done.id: done.outcome for done in in_processes(bombs, 2)}
     assert len(outcomes) == len(bombs)
     assert {id_ for id_, outcome in outcomes.items() if outcome["status"] == "failed"} == {
@@ -47,10 +47,10 @@ def test_a_point_that_kills_its_process_fails_alone(tasks):
 
 
 def test_leaving_early_waits_for_nobody(tasks):
-    with closing(in_processes(tasks * 50, 2)) as results:
+    with closing(in_processes(tasks * 500, 2)) as results:  # minutes of work
         next(results)
         started = time.monotonic()
-    assert time.monotonic() - started < 10
+    assert time.monotonic() - started < 60
 
 
 @pytest.mark.parametrize(
