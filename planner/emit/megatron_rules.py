@@ -11,7 +11,7 @@ from collections.abc import Iterator
 from planner.emit.capabilities import ALL, Capabilities, job_refusals, only, refusals, usual
 from planner.emit.megatron_flags import biases
 from planner.emit.megatron_pipeline import chunks_in_order
-from planner.emit.states import AWARE, formats_of
+from planner.emit.states import AWARE, formats_of, recipe_of
 from planner.plan import Layout, Plan
 from planner.specs.model import ModelSpec, QkNorm
 from planner.specs.workload import Optimizer, Precision, Workload
@@ -177,17 +177,23 @@ def kept(plan: Plan) -> Iterator[str]:
 
 
 def eight_bit(model: ModelSpec, work: Workload, lay: Layout) -> Iterator[str]:
-    """Yield the widths that Transformer Engine's FP8 kernels cannot take (multiples of 16)."""
+    """Yield the widths that Transformer Engine's FP8 kernels cannot take.
+
+    They are multiples of 16, in MXFP8 of a scale's 32 values (pytorch/tensor/mxfp8_tensor.py).
+    """
     if work.precision is not Precision.FP8:
         return
+    if recipe_of(work) == "nvfp4":
+        yield "This bundle has FP8, not NVFP4 (stack flag nvfp4)."
+    each = 32 if recipe_of(work) == "mxfp8" else 16
     widths = {"hidden": model.hidden}
     if not all(model.moe_layers):
         widths["ffn/tp"] = model.ffn // lay.tp
     if model.experts:
         widths["experts.ffn/etp"] = model.experts.ffn // lay.etp
     for name, width in widths.items():
-        if width % 16:
-            yield f"FP8 needs widths in multiples of 16, but {name} is {width}."
+        if width % each:
+            yield f"FP8 needs widths in multiples of {each}, but {name} is {width}."
 
 
 def queue_text(lay: Layout) -> str:

@@ -290,6 +290,11 @@ class Inputs:
         return self.layouts.micro_batch * self.workload.seq_tokens // self.layouts.cp
 
     @property
+    def vocab_ways(self) -> IntArray:
+        """Return over how many ranks the token table and the output layer are split."""
+        return self.layouts.tp if self.stack.vocab_split else np.ones_like(self.layouts.tp)
+
+    @property
     def sp_ways(self) -> IntArray:
         """Return how many ways the norms and residuals are split: tp with sp, else 1."""
         return np.where(self.layouts.sp == 1, self.layouts.tp, 1)

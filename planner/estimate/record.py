@@ -16,10 +16,12 @@ from planner.estimate import (
     fp8_weights,
     fsdp,
     in_flight,
+    layer,
     memory,
     muon,
     optimizer,
     params,
+    pipelined,
     recompute,
     states,
     step,
@@ -34,7 +36,8 @@ from planner.layouts.rules import Context
 from planner.layouts.table import Layouts
 
 MEMORY_MODULES = (fp8_weights, recompute, states, activations, in_flight, buffers, fsdp, memory)
-MODULES = (params, experts, compute, again, communication, *MEMORY_MODULES, muon, optimizer, step)
+TIME_MODULES = (muon, optimizer, layer, pipelined, step)
+MODULES = (params, experts, compute, again, communication, *MEMORY_MODULES, *TIME_MODULES)
 
 
 def _terms() -> tuple[Term, ...]:

@@ -34,6 +34,7 @@ BESIDE = (
     *("moe_router_load_balancing_type", "moe_router_padding_for_quantization", "mock_data"),
     *("tokenizer_type", "moe_aux_loss_coeff", "no_bias_dropout_fusion", "use_mcore_models"),
     *("moe_router_pre_softmax", "use_flash_attn"),
+    "reuse_grad_buf_for_mxfp8_param_ag",
 )
 """Names that follow from what is read, or are as the estimate takes them to be."""
 

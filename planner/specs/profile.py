@@ -18,6 +18,10 @@ class Stack:
     activations: Literal["megatron", "dtensor", "hf", "eager"]
     states: Literal["megatron", "deepspeed", "fsdp2"]
     gradient_reduce_bytes: int
+    vocab_split: bool = True
+    """Whether tp splits the token table and the output layer."""
+    pads_experts: bool = False
+    """Whether experts work on buffers of one size each, full or not, where ep > 1."""
     rules: Rules = "any"
     """Whose legality rules bind its layouts."""
     version: str = ""

@@ -10,8 +10,9 @@ import numpy as np
 from planner.errors import InfeasibleError, SpecError
 from planner.estimate.cutting import dealt_out
 from planner.estimate.inputs import Inputs
+from planner.estimate.pipelined import bubble_s
 from planner.estimate.stages import Prices, prices
-from planner.estimate.step import bubble_s, once_s, pipeline_s, pressure_slowdown, step_s
+from planner.estimate.step import once_s, pipeline_s, pressure_slowdown, step_s
 from planner.layouts.rules import Context
 from planner.layouts.split import StageKinds, Table, chunk_layers, cut_stages, dealt, fits, in_order
 from planner.layouts.table import FOLDS_OF, Layouts

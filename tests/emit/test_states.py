@@ -124,6 +124,30 @@ def test_parameters_in_fp8_are_refused_alike_by_rules_and_emitter(more, stack, s
 
 
 @pytest.mark.frameworks
+@pytest.mark.parametrize(
+    ("flags", "form", "recipe", "reused"),
+    [
+        ("", "hybrid", "tensorwise", False),
+        ("+fp8-current", "hybrid", "tensorwise", False),
+        ("+mxfp8", "e4m3", "mxfp8", False),
+        ("+mxfp8+fp8-params", "e4m3", "mxfp8", True),
+        ("+fp8-rowwise", "e4m3", "blockwise", False),
+    ],
+)
+def test_megatron_scales_as_the_stack_says(flags, form, recipe, reused, tmp_path):
+    answer = plan(DENSE, dp=8, zero=1, precision="fp8", stack=f"megatron{flags}")
+    args = megatron(tmp_path, answer)
+    assert (args.fp8, args.fp8_recipe) == (form, recipe)
+    assert args.reuse_grad_buf_for_mxfp8_param_ag == reused
+
+
+@pytest.mark.parametrize("target", ["megatron", "megatron-bridge"])
+def test_four_bits_are_not_written_as_eight(target):
+    answer = plan(DENSE, dp=8, zero=1, precision="fp8", stack="megatron+nvfp4")
+    assert any("NVFP4" in line for line in emitter_named(target).unsupported(answer))
+
+
+@pytest.mark.frameworks
 def test_megatron_reads_which_layers_send_their_activations_to_the_host(tmp_path):
     args = megatron(tmp_path, plan(DENSE, dp=8, zero=1, stack="megatron+offload-layers=3"))
     assert (args.cpu_offloading, args.cpu_offloading_num_layers) == (True, 3)

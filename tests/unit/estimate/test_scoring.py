@@ -8,7 +8,7 @@ import signal
 import numpy as np
 import pytest
 
-from planner.estimate import forked, memory, scoring, step
+from planner.estimate import forked, layer, memory, pipelined, scoring, step
 from planner.estimate.bounds import least_step_s
 from planner.estimate.inputs import Inputs
 from planner.estimate.record import TERMS
@@ -110,12 +110,12 @@ def test_a_total_is_the_sum_of_its_parts_stage_by_stage(name):
 
 def step_alone(x, stages):
     lay, s = x.layouts, x.stages
-    dense, moe = sum(step.dense_layer_s(x)[0]), sum(step.moe_layer_s(x)[0])
+    dense, moe = sum(layer.dense_layer_s(x)[0]), sum(layer.moe_layer_s(x)[0])
     every = []
     for p in stages:
         layers = s.dense_layers[0][p] * dense + s.moe_layers[0][p] * moe
-        ends = s.first[0][p] * step.first_s(x)[0] + s.last[0][p] * step.head_s(x)[0]
-        every.append(layers + ends + step.pp_microbatch_s(x)[0] + x.stack.microbatch_s)
+        ends = s.first[0][p] * pipelined.first_s(x)[0] + s.last[0][p] * pipelined.head_s(x)[0]
+        every.append(layers + ends + pipelined.pp_microbatch_s(x)[0] + x.stack.microbatch_s)
     m, vpp = lay.num_microbatches[0], lay.vpp[0]
     pipeline = m * max(every) + (sum(every) - max(every)) / vpp
     if vpp > 1 and m < lay.pp[0]:  # too few to fill a lap of the chunks
