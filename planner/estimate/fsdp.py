@@ -8,6 +8,7 @@ of torch's own tracker (tests/measured/fsdp_memory.csv).
 
 from __future__ import annotations
 
+from functools import reduce
 from typing import NamedTuple
 
 import numpy as np
@@ -15,6 +16,7 @@ import numpy as np
 from planner.estimate.activations import autocasts, logits_bytes
 from planner.estimate.buffers import exchange_buffers_bytes, largest_layer_parameters
 from planner.estimate.communication import expert_shard_ways, shard_ways
+from planner.estimate.compute import EXPERT_SHARD
 from planner.estimate.experts import received_tokens
 from planner.estimate.in_flight import microbatches_in_flight
 from planner.estimate.inputs import FloatArray, Inputs, term
@@ -132,13 +134,33 @@ def _kept(x: Inputs) -> FloatArray:
 
 def _activations(x: Inputs) -> tuple[FloatArray, ...]:
     """Return the activations held at each point: those kept, and the working set of the point."""
+    *held_at, _, _ = x.once(_worked_on)
+    nothing = np.zeros_like(held_at[0])
+    return (*held_at, nothing, nothing)
+
+
+WORKED_ON = (*EXPERT_SHARD, "pp", "vpp", "schedule", "num_microbatches", "recompute", "zero")
+"""What activations depend on, and how states are sharded does not change."""
+
+
+def _worked_on(x: Inputs) -> list[FloatArray]:
+    """Return the activations at the first four points, and the temporaries of the two blocks."""
+    return np.split(x.by(WORKED_ON, _all_worked_on), 6, axis=1)
+
+
+def _all_worked_on(x: Inputs) -> FloatArray:
+    temporaries = [temporary for _, temporary in x.once(_backward_moments)]
+    every = np.broadcast_arrays(*_held_activations(x), *temporaries)
+    return np.concatenate(every, axis=1)
+
+
+def _held_activations(x: Inputs) -> tuple[FloatArray, ...]:
     s, tokens, kept = x.stages, x.rank_tokens, x.once(_kept)
     others = (microbatches_in_flight(x) - 1) * kept
     normed = s.last * (4.0 * tokens * x.model.hidden / x.sp_ways)[:, None]
     loss = others + kept + normed + s.last * 8.0 * tokens[:, None]
     blocks = [others + held for held, _ in x.once(_backward_moments)]
-    nothing = np.zeros_like(kept)
-    return (loss, others + kept + normed, *blocks, nothing, nothing)
+    return (loss, others + kept + normed, *blocks)
 
 
 def _backward_moments(x: Inputs) -> list[tuple[FloatArray, FloatArray]]:
@@ -212,13 +234,15 @@ def _buffers(x: Inputs) -> tuple[FloatArray, ...]:
     at_head, at_blocks, at_tail = _gathered(x, g)
     common = _inputs(x) + exchange_buffers_bytes(x)[:, None]
     head = at_head + (local + width) * g.head + again * share.head
-    moments = x.once(_backward_moments)
+    *_, early, late = x.once(_worked_on)
     blocks = [
         gathered
         + np.where(i < g.layers - 1, width * g.block, width * g.head)
         + again * share.block
         + temporary
-        for i, gathered, (_, temporary) in zip(_backward_blocks(g), at_blocks, moments, strict=True)
+        for i, gathered, temporary in zip(
+            _backward_blocks(g), at_blocks, (early, late), strict=True
+        )
     ]
     tail = np.maximum((local + width) * g.tail, width * g.tail + share.tail + local * g.table)
     # temporaries of torch's foreach AdamW, and of SGD with weight decay: one value a parameter of
@@ -322,13 +346,13 @@ def _at_peak(x: Inputs) -> dict[str, FloatArray]:
     parts = {name: part(x) for name, part in PARTS.items()}
     highest: dict[str, FloatArray] = {}
     for i, by_part in enumerate(zip(*parts.values(), strict=True)):
-        held_at: FloatArray = np.sum(np.broadcast_arrays(*by_part), axis=0)
+        held_at: FloatArray = reduce(np.add, by_part)
         now = {**dict(zip(parts, by_part, strict=True)), "point": i, "total": held_at}
         if not highest:
-            highest = {name: np.broadcast_to(value, held_at.shape) for name, value in now.items()}
-            continue
-        more = held_at > highest["total"]
-        highest = {name: np.where(more, now[name], low) for name, low in highest.items()}
+            highest = {name: np.empty_like(held_at) for name in now}
+        more = held_at > highest["total"] if i else np.True_
+        for name, value in now.items():
+            np.copyto(highest[name], value, where=more)
     return highest
 
 

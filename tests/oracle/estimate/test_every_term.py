@@ -9,7 +9,7 @@ import scalar_time as by_clock
 from scalar_memory import Job, Stage
 from scalar_time import Case
 
-from planner.estimate import communication, compute, directions, step
+from planner.estimate import communication, compute, directions, layer, pipelined, step
 from planner.estimate.inputs import Inputs
 from planner.estimate.memory import MEMORY_TERMS, peak_bytes
 from planner.estimate.optimizer import optimizer_s
@@ -115,8 +115,8 @@ TIME_TERMS = {
         lambda c, row: by_clock.sharded_layer(c, row, moe=False)[0],
     ),
     "head": (compute.head_s, by_clock.head),
-    "embedding": (step.first_s, by_clock.embedding),
-    "dense layer": (step.dense_layer_total_s, lambda c, row: by_clock.layer(c, row, moe=False)),
+    "embedding": (pipelined.first_s, by_clock.embedding),
+    "dense layer": (layer.dense_layer_total_s, lambda c, row: by_clock.layer(c, row, moe=False)),
     "tied": (communication.tied_embedding_s, by_clock.tied),
 }
 EXPERT_TERMS = {
@@ -132,7 +132,7 @@ EXPERT_TERMS = {
         communication.moe_gather_s,
         lambda c, row: by_clock.sharded_layer(c, row, moe=True)[0],
     ),
-    "expert layer": (step.moe_layer_total_s, lambda c, row: by_clock.layer(c, row, moe=True)),
+    "expert layer": (layer.moe_layer_total_s, lambda c, row: by_clock.layer(c, row, moe=True)),
 }
 
 
@@ -145,7 +145,7 @@ def test_each_part_of_every_steps_time_is_what_plain_python_says(name):
     engine = {part: of(x) for part, (of, _) in terms.items()}
     steps, once = step.step_s(x), optimizer_s(x)
     sync = communication.gradient_sync_s(x), communication.parameter_gather_s(x)
-    bubbles, late = step.bubble_s(x), step.exposed_sync_s(x)
+    bubbles, late = pipelined.bubble_s(x), step.exposed_sync_s(x)
     for at in range(len(layouts)):
         row = layouts.row(at)
         stages = stages_of(context, row)
