@@ -34,9 +34,11 @@ from planner.estimate import (
     communication,
     compute,
     directions,
+    layer,
     muon,
     optimizer,
     params,
+    pipelined,
     step,
 )
 from planner.estimate import experts as routing
@@ -280,7 +282,7 @@ BLOCKS: dict[str, Callable[[], str]] = {
     "terms of compute": partial(terms, compute, again, directions, autocast),
     "terms of communication": partial(terms, communication),
     "terms of experts": partial(terms, routing),
-    "terms of step": partial(terms, optimizer, muon, step),
+    "terms of step": partial(terms, optimizer, muon, layer, pipelined, step),
 }
 
 

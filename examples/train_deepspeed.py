@@ -2,7 +2,8 @@
 """Train a small stand-in of a planned model under DeepSpeed, to see that the plan starts.
 
 Widths are scaled down; the ranks, the batch, the ZeRO stage, the pipeline split and recompute are
-those of `plan.json` and `ds_config.json` beside this file. With ep > 1 every layer has experts, by
+those of `plan.json` and `ds_config.json` beside this file. With tp > 1 DeepSpeed's AutoTP splits
+the layers that `ds_config.json` names. With ep > 1 every layer has experts, by
 DeepSpeed's own layer, which makes the groups; your loss would add its `l_aux`. It runs on CUDA
 (nccl) and on CPU (DS_ACCELERATOR=cpu, gloo). Put your own model where `layers_of` builds the
 stand-in.
@@ -31,7 +32,7 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 HERE = Path(__file__).resolve().parent
-HIDDEN, HEADS, VOCAB, TOKENS, SEED = 64, 4, 256, 32, 1234
+HIDDEN, HEADS, VOCAB, TOKENS, SEED = 64, 16, 256, 32, 1234
 
 
 class Embed(nn.Module):
@@ -96,7 +97,7 @@ class Block(nn.Module):
         return x + (made[0] if isinstance(self.feed_forward, MoE) else made)
 
     def attention(self, x: Tensor) -> Tensor:
-        heads = self.qkv(x).unflatten(-1, (3, HEADS, -1)).permute(2, 0, 3, 1, 4)
+        heads = self.qkv(x).unflatten(-1, (3, -1, HIDDEN // HEADS)).permute(2, 0, 3, 1, 4)
         mixed = nn.functional.scaled_dot_product_attention(*heads, is_causal=True)
         return self.out(mixed.transpose(1, 2).flatten(2))
 
@@ -163,22 +164,31 @@ def batches(micro_batch: int, dp_rank: int, device: torch.device) -> Batches:
 
 
 def engine_of(plan: dict[str, Any], config: dict[str, Any]) -> Any:
-    """Return DeepSpeed's engine around the stand-in."""
+    """Return DeepSpeed's engine around the stand-in.
+
+    Under tp its groups are made first: by them DeepSpeed counts the batch, else over all ranks.
+    """
     torch.manual_seed(SEED)
+    mpu = None
+    if tp := config.get("tensor_parallel", {}).get("autotp_size", 0):
+        groups._init_tp_mesh_device(tensor_model_parallel_size=tp)
+        mpu = groups
     if plan["plans"][0]["layout"]["pp"] > 1:
         model: nn.Module = PlannedPipeline(plan, seed_layers=True, base_seed=SEED)
     else:
         sharded = config["zero_optimization"]["stage"] == 3
-        init = deepspeed.zero.Init(config_dict_or_path=config)
+        init = deepspeed.zero.Init(config_dict_or_path=config, mpu=mpu)
         with init if sharded else contextlib.nullcontext():
             model = Whole(plan)
     weights = [p for p in model.parameters() if p.requires_grad]
-    return deepspeed.initialize(model=model, model_parameters=weights, config=config)[0]
+    return deepspeed.initialize(model=model, model_parameters=weights, config=config, mpu=mpu)[0]
 
 
-def coordinates(engine: Any, ep: int) -> dict[str, int]:
+def coordinates(engine: Any, tp: int, ep: int) -> dict[str, int]:
     """Return where this rank stands by the groups that DeepSpeed has made."""
     found = {"dp": groups._get_data_parallel_rank()}
+    if tp > 1:
+        found["tp"] = groups.get_tensor_model_parallel_rank()
     if isinstance(engine.module, PipelineModule):
         found = {"pp": engine.grid.get_stage_id(), "dp": engine.grid.get_data_parallel_rank()}
     return found | ({"ep": groups._get_expert_parallel_rank(f"ep_size_{ep}")} if ep > 1 else {})
@@ -210,7 +220,8 @@ def main() -> None:
     place = preflight.check(HERE)
     deepspeed.init_distributed()
     engine = engine_of(plan, config)
-    preflight.check_groups(coordinates(engine, plan["plans"][0]["layout"]["ep"]), folder=HERE)
+    layout = plan["plans"][0]["layout"]
+    preflight.check_groups(coordinates(engine, layout["tp"], layout["ep"]), folder=HERE)
     mine = sum(isinstance(module, Block) for module in engine.module.modules())
     print(f"rank {place['rank']} holds {mine} layers", flush=True)
     data = batches(config["train_micro_batch_size_per_gpu"], place["dp"], engine.device)

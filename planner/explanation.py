@@ -25,6 +25,7 @@ class TermValue(PlanRecord):
     formula: str
     source: str
     about: str = ""
+    applies: bool = Field(True, description="Whether it counts in this layout's time or memory.")
 
 
 class SyncRow(PlanRecord):

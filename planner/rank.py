@@ -17,7 +17,7 @@ from planner.estimate.inputs import FloatArray, Inputs
 from planner.estimate.leading import BATCH, MOST_TO_RUN, Leaders, leaders
 from planner.estimate.memory import budget_bytes, limit_bytes
 from planner.estimate.running import Judged, actions_of, judge, lightened, runs
-from planner.estimate.scoring import Scored, Tell, score, silent
+from planner.estimate.scoring import Scored, Tell, best_first, score, silent
 from planner.layouts.grid import Tally
 from planner.layouts.ranges import Fix
 from planner.layouts.rules import Context
@@ -140,19 +140,6 @@ def _with_lighter_cuts(context: Context, found: Scored, told: Leaders) -> tuple[
 def _figures(judged: Iterable[Judged]) -> tuple[list[float], list[float]]:
     pairs = [(one.step_s, one.peak_bytes or 0.0) for one in judged]
     return [step for step, _ in pairs], [peak for _, peak in pairs]
-
-
-def best_first(step_s: FloatArray, peak_bytes: FloatArray) -> IntArray:
-    """Return the rows by time, ties by the smaller peak, then by row.
-
-    The quickest sort does not keep the order of ties; these are few and sorted once more.
-    """
-    order = np.argsort(step_s)
-    again = np.diff(step_s[order]) == 0.0
-    tied = np.flatnonzero(np.append(again, False) | np.append(False, again))
-    rows = order[tied]
-    order[tied] = rows[np.lexsort((rows, peak_bytes[rows], step_s[rows]))]
-    return order
 
 
 def _put(judged: Mapping[int, Judged], step_s: FloatArray, peaks: FloatArray) -> None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+
 GIB = 1024**3
 MIB = 1024**2
 GB = 10**9
@@ -48,3 +50,21 @@ def figure(amount: float) -> str:
 def many(number: int, word: str, plural: str = "") -> str:
     """Return a count of things: `many(1, 'node')` is '1 node', `many(2, 'node')` '2 nodes'."""
     return f"{number:,} {word if number == 1 else plural or word + 's'}"
+
+
+TOKENS = r"([0-9]{1,12})\s*([kKmM]?)"
+SHARE = r"(-?[0-9]{1,30}(?:\.[0-9]{1,30})?(?:[eE][+-]?[0-9]{1,3})?)\s*(%?)"
+
+
+def tokens_of(text: str) -> int | None:
+    """Return '8192', '8k' or '8K' as 8192, None for what is none: lengths have binary thousands."""
+    found = re.fullmatch(TOKENS, text.strip())
+    if not found or not int(found[1]):
+        return None
+    return int(found[1]) * {"": 1, "k": 1024, "m": 1024**2}[found[2].lower()]
+
+
+def share_of(text: str) -> float | None:
+    """Return '0.9' or '90%' as 0.9, None for what is neither."""
+    found = re.fullmatch(SHARE, text.strip())
+    return float(found[1]) / (100.0 if found[2] else 1.0) if found else None

@@ -10,8 +10,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from planner.calibrate.figure import Found, Prediction, Quality, figures_of, residuals
+from planner.calibrate.fitted import worth
 from planner.calibrate.gemm import Multiply
-from planner.calibrate.links import worth
 from planner.calibrate.peaks import told_impossible
 from planner.calibrate.probe import probe
 from planner.calibrate.solve import FloatArray, Number, solve

@@ -20,8 +20,8 @@ from typing import NamedTuple
 import numpy as np
 
 from planner.calibrate.figure import TELLING, Found, Prediction, Quality, figures_of
+from planner.calibrate.fitted import worth
 from planner.calibrate.kernels import Activity, Kernel, class_of
-from planner.calibrate.links import worth
 from planner.calibrate.peaks import most_factor, told_impossible
 from planner.calibrate.probe import probe
 from planner.calibrate.solve import FloatArray, Number, Solution, solve

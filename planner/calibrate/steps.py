@@ -10,7 +10,7 @@ from dataclasses import replace
 import numpy as np
 
 from planner.calibrate.figure import Figure, Found, Prediction, Quality, figures_of
-from planner.calibrate.links import worth
+from planner.calibrate.fitted import worth
 from planner.calibrate.peaks import impossible_step, most_factor
 from planner.calibrate.solve import Solution
 from planner.calibrate.stacks import Step, Steps, fit_stack, numbers_of

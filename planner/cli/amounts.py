@@ -6,6 +6,7 @@ import re
 from collections.abc import Callable
 
 from planner.errors import SpecError
+from planner.units import share_of, tokens_of
 
 SIZES = {"": 1.0, "k": 1e3, "m": 1e6, "b": 1e9, "g": 1e9, "t": 1e12}
 SECONDS = {"ms": 1e-3, "s": 1.0, "m": 60.0, "min": 60.0, "h": 3600.0, "d": 86_400.0, "w": 604_800.0}
@@ -39,27 +40,27 @@ def duration_s(text: str, *, option: str, example: str) -> float:
 
 
 def tokens(text: str) -> int:
-    """Return '8192', '8k' or '8K' as 8192: lengths of sequences are told in binary thousands."""
-    found = re.fullmatch(r"(\d{1,12})\s*([kKmM]?)", str(text).strip())
-    if not found or not int(found[1]):
+    """Return '8192' or '8k' as 8192; SpecError for what is no length of a sequence."""
+    found = tokens_of(str(text))
+    if found is None:
         raise SpecError(
             f"--seq: {str(text)[:80]!r} is not allowed, must be a number of tokens above zero",
             hint="write --seq 8192 or --seq 8k",
         )
-    return int(found[1]) * {"": 1, "k": 1024, "m": 1024**2}[found[2].lower()]
+    return found
 
 
 def share(option: str) -> Callable[[str], float]:
     """Return a reader of '0.9' or '90%' as 0.9; the range is the workload's question."""
 
     def read(text: str) -> float:
-        found = re.fullmatch(rf"(-?{NUMBER})\s*(%?)", str(text).strip())
-        if not found:
+        found = share_of(str(text))
+        if found is None:
             raise SpecError(
                 f"{option}: {str(text)[:80]!r} is not allowed, must be a share of a GPU's memory",
                 hint=f"write {option} 0.9 or {option} 90%",
             )
-        return float(found[1]) / (100.0 if found[2] else 1.0)
+        return found
 
     return read
 

@@ -40,7 +40,8 @@ class Asked:
     cluster: str | ClusterSpec
     seq: int | None = None
     global_batch: int | None = None
-    precision: str = "bf16"
+    precision: str | None = None
+    """None: bf16, or fp16 where a GPU has no bf16."""
     optimizer: str = "adamw"
     stack: str = "any"
     expert_imbalance: float | None = None
@@ -108,11 +109,13 @@ def request_of(asked: Asked, tell: Callable[[str], None] = say) -> PlanRequest:
         asked = replace(asked, global_batch=batches[-1])
     avoid = () if asked.global_batch is not None else (*unhealthy, *slow, *real.avoid)
     most = _most_gpus(cluster, nodes, avoid)
+    asked = replace(asked, precision=asked.precision or _usual_precision(cluster, tell))
     workload = workload_of(asked, model, asked.gpus or most, tell)
-    _refuse_format(workload, cluster)
     from planner.workflow import PlanRequest
+    from planner.workflow.formats import refuse_format
     from planner.workflow.variants import axes_named, refuse_twice
 
+    refuse_format(workload, cluster)
     request = PlanRequest(
         model=model,
         cluster=cluster,
@@ -172,16 +175,13 @@ def _most_gpus(cluster: ClusterSpec, nodes: tuple[int, ...], avoid: tuple[str, .
     return max(1, len(free_nodes(cluster, avoid).with_gpus(gpus))) * gpus
 
 
-def _refuse_format(workload: Workload, cluster: ClusterSpec) -> None:
-    """Raise SpecError where a GPU has no multiplies in the 8 bits that are asked for."""
-    for part in (cluster, *cluster.mix):
-        known = part.accelerator.peak_tflops
-        if workload.precision == "fp8" and "fp8" not in known:
-            raise SpecError(
-                f"--precision fp8: {part.accelerator.name} has no FP8 (peak_tflops: "
-                f"{', '.join(known)})",
-                hint="leave --precision out: bf16",
-            )
+def _usual_precision(cluster: ClusterSpec, tell: Callable[[str], None]) -> str:
+    """Return the format that is taken where none is asked for; what is not bf16 is told."""
+    from planner.workflow.formats import usual_precision, without_bf16
+
+    if gpu := without_bf16(cluster):
+        tell(f"default taken: --precision {usual_precision(cluster)} ({gpu} has no bf16)")
+    return usual_precision(cluster)
 
 
 def _mixed(asked: Asked, cluster: ClusterSpec) -> bool:
@@ -244,7 +244,7 @@ def workload_of(
         chosen.append(f"--global-batch {batch} ({count(batch * seq)} tokens a step)")
     load = asked.expert_load and options.shares_of(asked.expert_load, option="--expert-load")
     given: dict[str, Any] = {
-        "precision": asked.precision.lower(),
+        "precision": (asked.precision or "bf16").lower(),
         "optimizer": asked.optimizer.lower(),
         "stack": asked.stack,
         "expert_imbalance": asked.expert_imbalance,

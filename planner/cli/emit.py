@@ -10,7 +10,7 @@ import typer
 from planner.cli import completing
 from planner.cli import options as o
 from planner.cli.names import TARGETS
-from planner.cli.talk import answer_json
+from planner.cli.talk import answer_json, say
 from planner.errors import SpecError
 from planner.report.text import printable
 
@@ -110,8 +110,13 @@ def _write(
     plan: Plan, targets: tuple[str, ...], output: Path, *, force: bool, as_json: bool
 ) -> None:
     from planner.cli import bundles
+    from planner.workflow import whose_figures
 
     paths, refused = bundles.write(output, plan, targets, force=force)
+    gone = {one.target for one in refused}
+    for name in targets:
+        if name not in gone and (told := whose_figures(plan, name)):
+            say(told)
     if paths and as_json:
         answer_json(_written(paths, refused))
     for path in () if as_json else paths:

@@ -6,7 +6,7 @@ import typer
 
 from planner.cli import options as o
 from planner.cli.asking import Asked, request_of
-from planner.cli.talk import show
+from planner.cli.talk import progress, show
 
 EXAMPLES = """\
 \b
@@ -24,7 +24,7 @@ def explain(
     layout: o.LayoutText,
     seq: o.Seq = None,
     global_batch: o.GlobalBatch = None,
-    precision: o.Precision = "bf16",
+    precision: o.Precision = None,
     optimizer: o.Optimizer = "adamw",
     stack: o.Stack = "any",
     gpus: o.Gpus = None,
@@ -80,7 +80,8 @@ def explain(
     )
     from planner import workflow
 
-    answer = workflow.explain(request, fields)
+    with progress("explaining") as tell:
+        answer = workflow.explain(request, fields, progress=tell)
     if as_json:
         typer.echo(answer.to_json(), nl=False)
         return

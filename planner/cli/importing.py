@@ -99,7 +99,9 @@ def import_job(
     machines = _machines(job, cluster, named)
     spec = _model(job, model)
     request = _request(job, spec, machines, seq=seq, batch=global_batch, stack=stack)
-    _answer(job, spec, request, files, output=output, as_json=as_json)
+    stated = _stated(job) | ({"seq_tokens": seq} if seq else {})
+    stated |= {"global_batch": global_batch} if global_batch else {}
+    _answer(job, spec, request, files, stated=stated, output=output, as_json=as_json)
 
 
 def _answer(
@@ -108,6 +110,7 @@ def _answer(
     request: PlanRequest | None,
     files: list[Path],
     *,
+    stated: dict[str, Any],
     output: Path | None,
     as_json: bool,
 ) -> None:
@@ -120,7 +123,7 @@ def _answer(
             found = workflow.audit(request, request.fix)
     if output is not None:
         _write(output, request)
-    document = _document(job, spec, request, found, files)
+    document = _document(job, spec, request, found, files, stated=stated)
     if as_json:
         answer_json(document)
         return
@@ -173,8 +176,9 @@ def _request(
 
     if job.gpus and job.gpus > machines.gpus:
         raise SpecError(
-            f"--cluster: the job runs on {job.gpus:,} GPUs, {machines.name} has {machines.gpus:,}",
-            hint="a cluster grows with ':N' behind its name",
+            f"--cluster: the job runs on {job.gpus:,} GPUs, {machines.name} has {machines.gpus:,}"
+            + (f"; {job.gpus_from}" if job.gpus_from else ""),
+            hint="a cluster grows with ':N' behind its name; --gpus N says the job's number",
         )
     asked = Asked(
         model=spec.name,
@@ -205,8 +209,10 @@ def _document(
     request: PlanRequest | None,
     found: Audit | None,
     files: list[Path],
+    *,
+    stated: dict[str, Any],
 ) -> dict[str, Any]:
-    """Return the JSON document."""
+    """Return the JSON document; `stated` is the work where nothing says what it runs on."""
     answer = found.explanation if found else None
     against = answer.against if answer else None
     opened = answer.model_dump(mode="json", by_alias=True) if answer else None
@@ -219,7 +225,7 @@ def _document(
         "layout": opened["layout"] if opened else None,
         "model": spec.model_dump(mode="json", exclude_none=True) if spec else None,
         "parameters": _parameters(spec) if spec else None,
-        "workload": request.workload.model_dump(mode="json") if request else _stated(job),
+        "workload": request.workload.model_dump(mode="json") if request else stated,
         "assumed": list(job.assumed),
         "ignored": list(job.ignored),
         "without_effect": list(job.without_effect),

@@ -59,11 +59,11 @@ GlobalBatch = Annotated[
     ),
 ]
 Precision = Annotated[
-    str,
+    str | None,
     typer.Option(
         "--precision",
         metavar="NAME",
-        help="Of the matrix multiplies: bf16, fp16 or fp8.",
+        help="Of the multiplies: bf16, fp16 or fp8. Default: bf16, or fp16 on GPUs without it.",
         autocompletion=completing.precisions,
     ),
 ]

@@ -44,7 +44,7 @@ def place(
     ] = None,
     seq: o.Seq = None,
     global_batch: o.GlobalBatch = None,
-    precision: o.Precision = "bf16",
+    precision: o.Precision = None,
     optimizer: o.Optimizer = "adamw",
     stack: o.Stack = "any",
     gpus: o.Gpus = None,

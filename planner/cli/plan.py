@@ -42,7 +42,7 @@ def plan(
     *,
     seq: o.Seq = None,
     global_batch: o.Batches = None,
-    precision: o.Precision = "bf16",
+    precision: o.Precision = None,
     optimizer: o.Optimizer = "adamw",
     stack: o.Stack = "any",
     fix: Annotated[

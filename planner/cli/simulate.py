@@ -139,7 +139,13 @@ def _factors(texts: list[str]) -> dict[int, float]:
                 f"--straggler {text!r}: takes stage=N:X, X above 0 and at most {LARGEST_FACTOR}",
                 hint="--straggler stage=3:1.2 makes stage 3 a fifth slower",
             )
-        out[int(match[1])] = factor
+        stage = int(match[1])
+        if stage in out:
+            raise SpecError(
+                f"--straggler: stage {stage} is given twice (x{out[stage]:g} and x{factor:g})",
+                hint=f"stage={stage}:{out[stage] * factor:g} is both of them together",
+            )
+        out[stage] = factor
     return out
 
 

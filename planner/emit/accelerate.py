@@ -11,11 +11,11 @@ import json
 from collections.abc import Iterator
 from typing import Any
 
-from planner.emit.base import Artifact, hosts_are_placeholders, placed
+from planner.emit.base import Artifact, placed
 from planner.emit.capabilities import ALL, job_refusals, only, refusals, usual
 from planner.emit.deepspeed_config import config as deepspeed_config
 from planner.emit.fabric import fabric_text
-from planner.emit.nodes import node_text
+from planner.emit.nodes import node_text, start_lines, start_notes
 from planner.emit.shared import example, shared_artifacts
 from planner.emit.threads import threads
 from planner.emit.yaml_text import yaml_text
@@ -279,17 +279,13 @@ def start_text(plan: Plan) -> str:
     lay, nodes = plan.best.layout, len(placed(plan).hosts)
     where = "On every node (ssh, pdsh or srun, in any order)" if nodes > 1 else "On the node"
     parts = [
-        f"{where}, with this folder at the same path:\n\n```\n./run.sh\n```",
+        f"{where}, with this folder at the same path:\n\n{start_lines(plan)}",
+        *start_notes(plan),
         "`train_accelerate.py` trains a small stand-in with the Hugging Face Trainer, to see that\n"
         "the job starts; `./run.sh --model PATH` trains the model in that folder instead, on the\n"
         "same made-up tokens. Your own script goes into TRAIN_SCRIPT (an absolute path): it reads\n"
         "`trainer_args.json`, and the preflight runs by itself first.",
     ]
-    if nodes > 1 and hosts_are_placeholders(plan):
-        parts.append(
-            "The cluster lists no hosts: set NODE_RANK (the line in `hosts.txt`, from 0) and\n"
-            "MASTER_ADDR on every node."
-        )
     if plan.request.workload.optimizer is Optimizer.ADAMW_8BIT:
         parts.append("8-bit AdamW is torchao's: `pip install torchao` beside Accelerate.")
     if plan.request.workload.precision is Precision.FP8:

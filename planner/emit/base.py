@@ -142,8 +142,11 @@ def write_bundle(folder: Path, artifacts: Sequence[Artifact], *, force: bool) ->
     renamed away, the new one takes its name, and only then is the old one deleted; if the second
     rename fails, the old one comes back. A file that we did not write is never deleted.
 
-    Raises SpecError for a path that is a file, the current folder, a folder that is not empty
-    (without `force`) or not ours (with it), and for anything that the file system refuses.
+    Where the current folder is `folder`, or in it, whoever stands there must not lose the ground:
+    then the files are moved into it one by one, each whole.
+
+    Raises SpecError for a path that is a file, a folder that is not empty (without `force`) or not
+    ours (with it), and for anything that the file system refuses.
     """
     target = Path(os.path.realpath(folder))
     try:
@@ -152,7 +155,10 @@ def write_bundle(folder: Path, artifacts: Sequence[Artifact], *, force: bool) ->
         scratch = Path(tempfile.mkdtemp(dir=target.parent, prefix=".meshwright."))
         try:
             _fill(scratch / "new", artifacts)
-            _swap(target, scratch / "new", scratch / "old")
+            if _stands_in(target):
+                _move_into(target, scratch / "new")
+            else:
+                _swap(target, scratch / "new", scratch / "old")
         finally:
             shutil.rmtree(scratch / "new", ignore_errors=True)
             with contextlib.suppress(OSError):  # an old bundle that could not go back is kept
@@ -171,8 +177,6 @@ def refuse_if_not_ours(folder: Path, *, force: bool) -> None:
         return
     if not target.is_dir():
         raise SpecError(f"{folder}: is a file", hint="name a folder with -o")
-    if target == Path(os.path.realpath(os.curdir)):
-        raise SpecError(f"{folder}: is the current folder", hint="name a new one: -o ./launch")
     present = sorted(_files(target))
     if not present and not any(target.iterdir()):
         return
@@ -187,8 +191,16 @@ def refuse_if_not_ours(folder: Path, *, force: bool) -> None:
         shown = ", ".join(one_line(name) for name in strangers[:3]) or "folders only"
         raise SpecError(
             f"{folder}: holds what no bundle of ours wrote ({shown}), so it is not replaced",
-            hint="move those files away, or name another folder",
+            hint=_whole_folder(folder, target) or "move those files away, or name another folder",
         )
+
+
+def _whole_folder(folder: Path, target: Path) -> str:
+    """Return a hint where `target` is the folder of one launch target in a bundle of several."""
+    names = {name.partition("/")[0] for name in listed_files(target.parent / MARKER) if "/" in name}
+    if target.name not in names:
+        return ""
+    return f"it is a part of the bundle one folder up: -o {folder / '..'} with all its targets"
 
 
 def _files(folder: Path) -> Iterator[str]:
@@ -242,3 +254,29 @@ def _swap(target: Path, fresh: Path, old: Path) -> None:
             old.rename(target)
         raise
     shutil.rmtree(old, ignore_errors=True)
+
+
+def _stands_in(target: Path) -> bool:
+    """Return whether the current folder is `target`, or in it."""
+    here = Path(os.path.realpath(os.curdir))
+    return target == here or target in here.parents
+
+
+def _move_into(target: Path, fresh: Path) -> None:
+    """Move every file of `fresh` into `target`, and take away what an older bundle has beside it.
+
+    The marker lists old and new files until the end, so that a run cut short can be repeated.
+    """
+    new, old = listed_files(fresh / MARKER), listed_files(target / MARKER)
+    both = {"schema": BUNDLE_SCHEMA, "files": sorted((new | old) - {MARKER})}
+    (fresh / ".both").write_text(json.dumps(both), encoding="utf-8")
+    (fresh / ".both").replace(target / MARKER)
+    for name in sorted(new - {MARKER}):
+        (target / name).parent.mkdir(parents=True, exist_ok=True)
+        (fresh / name).replace(target / name)
+    for name in sorted(old - new):
+        (target / name).unlink(missing_ok=True)
+        with contextlib.suppress(OSError):  # others of its folder follow, or are kept
+            shutil.rmtree((target / name).parent / "__pycache__", ignore_errors=True)
+            (target / name).parent.rmdir()
+    (fresh / MARKER).replace(target / MARKER)

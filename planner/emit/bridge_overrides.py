@@ -12,7 +12,9 @@ from collections.abc import Callable, Sequence
 
 from planner.emit.megatron_flags import flags, layer_kinds
 from planner.emit.megatron_pipeline import Flag
+from planner.emit.states import recipe_of
 from planner.plan import Plan
+from planner.specs.stack import stack_named
 from planner.specs.workload import Precision
 
 Override = tuple[str, str]
@@ -23,8 +25,13 @@ DTYPES = {"bf16": "torch.bfloat16", "fp8": "torch.uint8"}
 PRECISION = {
     Precision.BF16: "bf16_mixed",
     Precision.FP16: "fp16_mixed",
-    Precision.FP8: "bf16_with_fp8_current_scaling_mixed",
 }
+EIGHT_BIT = {
+    "tensorwise": "bf16_with_fp8_current_scaling_mixed",
+    "mxfp8": "bf16_with_mxfp8_mixed",
+    "blockwise": "bf16_with_fp8_subchannel_scaling_mixed",
+}
+"""Recipe of FP8 -> Bridge's, whose format and parameters the overrides below set."""
 
 
 def _one(*keys: str) -> Rule:
@@ -131,6 +138,8 @@ PLAN: dict[str, Rule] = {
     "--fp16": _set(),
     "--fp8-format": _one("mixed_precision.fp8"),
     "--fp8-recipe": _one("mixed_precision.fp8_recipe"),
+    "--fp8-param-gather": _set(),  # with the precision, below
+    "--reuse-grad-buf-for-mxfp8-param-ag": _set(),
     "--grad-reduce-in-bf16": _set(("mixed_precision.grad_reduce_in_fp32", "false")),
     "--seq-length": _one("model.seq_length", "dataset.seq_length"),
     "--micro-batch-size": _one("train.micro_batch_size"),
@@ -189,14 +198,20 @@ def plan_overrides(plan: Plan) -> list[tuple[str, list[Override]]]:
 def precision_overrides(plan: Plan) -> list[Override]:
     """Return the precision recipe; with FP8 as planned: no layer left in bf16, gathers in bf16."""
     kind = plan.request.workload.precision
-    out = [("mixed_precision", PRECISION[kind])]
+    work = plan.request.workload
+    recipe, in_fp8 = recipe_of(work), stack_named(work.stack).fp8_params
+    named = EIGHT_BIT.get(recipe, "") if kind is Precision.FP8 else PRECISION[kind]
+    out = [("mixed_precision", named)]
     if kind is Precision.FP8:
         out += [
             ("mixed_precision.first_last_layers_bf16", "false"),
             ("mixed_precision.num_layers_at_start_in_bf16", "0"),
             ("mixed_precision.num_layers_at_end_in_bf16", "0"),
-            ("mixed_precision.fp8_param_gather", "false"),
+            ("mixed_precision.fp8_param_gather", str(in_fp8).lower()),
         ]
+        if recipe == "mxfp8":
+            reused = str(in_fp8).lower()
+            out.append(("mixed_precision.reuse_grad_buf_for_mxfp8_param_ag", reused))
     return out
 
 

@@ -15,6 +15,7 @@ from planner.emit.base import Artifact, hosts_are_placeholders, placed
 from planner.emit.capabilities import ALL, job_refusals, only, refusals, usual
 from planner.emit.deepspeed_config import config
 from planner.emit.fabric import fabric_text
+from planner.emit.nodes import ADDRESS, at_address, start_lines
 from planner.emit.shared import example, shared_artifacts
 from planner.emit.states import offload_fraction
 from planner.emit.threads import threads
@@ -23,9 +24,11 @@ from planner.plan import Plan
 from planner.specs.model import ModelSpec
 from planner.specs.workload import Optimizer, Workload
 
+MOST_TP = 16
+"""Heads of the stand-in, examples/train_deepspeed.py."""
 CAN = usual(
     "DeepSpeed",
-    tp=only(1, why="DeepSpeed's AutoTP has not been measured and is not planned"),
+    sp=only(False, why="DeepSpeed's AutoTP has no sequence parallelism"),
     cp=only(1, why="DeepSpeed has no ring context parallelism"),
     capacity_factor=ALL,
     etp=only(1, why="DeepSpeed's experts are not split in this bundle"),
@@ -42,7 +45,7 @@ CAN = usual(
 
 
 class DeepSpeed:
-    """ZeRO 0 to 3, 1F1B pipelines up to ZeRO 1, experts up to ZeRO 2."""
+    """ZeRO 0 to 3, AutoTP beside it, 1F1B pipelines up to ZeRO 1, experts up to ZeRO 2."""
 
     name = "deepspeed"
     stack = "deepspeed"
@@ -82,6 +85,22 @@ def problems(plan: Plan) -> Iterator[str]:
     yield from pipeline_problems(plan)
     yield from hybrid_problems(plan)
     yield from expert_problems(plan)
+    yield from tensor_problems(plan)
+
+
+def tensor_problems(plan: Plan) -> Iterator[str]:
+    """Yield what AutoTP cannot split, or was not tried with (runtime/engine.py:940)."""
+    lay, model = plan.best.layout, plan.request.model
+    if lay.tp == 1:
+        return
+    if model.mla or model.experts or plan.request.workload.optimizer is Optimizer.MUON:
+        yield f"DeepSpeed's AutoTP (tp={lay.tp}) is not tried with experts, latents or Muon."
+    elif model.kv_heads % lay.tp or model.ffn % lay.tp:
+        yield f"tp={lay.tp} does not divide {model.kv_heads} kv heads and ffn={model.ffn}."
+    if lay.tp > MOST_TP:
+        yield f"This bundle's stand-in has {MOST_TP} heads to split, not {lay.tp}."
+    if lay.pp > 1 or lay.dp_replicate > 1 or lay.offload != "none":
+        yield f"DeepSpeed's AutoTP (tp={lay.tp}) is not tried with pipelines, hpZ or offload."
 
 
 def expert_problems(plan: Plan) -> Iterator[str]:
@@ -215,13 +234,13 @@ MASTER_PORT="${{MASTER_PORT:-29500}}"
 def start_text(plan: Plan) -> str:
     """Return the README's section on how to start."""
     lay, nodes = plan.best.layout, len(placed(plan).hosts)
-    where = (
-        "From one node, with this folder at the same path on all of them (ssh and pdsh):\n\n"
-        "```\n./run.sh\n```\n\n"
-        "Without ssh, on every node: `NODE_RANK=<its line in hostfile, from 0> ./run.sh`."
-        if nodes > 1
-        else "On the node:\n\n```\n./run.sh\n```"
-    )
+    where = f"On the node:\n\n{start_lines(plan)}"
+    if nodes > 1:
+        where = (
+            "From one node, with this folder at the same path on all of them (ssh and pdsh):\n\n"
+            f"```\n{at_address(plan)}./run.sh\n```\n\n"
+            f"Without ssh, on every node its own line:\n\n{start_lines(plan, numbered=True)}"
+        )
     parts = [
         where,
         "`train_deepspeed.py` trains a small stand-in of the model with the plan's ranks, batch,\n"
@@ -230,8 +249,9 @@ def start_text(plan: Plan) -> str:
     ]
     if hosts_are_placeholders(plan) and nodes > 1:
         parts.append(
-            "The cluster lists no hosts: write the real names into `hostfile`, in the same order,\n"
-            "and set MASTER_ADDR to the first."
+            "The cluster lists no hosts: write the real names into `hostfile`, in the same order, "
+            f"and the first\nfor {ADDRESS}. Planned with `--nodes-file FILE` (or `hosts:` in the "
+            "cluster\nfile), both are known."
         )
     if lay.recompute == "full":
         parts.append(
@@ -242,6 +262,15 @@ def start_text(plan: Plan) -> str:
             f"The experts are `deepspeed.moe.layer.MoE(..., ep_size={lay.ep})`: your model is "
             "written with it (as\n`Block` is), adds its `l_aux` to the loss, and DeepSpeed makes "
             "the groups and the optimizer's\nparameter groups for it."
+        )
+    if lay.tp > 1:
+        parts.append(
+            f"Layers are split over {lay.tp} ranks by DeepSpeed's AutoTP. `partition_config` in "
+            "`ds_config.json` names\nthose of the stand-in: name yours, or leave it out for a "
+            "model of Hugging Face whose plan\nAutoTP knows. Groups are made before the engine "
+            "(`groups._init_tp_mesh_device`, `mpu=groups`), as\nthe script does: DeepSpeed would "
+            "count the batch over all ranks otherwise. Ranks of one group get\nthe same batch. No "
+            "published run of AutoTP training is known: take the expected time as a guess."
         )
     if lay.zero == 0:
         parts.append("Without ZeRO, DeepSpeed adds up gradients in 16 bit.")

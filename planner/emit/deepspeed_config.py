@@ -15,6 +15,20 @@ BUCKET_ELEMENTS = 500_000_000
 SMALL_GROUP = 50_000_000
 """Parameters of a rank that are stepped at once, where only some of them are on the host."""
 
+SPLIT: dict[str, Any] = {
+    "use_default_specs": False,
+    "layer_specs": [
+        {"patterns": [r".*\.(out|down)\.weight$"], "partition_type": "row"},
+        {"patterns": [r".*\.up\.weight$"], "partition_type": "column"},
+        {
+            "patterns": [r".*\.qkv\.weight$"],
+            "partition_type": "column",
+            "shape": [3, -1],  # q, k and v, each over its heads
+            "partition_dim": 0,
+        },
+    ],
+}
+"""How AutoTP splits the layers of the stand-in, examples/train_deepspeed.py."""
 NVME_PATH = "/local_nvme"
 """Where nodes mount their drives, unless the user says otherwise in `ds_config.json`."""
 
@@ -37,6 +51,8 @@ def config(plan: Plan) -> dict[str, Any]:
         out["zero_optimization"]["reduce_scatter"] = False
     if lay.zero and work.optimizer is Optimizer.SGD:  # ZeRO asks before optimizers it never tried
         out["zero_allow_untested_optimizer"] = True
+    if lay.tp > 1:
+        out["tensor_parallel"] = {"autotp_size": lay.tp, "partition_config": SPLIT}
     if lay.pp > 1:
         out["pipeline"] = {"stages": lay.pp, "activation_checkpoint_interval": 0}
     return out

@@ -7,11 +7,11 @@ Megatron-FSDP must not have that.
 
 from __future__ import annotations
 
-from planner.emit.base import Artifact, hosts_are_placeholders, placed
+from planner.emit.base import Artifact, placed
 from planner.emit.fabric import fabric_text
 from planner.emit.megatron_flags import flags
 from planner.emit.megatron_rules import CAN, never, problems, queue_text
-from planner.emit.nodes import node_text
+from planner.emit.nodes import node_text, start_lines, start_notes
 from planner.emit.shared import example, shared_artifacts
 from planner.emit.threads import threads
 from planner.plan import Plan
@@ -130,20 +130,12 @@ def start_text(plan: Plan) -> str:
     """Return the README's section on how to start."""
     nodes = len(placed(plan).hosts)
     where = "On every node (ssh, pdsh or srun, in any order)" if nodes > 1 else "On the node"
-    known = nodes == 1 or not hosts_are_placeholders(plan)
-    found = "MASTER_ADDR, MASTER_PORT and\nNODE_RANK override what it finds."
-    if not known:
-        found = (
-            "The cluster lists no hosts: set\n"
-            "NODE_RANK (the line in `hosts.txt`, from 0) and MASTER_ADDR on every node."
-        )
+    notes = "".join(f"\n{note}\n" for note in start_notes(plan))
     return f"""\
 {where}, with this folder and a checkout of Megatron-LM at the same path:
 
-```
-MEGATRON_PATH=/path/to/Megatron-LM ./run.sh
-```
-
+{start_lines(plan, "MEGATRON_PATH=/path/to/Megatron-LM ./run.sh")}
+{notes}
 It trains on random tokens until `DATA_ARGS` at the top of `run.sh` names your data. Words after
 `./run.sh` are passed on to `pretrain_gpt.py`: `./run.sh --train-iters 10` is a short trial.
 
@@ -153,7 +145,8 @@ start, yours to set. Where you start `pretrain_gpt.py` another way, source `env.
 to the flags.
 
 `run.sh` first checks on every rank that it stands where the plan has it (SKIP_PREFLIGHT=1 leaves
-that out), and `checked.py` that Megatron's groups are the plan's. {found}"""
+that out), and `checked.py` that Megatron's groups are the plan's. MASTER_ADDR, MASTER_PORT and
+NODE_RANK override what it finds."""
 
 
 EMITTER = Megatron()

@@ -9,13 +9,13 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from planner.emit.base import Artifact, hosts_are_placeholders, placed
+from planner.emit.base import Artifact, placed
 from planner.emit.bridge_overrides import Override, model_overrides, plan_overrides
 from planner.emit.capabilities import only
 from planner.emit.fabric import fabric_text
 from planner.emit.megatron_rules import CAN as MEGATRON
 from planner.emit.megatron_rules import never, problems, queue_text
-from planner.emit.nodes import node_text
+from planner.emit.nodes import node_text, start_lines, start_notes
 from planner.emit.shared import example, shared_artifacts
 from planner.emit.threads import threads
 from planner.plan import Plan
@@ -136,7 +136,8 @@ def start_text(plan: Plan) -> str:
     where = "On every node (ssh, pdsh or srun, in any order)" if nodes > 1 else "On the node"
     parts = [
         f"{where}, with this folder at the same path and Megatron-Bridge installed (NeMo's "
-        "container\nhas it):\n\n```\n./run.sh\n```",
+        f"container\nhas it):\n\n{start_lines(plan)}",
+        *start_notes(plan),
         "It trains on random tokens until `DATA` at the top of `run.sh` names your data. Words "
         "after\n`./run.sh` are further overrides: `./run.sh train.train_iters=10`.",
         "`plan.overrides` is the plan, an override a line, fit for any recipe, also with Bridge's "
@@ -147,9 +148,4 @@ def start_text(plan: Plan) -> str:
         "A plan knows shapes only: the learning rate and what changes no shape (rotary base, "
         "scoring of the\nrouter) are the recipe's, yours to set.",
     ]
-    if nodes > 1 and hosts_are_placeholders(plan):
-        parts.append(
-            "The cluster lists no hosts: set NODE_RANK (the line in `hosts.txt`, from 0) and\n"
-            "MASTER_ADDR on every node."
-        )
     return "\n\n".join(parts)

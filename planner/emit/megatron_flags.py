@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from planner.emit.megatron_pipeline import Flag, chunks_in_order, pipeline_flags
-from planner.emit.states import AWARE, formats_of, offload_fraction
+from planner.emit.states import AWARE, formats_of, offload_fraction, recipe_of
 from planner.plan import Layout, Plan
 from planner.specs.model import Experts, LatentAttention, ModelSpec, Norm, QkNorm
 from planner.specs.stack import stack_named
@@ -239,15 +239,20 @@ def recompute_flags(model: ModelSpec, work: Workload, lay: Layout) -> list[Flag]
 
 
 def precision_flags(work: Workload) -> list[Flag]:
-    """Return the number format. FP8 scales by tensor: delayed scaling refuses recomputed norms."""
+    """Return the number format, and in FP8 how it scales."""
     if work.precision is Precision.FP16:
         return [_flag("--fp16")]
     out = [_flag("--bf16")]
     if stack_named(work.stack).gradient_bytes == 2:
         out.append(_flag("--grad-reduce-in-bf16"))
     if work.precision is Precision.FP8:
-        recipe = _flag("--fp8-recipe", "tensorwise")
-        return [*out, _flag("--fp8-format", "hybrid"), recipe]
+        recipe = recipe_of(work)
+        form = "hybrid" if recipe == "tensorwise" else "e4m3"
+        out += [_flag("--fp8-format", form), _flag("--fp8-recipe", recipe)]
+        if stack_named(work.stack).fp8_params:
+            out.append(_flag("--fp8-param-gather"))
+            if recipe == "mxfp8":  # weights are gathered in bf16, in the gradients' buffer
+                out.append(_flag("--reuse-grad-buf-for-mxfp8-param-ag"))
     return out
 
 

@@ -11,7 +11,7 @@ from collections.abc import Iterator
 from planner.emit.capabilities import ALL, Capabilities, job_refusals, only, refusals, usual
 from planner.emit.megatron_flags import biases
 from planner.emit.megatron_pipeline import chunks_in_order
-from planner.emit.states import AWARE, formats_of
+from planner.emit.states import AWARE, formats_of, recipe_of
 from planner.plan import Layout, Plan
 from planner.specs.model import ModelSpec, QkNorm
 from planner.specs.workload import Optimizer, Precision, Workload
@@ -28,7 +28,7 @@ CAN = usual(
     ),
     offload=only("none", "optimizer", why="Megatron-LM keeps weights on the GPUs"),
     formats=only(
-        *(*AWARE, "offload-fraction", "offload-layers"),
+        *(*AWARE, "offload-fraction", "offload-layers", "fp8-params"),
         why="Megatron-LM keeps master weights in fp32",
     ),
     recompute_list=ALL,
@@ -160,7 +160,15 @@ def kept(plan: Plan) -> Iterator[str]:
     if work.optimizer is Optimizer.MUON and lay.zero >= 2:
         yield f"Megatron-FSDP (zero={lay.zero}) does not run Muon."
     offload = lay.offload != "none"
-    if not formats_of(work, offload=offload).intersection(AWARE) and not offload:
+    formats = formats_of(work, offload=offload)
+    aware = bool(formats.intersection(AWARE))
+    whole = work.precision is Precision.FP8 and lay.zero > 0 and not (offload or aware)
+    if "fp8-params" in formats and not whole:
+        yield (
+            "Parameters in FP8 (fp8-params) need precision fp8, zero >= 1, states on the GPUs "
+            "and no precision-aware optimizer."
+        )
+    if not aware and not offload:
         return
     if work.optimizer is not Optimizer.ADAMW or lay.zero == 0:
         yield "Megatron's precision-aware optimizer, which offload uses, needs adamw and zero >= 1."
@@ -169,17 +177,23 @@ def kept(plan: Plan) -> Iterator[str]:
 
 
 def eight_bit(model: ModelSpec, work: Workload, lay: Layout) -> Iterator[str]:
-    """Yield the widths that Transformer Engine's FP8 kernels cannot take (multiples of 16)."""
+    """Yield the widths that Transformer Engine's FP8 kernels cannot take.
+
+    They are multiples of 16, in MXFP8 of a scale's 32 values (pytorch/tensor/mxfp8_tensor.py).
+    """
     if work.precision is not Precision.FP8:
         return
+    if recipe_of(work) == "nvfp4":
+        yield "This bundle has FP8, not NVFP4 (stack flag nvfp4)."
+    each = 32 if recipe_of(work) == "mxfp8" else 16
     widths = {"hidden": model.hidden}
     if not all(model.moe_layers):
         widths["ffn/tp"] = model.ffn // lay.tp
     if model.experts:
         widths["experts.ffn/etp"] = model.experts.ffn // lay.etp
     for name, width in widths.items():
-        if width % 16:
-            yield f"FP8 needs widths in multiples of 16, but {name} is {width}."
+        if width % each:
+            yield f"FP8 needs widths in multiples of {each}, but {name} is {width}."
 
 
 def queue_text(lay: Layout) -> str:

@@ -8,10 +8,10 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import Any
 
-from planner.emit.base import Artifact, hosts_are_placeholders, placed
+from planner.emit.base import Artifact, placed
 from planner.emit.capabilities import ALL, job_refusals, only, refusals, usual
 from planner.emit.fabric import fabric_text
-from planner.emit.nodes import node_text
+from planner.emit.nodes import node_text, start_lines, start_notes
 from planner.emit.shared import example, shared_artifacts
 from planner.emit.threads import threads
 from planner.emit.yaml_text import yaml_text
@@ -228,7 +228,8 @@ def start_text(plan: Plan) -> str:
     where = "On every node (ssh, pdsh or srun, in any order)" if nodes > 1 else "On the node"
     parts = [
         f"{where}, with this folder and a checkout of nanotron at the same path:\n\n"
-        "```\nNANOTRON_PATH=/path/to/nanotron ./run.sh\n```",
+        + start_lines(plan, "NANOTRON_PATH=/path/to/nanotron ./run.sh"),
+        *start_notes(plan),
         "`run.sh` first checks on every rank that it stands where the plan has it "
         "(SKIP_PREFLIGHT=1 leaves\nthat out), and `checked_nanotron.py` that nanotron's groups are "
         "the plan's.",
@@ -239,11 +240,6 @@ def start_text(plan: Plan) -> str:
         parts.append(
             "nanotron cuts pipelines by its own count of what layers cost: check that its stages "
             "hold about\nthe layers in `stage_layers` of `plan.json`."
-        )
-    if nodes > 1 and hosts_are_placeholders(plan):
-        parts.append(
-            "The cluster lists no hosts: set NODE_RANK (the line in `hosts.txt`, from 0) and\n"
-            "MASTER_ADDR on every node."
         )
     return "\n\n".join(parts)
 

@@ -1,4 +1,4 @@
-"""How a script on a node learns its node rank and the address of the first node, in bash."""
+"""How a node learns its node rank and the address of the first node: in bash, and in the README."""
 
 from __future__ import annotations
 
@@ -23,6 +23,44 @@ def node_text(plan: Plan) -> str:
     return FIND_NODE
 
 
+def start_lines(plan: Plan, command: str = "./run.sh", *, numbered: bool = False) -> str:
+    """Return the README's block of what to type where, as it can be pasted.
+
+    One line for all nodes where they find themselves in `hosts.txt`; else, and when `numbered`, one
+    for each, of many the first two and the last.
+    """
+    hosts, named = placed(plan).hosts, not hosts_are_placeholders(plan)
+    if len(hosts) == 1 or (named and not numbered):
+        return f"```\n{command}\n```"
+    lines = [
+        f"{at_address(plan)}NODE_RANK={rank} {command}  # on {host if named else f'node {rank}'}"
+        for rank, host in enumerate(hosts)
+    ]
+    if len(hosts) > ALL_SHOWN:
+        lines[2:-1] = ["# and so on, every node with its own number, up to"]
+    return "\n".join(("```", *lines, "```"))
+
+
+def at_address(plan: Plan) -> str:
+    """Return what a line must set first: the address of node 0, where hosts are not named."""
+    unknown = hosts_are_placeholders(plan) and len(placed(plan).hosts) > 1
+    return f"MASTER_ADDR={ADDRESS} " if unknown else ""
+
+
+def start_notes(plan: Plan) -> list[str]:
+    """Return what the README says of those lines, where there is something to fill in."""
+    if not at_address(plan):
+        return []
+    return [
+        f"The cluster lists no hosts: {ADDRESS} stands for the name or address of the node that "
+        "you\nnumber 0. Planned with `--nodes-file FILE` (or `hosts:` in the cluster file), every "
+        "node finds its number\nand that address by itself."
+    ]
+
+
+ADDRESS = "ADDRESS_OF_NODE_0"
+ALL_SHOWN = 4
+"""So many nodes have their lines in the README one by one."""
 FIND_NODE = """\
 # The number of this node is its line in hosts.txt; a domain that one of the names lacks is ignored.
 mapfile -t HOSTS < "$HERE/hosts.txt"

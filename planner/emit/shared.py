@@ -11,6 +11,7 @@ import hashlib
 import json
 from math import log
 
+from planner.emit import emitter_named
 from planner.emit.base import Artifact, hosts_are_placeholders, one_line, placed
 from planner.files import data_folder
 from planner.plan import Plan, RankedPlan
@@ -127,7 +128,7 @@ Launch bundle for {framework}, {hosts}. The layout:
 | expected time | {seconds(estimate.step_time_s)} |
 | expected tokens/s per GPU | {estimate.tokens_per_s_per_gpu:.0f} |
 | expected model FLOP/s utilisation | {estimate.mfu:.1%} |
-
+{_any_note(plan, runs)}
 ## Start
 
 {start.strip()}
@@ -155,6 +156,18 @@ your own script: `preflight.check()` before the process group is made, and
 {_stand_in_note(plan, runs)}"""
 
 
+def _any_note(plan: Plan, runs: str) -> str:
+    """Return that the figures are no framework's, where the plan is for any stack."""
+    if plan.request.workload.stack != "any":
+        return ""
+    own = emitter_named(runs).stack
+    return (
+        f"\nThe plan is for no stack in particular (`--stack any`), and so are these figures; "
+        f"{runs} trains by\nthe rules and at the speed of stack {own}, for which "
+        f"`meshwright plan ... --target {runs}` finds\nits own.\n"
+    )
+
+
 def _stand_in_note(plan: Plan, runs: str) -> str:
     """Return that memory and times are not those of the stand-in that is trained at first."""
     if runs not in STAND_INS:
@@ -167,8 +180,9 @@ def _host_note(plan: Plan) -> str:
     if hosts_are_placeholders(plan):
         return (
             "The cluster lists no hosts, so the names in `hosts.txt` are placeholders: the "
-            "preflight\nchecks which ranks share a node, not what the node is called. List the "
-            "real names under `hosts:`\nin the cluster file to have them checked too."
+            "preflight\nchecks which ranks share a node, not what the node is called. To have the "
+            "real names checked too,\nplan with `--nodes-file FILE`, or list them under `hosts:` "
+            "in the cluster file."
         )
     return "The hosts are those that the cluster lists; their names are compared as well."
 

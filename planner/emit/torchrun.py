@@ -12,6 +12,7 @@ import re
 from planner.emit.base import Artifact, hosts_are_placeholders, one_line, placed, shell_line
 from planner.emit.capabilities import ALL, job_refusals, refusals, usual
 from planner.emit.fabric import fabric_text
+from planner.emit.nodes import ADDRESS, at_address, start_lines, start_notes
 from planner.emit.shared import example, shared_artifacts
 from planner.emit.threads import threads
 from planner.plan import Layout, Plan
@@ -123,17 +124,17 @@ def _start(plan: Plan) -> str:
     """Return the README's section on starting."""
     nodes = len(placed(plan).hosts)
     if nodes == 1:
-        how = "Run `./run.sh` on the node."
+        how = f"On the node:\n\n{start_lines(plan)}"
     elif hosts_are_placeholders(plan):
         how = (
-            "Run one line of `commands.txt` on each node, with the address of the node of rank 0 "
-            "in place of\nADDRESS_OF_NODE_0. The n-th line belongs to the n-th node of `hosts.txt`."
+            f"On every node its own line; `commands.txt` has them all:\n\n{start_lines(plan)}\n\n"
+            + "".join(start_notes(plan))
         )
     else:
         how = (
-            "Copy this folder to every node (or a shared file system) and run `./run.sh` on each: "
-            "it finds its\nnode rank by its host name in `hosts.txt`. `commands.txt` has the same "
-            "with the rank spelt out."
+            "With this folder on every node (or a shared file system), on each of them:\n\n"
+            f"{start_lines(plan)}\n\nIt finds its node rank by its host name in `hosts.txt`; "
+            "`commands.txt` has the same with the rank\nspelt out."
         )
     return f"""{how}
 
@@ -147,15 +148,11 @@ environment."""
 def _commands(plan: Plan) -> str:
     """Return one line to paste on each node, in node-rank order."""
     hosts = placed(plan).hosts
-    prefix = ["MASTER_ADDR=ADDRESS_OF_NODE_0"] if _needs_address(plan) else []
+    prefix = [f"MASTER_ADDR={ADDRESS}"] if at_address(plan) else []
     words = [[*prefix, f"NODE_RANK={rank}", "bash", "./run.sh"] for rank in range(len(hosts))]
     return "".join(
         f"{shell_line(line)}  # {host}\n" for line, host in zip(words, hosts, strict=True)
     )
-
-
-def _needs_address(plan: Plan) -> bool:
-    return hosts_are_placeholders(plan) and len(placed(plan).hosts) > 1
 
 
 def _run(plan: Plan) -> str:

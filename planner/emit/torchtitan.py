@@ -9,10 +9,10 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from planner.emit.base import Artifact, hosts_are_placeholders, placed
+from planner.emit.base import Artifact, placed
 from planner.emit.capabilities import job_refusals, only, refusals, usual
 from planner.emit.fabric import fabric_text
-from planner.emit.nodes import node_text
+from planner.emit.nodes import node_text, start_lines, start_notes
 from planner.emit.shared import example, shared_artifacts
 from planner.emit.states import formats_of
 from planner.emit.threads import threads
@@ -316,7 +316,8 @@ def start_text(plan: Plan) -> str:
     where = "On every node (ssh, pdsh or srun, in any order)" if nodes > 1 else "On the node"
     parts = [
         f"{where}, with this folder at the same path and torchtitan 0.3.0 installed:\n\n"
-        "```\nHF_ASSETS_PATH=/path/to/tokenizer ./run.sh\n```",
+        + start_lines(plan, "HF_ASSETS_PATH=/path/to/tokenizer ./run.sh"),
+        *start_notes(plan),
         "`torchtitan.args` holds the parallelism, one key a line; `titan_plan.py` builds the model "
         "of\n`plan.json` and cuts its pipeline. Words after `./run.sh` are passed on: "
         "`./run.sh --training.steps=100`.\nA plan knows shapes only: rotary base, router scoring "
@@ -326,11 +327,6 @@ def start_text(plan: Plan) -> str:
         parts.append(
             "FP8 is torchao's: `pip install torchao` beside torchtitan. Projections and experts "
             "multiply in FP8\nwith a scale a row, what travels stays in bf16."
-        )
-    if nodes > 1 and hosts_are_placeholders(plan):
-        parts.append(
-            "The cluster lists no hosts: set NODE_RANK (the line in `hosts.txt`, from 0) and\n"
-            "MASTER_ADDR on every node."
         )
     return "\n\n".join(parts)
 

@@ -6,7 +6,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from planner.estimate.compute import EXPERT_SHARD, SHARD
-from planner.estimate.experts import received_tokens
+from planner.estimate.experts import received_tokens, routed_tokens
 from planner.estimate.inputs import FloatArray, Inputs, term
 from planner.estimate.kernels import uses_fp8
 from planner.sources import KORTHIKANTI_2022, MEGATRON_CORE, SWITCH_2021
@@ -193,8 +193,11 @@ def experts_bytes(x: Inputs) -> FloatArray:
         return np.zeros(len(x.layouts))
     router = 9.0 * x.rank_tokens / x.sp_ways * experts.count
     inside = _width_bytes(x) * experts.ffn / x.layouts.etp + _stored_bytes(x) * x.model.hidden
-    if x.stack.activations != "megatron":  # the weighted output of fc2 and the indices stay too
-        inside = inside + 2.0 * x.model.hidden + 28.0
+    weighted = 2.0 * x.model.hidden + 28.0  # the output of fc2 and the indices stay too
+    if x.stack.activations != "megatron":
+        buffers = x.stack.pads_experts & (x.layouts.ep > 1)  # hold no output, and fp32 for routing
+        outputs = np.where(buffers, routed_tokens(x), received_tokens(x))
+        router = router + weighted * outputs + buffers * 4.0 * x.rank_tokens * x.model.hidden
     return router + received_tokens(x) * inside + feed_forward_bytes(x, experts.shared_ffn)
 
 

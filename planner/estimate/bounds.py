@@ -28,20 +28,12 @@ import numpy as np
 from planner.estimate.communication import pp_microbatch_s, tied_embedding_s
 from planner.estimate.compute import head_s
 from planner.estimate.inputs import FloatArray, Inputs, term
+from planner.estimate.layer import dense_layer_total_s, directions_s, moe_layer_total_s
 from planner.estimate.optimizer import optimizer_s
 from planner.estimate.params import stage_dense_parameters, stage_expert_parameters
+from planner.estimate.pipelined import first_s, hidden_s, hideable_s, stage_microbatch_s
 from planner.estimate.stages import EMBEDDING_FORWARD
-from planner.estimate.step import (
-    dense_layer_total_s,
-    directions_s,
-    exposed_s,
-    first_s,
-    hidden_s,
-    hideable_s,
-    moe_layer_total_s,
-    stage_microbatch_s,
-    step_s,
-)
+from planner.estimate.step import exposed_s, step_s
 from planner.layouts.split import cuts_freely
 from planner.layouts.table import HIDES, SPLITS, IntArray
 from planner.pipeline.behind import layers_ahead

@@ -5,6 +5,7 @@ from __future__ import annotations
 import numpy as np
 
 from planner.estimate.experts import routed_tokens
+from planner.estimate.fp8_weights import copy_bytes, primary
 from planner.estimate.inputs import FloatArray, Inputs, term
 from planner.estimate.params import (
     dense_layer_parameters,
@@ -93,8 +94,9 @@ def sharding_buffers_bytes(x: Inputs) -> FloatArray:
     lay, s, width = x.layouts, x.stages, x.stack.gradient_reduce_bytes
     largest = largest_layer_parameters(x)
     zero = lay.zero[:, None]
+    gathered = copy_bytes(x) if primary(x) else 2.0
     ends = 2.0 * (s.last * head_parameters(x)[:, None])
-    total = np.where(zero == 3, (4.0 + width) * largest + ends, 0.0)
+    total = np.where(zero == 3, (2 * gathered + width) * largest + ends, 0.0)
     # ZeRO-2 reduces layer by layer, or a whole chunk once pp micro-batches have passed it
     per_chunk = -(-(s.dense_layers + s.moe_layers) // lay.vpp[:, None])
     reducing = np.where(lay.vpp[:, None] > 1, per_chunk, 1)

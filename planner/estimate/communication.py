@@ -14,6 +14,7 @@ from planner.estimate.collectives import (
 )
 from planner.estimate.compute import EXPERT_SHARD, SHARD
 from planner.estimate.experts import busiest_rank, routed_tokens
+from planner.estimate.fp8_weights import casts_weights
 from planner.estimate.inputs import FloatArray, Inputs, term
 from planner.estimate.kernels import uses_fp8
 from planner.estimate.params import (
@@ -23,6 +24,7 @@ from planner.estimate.params import (
     moe_layer_parameters,
     stage_dense_parameters,
     stage_expert_parameters,
+    stage_tables,
 )
 from planner.layouts.table import IntArray
 from planner.sources import (
@@ -159,8 +161,12 @@ def pp_microbatch_s(x: Inputs) -> FloatArray:
 def _data_s(
     x: Inputs, op: Collective, buffer_bytes: FloatArray, stride: IntArray, n: IntArray
 ) -> FloatArray:
-    """Return the seconds of a data-parallel collective, slowed where its rings leave the leaf."""
-    return group_s(x, op, buffer_bytes, stride, n, slowdown=leaf_slowdown(x, stride, n))
+    """Return the seconds of a data-parallel collective, slowed where its rings leave the leaf.
+
+    Where there is nothing to send (experts of a dense model) nothing starts either.
+    """
+    took = group_s(x, op, buffer_bytes, stride, n, slowdown=leaf_slowdown(x, stride, n))
+    return np.where(buffer_bytes > 0, took, 0.0)
 
 
 def _bucketed_s(
@@ -185,9 +191,17 @@ def expert_shard_ways(x: Inputs) -> IntArray:
     return ways
 
 
+TABLE_BYTES = 2.0
+
+
 def parameter_bytes(x: Inputs) -> float:
-    """Return the bytes per parameter that an all-gather of parameters moves."""
-    return 1.0 if uses_fp8(x) else 2.0
+    """Return the bytes per parameter of a matrix that an all-gather of parameters moves.
+
+    Tables at the ends travel in 16 bit.
+    """
+    if casts_weights(x) and not x.stack.fp8_params:
+        return TABLE_BYTES
+    return x.stack.fp8_gather_bytes if uses_fp8(x) else TABLE_BYTES
 
 
 def _layer_gather_s(x: Inputs, outside: FloatArray) -> FloatArray:
@@ -271,7 +285,7 @@ def embedding_sharding_s(x: Inputs) -> FloatArray:
     The head's own table travels while the layers next to it compute.
     """
     held, ways = embedding_parameters(x), shard_ways(x)
-    gather = _data_s(x, "all_gather", parameter_bytes(x) * held, x.layouts.tp, ways)
+    gather = _data_s(x, "all_gather", TABLE_BYTES * held, x.layouts.tp, ways)
     width = float(x.stack.gradient_reduce_bytes)
     scatter = _data_s(x, "reduce_scatter", width * held, x.layouts.tp, ways)
     return np.where(x.layouts.zero == 3, gather + scatter, 0.0)
@@ -313,7 +327,8 @@ def gradient_sync_s(x: Inputs) -> FloatArray:
 def parameter_gather_s(x: Inputs) -> FloatArray:
     """Once a step: updated parameters of the heaviest stage, no overlap."""
     lay, width = x.layouts, parameter_bytes(x)
-    dense = width * stage_dense_parameters(x).max(axis=1)
+    tables = (TABLE_BYTES - width) * stage_tables(x)
+    dense = (width * stage_dense_parameters(x) + tables).max(axis=1)
     experts = width * stage_expert_parameters(x).max(axis=1)
     gather = _bucketed_s(x, "all_gather", dense, lay.tp, shard_ways(x))
     gather = gather + _bucketed_s(x, "all_gather", experts, lay.ep * lay.etp, expert_shard_ways(x))

@@ -303,8 +303,8 @@ def _moe_elementwise(x: Inputs, *, backward: bool) -> FloatArray:
 
 def _head_width(x: Inputs) -> FloatArray:
     """Return one rank's share of the vocabulary, as its multiplies see it."""
-    width = padded_vocab(x.model.vocab, x.layouts.tp) / x.layouts.tp
-    return width if x.stack.pads_vocab else np.where(x.layouts.tp == 1, x.model.vocab, width)
+    width = padded_vocab(x.model.vocab, x.vocab_ways) / x.vocab_ways
+    return width if x.stack.pads_vocab else np.where(x.vocab_ways == 1, x.model.vocab, width)
 
 
 @term(

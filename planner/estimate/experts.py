@@ -47,16 +47,28 @@ def expert_shares(model: ModelSpec, workload: Workload) -> FloatArray:
 
 @term(
     unit="1",
-    formula="busiest rank's tokens / mean, after the capacity of each expert",
+    formula="busiest rank's tokens / mean, after the capacity of each expert; DeepSpeed, ep > 1: "
+    "capacity_factor, or the busiest expert's / mean",
     source=GSHARD_2020,
     on=("ep",),
 )
 def busiest_rank(x: Inputs) -> FloatArray:
-    """Routed tokens on the busiest expert-parallel rank over the mean rank."""
+    """Routed tokens on the busiest expert-parallel rank over the mean rank.
+
+    DeepSpeed's experts have buffers of one size, on every rank: their capacity where tokens are
+    dropped, else what the busiest expert of all gets (deepspeed/moe/sharded_moe.py).
+    """
     model, workload = x.model, x.workload
     if model.experts is None:
         return np.ones(len(x.layouts))
     cap = workload.capacity_factor or np.inf
+    if x.stack.pads_experts:
+        fullest = workload.capacity_factor or (
+            workload.expert_imbalance
+            if workload.expert_load is None
+            else float(expert_shares(model, workload).max()) * model.experts.count
+        )
+        return np.where(x.layouts.ep > 1, fullest, min(1.0, cap))
     if workload.expert_load is None:
         skew = min(workload.expert_imbalance, model.experts.count, cap)
         return np.where(x.layouts.ep > 1, skew, min(1.0, cap))

@@ -308,7 +308,7 @@ PARTS = {
 def fsdp_peak_point(x: Inputs) -> FloatArray:
     """Which point of a step (0 to 5) holds the most under FSDP2; 0 for other stacks."""
     if x.stack.states != "fsdp2":
-        return np.zeros(x.stages.count.shape)
+        return np.zeros_like(x.stages.count, dtype=np.float64)
     return x.once(_at_peak)["point"].astype(np.float64)
 
 

@@ -7,6 +7,8 @@ peak.
 
 from __future__ import annotations
 
+from functools import reduce
+
 import numpy as np
 from numpy.typing import NDArray
 
@@ -116,7 +118,7 @@ RESERVE = Source("allocator and NCCL notes", "docs/model.md, section Overhead")
 @term(unit="bytes", formula="1.5 GiB", source=RESERVE)
 def context_bytes(x: Inputs) -> FloatArray:
     """CUDA context and loaded kernels of one process; outside of torch's allocator."""
-    return np.full(x.stages.count.shape, CONTEXT_BYTES)
+    return np.full_like(x.stages.count, CONTEXT_BYTES, dtype=np.float64)
 
 
 @term(
@@ -137,14 +139,14 @@ def communicators_bytes(x: Inputs) -> FloatArray:
     ]
     communicators = np.sum([u.astype(np.int64) for u in used], axis=0)
     buffers = COMMUNICATOR_BYTES * communicators + np.where(lay.ep > 1, ALL_TO_ALL_BYTES, 0.0)
-    total: FloatArray = buffers[:, None] + np.zeros(x.stages.count.shape)
+    total: FloatArray = buffers[:, None] + np.zeros_like(x.stages.count)
     return total
 
 
 @term(unit="bytes", formula="0.1 GiB", source=MEGATRON_CORE)
 def workspace_bytes(x: Inputs) -> FloatArray:
     """Workspaces of cuBLAS and Transformer Engine, taken from torch's allocator once."""
-    return np.full(x.stages.count.shape, WORKSPACE_BYTES)
+    return np.full_like(x.stages.count, WORKSPACE_BYTES, dtype=np.float64)
 
 
 @term(
@@ -168,8 +170,7 @@ OVERHEAD_TERMS = (context_bytes, communicators_bytes, workspace_bytes, fragmenta
 )
 def overhead_bytes(x: Inputs) -> FloatArray:
     """What is on the GPU beside the tensors of training."""
-    total: FloatArray = np.sum([t(x) for t in OVERHEAD_TERMS], axis=0)
-    return total
+    return reduce(np.add, [t(x) for t in OVERHEAD_TERMS])
 
 
 MEMORY_TERMS = {
@@ -200,7 +201,7 @@ def stage_bytes(x: Inputs) -> FloatArray:
 
 
 def _all_parts_bytes(x: Inputs) -> FloatArray:
-    total = np.sum([t(x) for t in MEMORY_TERMS.values()], axis=0)
+    total = reduce(np.add, [t(x) for t in MEMORY_TERMS.values()])
     return np.where(x.stages.count > 0, total, 0.0)
 
 

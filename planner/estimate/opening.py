@@ -21,7 +21,7 @@ from planner.estimate.recompute import kept_layer_bytes
 from planner.estimate.running import judge, own_kinds
 from planner.layouts.rules import Context
 from planner.layouts.table import Layouts
-from planner.sources import GPIPE_2019, KORTHIKANTI_2022, MEGATRON_CORE
+from planner.sources import GPIPE_2019, KORTHIKANTI_2022, MEGATRON_CORE, TRANSFORMER_ENGINE
 
 PART_UNITS = ("bytes", "parameters", "micro-batches", "layers")
 
@@ -63,6 +63,18 @@ def kept_moe_layer_bytes(x: Inputs) -> FloatArray:
 
 
 @term(
+    unit="layers",
+    formula="offload-layers of the stack; of L layers what any L - N keep is on the GPU at most",
+    source=TRANSFORMER_ENGINE,
+)
+def offloaded_layers(x: Inputs) -> FloatArray:
+    """First layers whose activations wait in the host's memory for their backward pass."""
+    here = x.stages.dense_layers + x.stages.moe_layers
+    away: FloatArray = np.minimum(x.stack.offload_layers, here).astype(np.float64)
+    return away
+
+
+@term(
     unit="bytes",
     formula="activations - those kept: the layer being recomputed, gradients of activations",
     source=GPIPE_2019,
@@ -77,6 +89,7 @@ FACTORS = (
     dense_layers,
     kept_moe_layer_bytes,
     moe_layers,
+    offloaded_layers,
     microbatches_in_flight,
 )
 SUMS = (kept_activations_bytes, working_activations_bytes)

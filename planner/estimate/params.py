@@ -59,20 +59,22 @@ def expert_parameters(x: Inputs) -> FloatArray:
 
 @term(
     unit="parameters",
-    formula="padded_vocab*hidden/tp + learned positions, vocabulary padded to 128*tp",
+    formula="padded_vocab*hidden/tp + learned positions, vocabulary padded to 128*tp "
+    "(tp is 1 here for DeepSpeed's AutoTP)",
     source=MEGATRON_CORE,
     on=("tp",),
 )
 def embedding_parameters(x: Inputs) -> FloatArray:
     """Token table (split over tp), learned positions, the embedding's norm; first stage."""
     m = x.model
-    table = padded_vocab(m.vocab, x.layouts.tp) * m.hidden / x.layouts.tp
+    table = padded_vocab(m.vocab, x.vocab_ways) * m.hidden / x.vocab_ways
     return table + m.learned_positions * m.hidden + (2 * m.hidden if m.embedding_norm else 0)
 
 
 @term(
     unit="parameters",
-    formula="padded_vocab*hidden/tp (0: tied, pp 1) + final norm; MTP: 2 h^2/tp + 3 norms + table",
+    formula="padded_vocab*hidden/tp (0: tied, pp 1; AutoTP: tp 1) + final norm; MTP: 2 h^2/tp "
+    "+ 3 norms + table",
     source=MEGATRON_CORE,
     on=("tp", "pp"),
 )
@@ -84,7 +86,7 @@ def head_parameters(x: Inputs) -> FloatArray:
     """
     m = x.model
     together = (x.layouts.pp == 1) | (x.layouts.folds == 1)
-    table = padded_vocab(m.vocab, x.layouts.tp) * m.hidden / x.layouts.tp
+    table = padded_vocab(m.vocab, x.vocab_ways) * m.hidden / x.vocab_ways
     held = np.where(together & m.tied_embeddings, 0.0, table)
     if m.mtp_layers:
         again = np.where(~together & (not m.tied_embeddings), table, 0.0)

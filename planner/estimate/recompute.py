@@ -24,9 +24,9 @@ from planner.estimate.activations import (
 from planner.estimate.compute import EXPERT_SHARD
 from planner.estimate.experts import received_tokens
 from planner.estimate.inputs import FloatArray, Inputs, term
-from planner.estimate.modules import FULL, layers_each, recomputed_modules
+from planner.estimate.modules import FULL, recomputed_modules
 from planner.estimate.offloading import layers_within, windows
-from planner.layouts.table import IntArray
+from planner.estimate.units import counts
 from planner.sources import TRANSFORMER_ENGINE
 
 SELECTIVE = 1
@@ -125,15 +125,12 @@ def kept_stage_bytes(x: Inputs) -> FloatArray:
         kept = kept - np.where(x.layouts.pp == 1, away_bytes(x), 0.0)[:, None]
     if not x.has_units:
         return kept
-    points = x.by(UNITS, _points)
-    full = x.layouts.recompute[:, None] == FULL
-    kept = np.where(full, 0.0, kept)
-    kept += np.where(full, points * checkpoint_bytes(x)[:, None], 0.0)
+    full, by = x.layouts.recompute[:, None] == FULL, x.once(counts)
+    points = by.points * checkpoint_bytes(x)[:, None]
     if x.has_blocks:
-        whole = (layer[:, None] for layer in whole_layer_bytes(x))
-        left = zip(whole, (x.by(UNITS, _dense_left), x.by(UNITS, _moe_left)), strict=True)
-        kept += np.where(full, sum(layer * layers for layer, layers in left), 0.0)
-    return kept
+        whole_dense, whole_moe = (whole[:, None] for whole in whole_layer_bytes(x))
+        points = points + by.dense_left * whole_dense + by.moe_left * whole_moe
+    return np.where(full, points, kept)
 
 
 @term(
@@ -172,56 +169,8 @@ def _offloaded(x: Inputs) -> int:
     return min(x.stack.offload_layers, x.model.layers - 1)
 
 
-UNITS = ("pp", "vpp", "schedule", "recompute_units")
-
-
-def _points(x: Inputs) -> FloatArray:
-    """Return the layers whose input a stage keeps; its layers are taken as evenly chunked."""
-    s, chunks = x.stages, _chunks(x)
-    each, block = (column[:, None] for column in layers_each(x))
-    layers = s.dense_layers + s.moe_layers
-    less, longer = np.divmod(layers, chunks)
-    units = longer * -(-(less + 1) // each) + (chunks - longer) * -(-less // each)
-    return np.where(block, _again(x), units).astype(np.float64)
-
-
-def _chunks(x: Inputs) -> IntArray:
-    """Return the chunks of a stage, those of both copies of the model."""
-    chunks: IntArray = x.layouts.vpp * x.layouts.copies
-    return chunks[:, None]
-
-
-def _again(x: Inputs) -> IntArray:
-    """Return the layers of a stage that are in blocks."""
-    each, _ = layers_each(x)
-    held = x.stages.dense_layers + x.stages.moe_layers
-    again: IntArray = np.minimum(each[:, None] * _chunks(x), held)
-    return again
-
-
-def _dense_left(x: Inputs) -> FloatArray:
-    """Return the dense layers that blocks leave whole; a model's dense layers are its first."""
-    left = np.maximum(x.stages.dense_layers - _again(x), 0)
-    return np.where(layers_each(x)[1][:, None], left, 0).astype(np.float64)
-
-
-def _moe_left(x: Inputs) -> FloatArray:
-    """Return the layers with experts that blocks leave whole."""
-    dense, moe = x.stages.dense_layers, x.stages.moe_layers
-    left = moe - np.maximum(_again(x) - dense, 0)
-    return np.where(layers_each(x)[1][:, None], left, 0).astype(np.float64)
-
-
 def live_layers(x: Inputs) -> FloatArray:
     """Return the layers that recompute makes whole again at once: those of one unit of a chunk."""
     if not x.has_units:
-        return np.ones(x.stages.count.shape)
-    full = x.layouts.recompute[:, None] == FULL
-    return np.where(full, x.by(UNITS, _unit_layers), 1.0)
-
-
-def _unit_layers(x: Inputs) -> FloatArray:
-    each, block = (column[:, None] for column in layers_each(x))
-    longest = -(-(x.stages.dense_layers + x.stages.moe_layers) // _chunks(x))
-    unit = np.minimum(each, np.maximum(longest, 1))
-    return np.where(block, 1, unit).astype(np.float64)
+        return np.ones_like(x.stages.count, dtype=np.float64)
+    return np.where(x.layouts.recompute[:, None] == FULL, x.once(counts).live, 1.0)

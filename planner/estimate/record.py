@@ -13,15 +13,20 @@ from planner.estimate import (
     communication,
     compute,
     experts,
+    fp8_weights,
     fsdp,
     in_flight,
+    layer,
     memory,
     muon,
     optimizer,
     params,
+    pipelined,
+    recompute,
     states,
     step,
 )
+from planner.estimate.applying import idle_terms
 from planner.estimate.flops import step_flops
 from planner.estimate.inputs import Inputs, Term
 from planner.estimate.kernels import uses_fp8
@@ -30,8 +35,9 @@ from planner.estimate.uncertainty import interval
 from planner.layouts.rules import Context
 from planner.layouts.table import Layouts
 
-MEMORY_MODULES = (states, activations, in_flight, buffers, fsdp, memory)
-MODULES = (params, experts, compute, again, communication, *MEMORY_MODULES, muon, optimizer, step)
+MEMORY_MODULES = (fp8_weights, recompute, states, activations, in_flight, buffers, fsdp, memory)
+TIME_MODULES = (muon, optimizer, layer, pipelined, step)
+MODULES = (params, experts, compute, again, communication, *MEMORY_MODULES, *TIME_MODULES)
 
 
 def _terms() -> tuple[Term, ...]:
@@ -125,6 +131,7 @@ def term_values(
     one = layouts.take([row])
     judged = judged or judge(context, one)[0]
     x = Inputs(*context, one, kinds=own_kinds(context, judged), flows=judged.flows)
+    idle = idle_terms(x)
     out = []
     for t in TERMS:
         value = np.atleast_1d(t(x)[0])
@@ -137,6 +144,7 @@ def term_values(
                 "formula": t.formula,
                 "source": str(t.source),
                 "about": t.doc,
+                "applies": t.name not in idle,
             }
         )
     return out

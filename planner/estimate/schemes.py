@@ -15,6 +15,7 @@ from typing import NamedTuple
 
 import numpy as np
 
+from planner.estimate.fp8_weights import copy_bytes, primary
 from planner.estimate.inputs import Inputs
 from planner.specs.workload import Optimizer, Precision
 
@@ -109,6 +110,13 @@ def scheme(x: Inputs) -> Scheme:
     if stack.master_bytes is not None:
         master = stack.master_bytes
     return Scheme(weight, gradient, master, upcast, moments(x), passing)
+
+
+def weight_kinds(x: Inputs) -> Kinds:
+    """Return bytes of a resident weight: of matrices in FP8 where that is what is kept."""
+    kept = scheme(x).weight
+    matrix = copy_bytes(x) if primary(x) else kept
+    return Kinds(matrix, kept, kept)
 
 
 def stepped(x: Inputs) -> Kinds:

@@ -215,6 +215,19 @@ def _hopeful(rows: Rows, x: Inputs) -> Rows:
     return rows.take(np.lexsort((rows.least_s, far))[:NEARLY_KEPT])
 
 
+def best_first(step_s: FloatArray, peak_bytes: FloatArray) -> IntArray:
+    """Return the rows by time, ties by the smaller peak, then by row.
+
+    The quickest sort does not keep the order of ties; these are few and sorted once more.
+    """
+    order = np.argsort(step_s)
+    again = np.diff(step_s[order]) == 0.0
+    tied = np.flatnonzero(np.append(again, False) | np.append(False, again))
+    rows = order[tied]
+    order[tied] = rows[np.lexsort((rows, peak_bytes[rows], step_s[rows]))]
+    return order
+
+
 def fastest(rows: Rows, space: Space) -> Rows:
     """Return MOST_KEPT rows that may be the fastest, and those that lead in another way.
 
@@ -226,9 +239,11 @@ def fastest(rows: Rows, space: Space) -> Rows:
     limit = np.partition(could, MOST_KEPT - 1)[MOST_KEPT - 1]
     keep = could < limit
     keep[np.flatnonzero(could == limit)[: MOST_KEPT - int(keep.sum())]] = True
-    order = np.lexsort((rows.peak_bytes, rows.step_s))
-    _, first = np.unique(space.codes(SHAPE).code[rows.turn][order], return_index=True)
-    keep[order[first]] = True
+    order = best_first(rows.step_s, rows.peak_bytes)
+    shapes = space.codes(SHAPE)
+    first = np.full(shapes.size, -1)
+    first[shapes.code[rows.turn][order[::-1]]] = order[::-1]  # the best row is written last
+    keep[first[first >= 0]] = True
     peaks = rows.peak_bytes[order]
     keep[order[np.append(True, peaks[1:] < np.minimum.accumulate(peaks)[:-1])]] = True
     return rows.take(np.flatnonzero(keep))

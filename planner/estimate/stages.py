@@ -15,7 +15,8 @@ from numpy.typing import NDArray
 from planner.estimate.collectives import point_to_point_s
 from planner.estimate.compute import head_s
 from planner.estimate.inputs import FloatArray, Inputs
-from planner.estimate.step import directions_s, first_s, hideable_s
+from planner.estimate.layer import directions_s
+from planner.estimate.pipelined import first_s, hideable_s
 from planner.pipeline.timing import Links
 
 HEAD_FORWARD = HEAD_WEIGHT = 1 / 3

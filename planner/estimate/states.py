@@ -9,6 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from planner.estimate.communication import expert_shard_ways, shard_ways
+from planner.estimate.fp8_weights import fp8_copies_bytes
 from planner.estimate.inputs import FloatArray, Inputs, term
 from planner.estimate.params import (
     stage_dense_parameters,
@@ -17,7 +18,7 @@ from planner.estimate.params import (
     stage_expert_vectors,
     stage_tables,
 )
-from planner.estimate.schemes import FP32, Kinds, scheme
+from planner.estimate.schemes import FP32, Kinds, scheme, weight_kinds
 from planner.sources import DEEPSPEED_OFFLOAD, MEGATRON_CORE, ZERO_2020
 
 STATES = ("tp", "cp", "pp", "vpp", "dp", "dp_replicate", "ep", "etp", "zero", "offload")
@@ -89,7 +90,8 @@ def optimizer_here(x: Inputs) -> FloatArray:
 
 @term(
     unit="bytes",
-    formula="2 P (FSDP2: 4 P), / shards in zero 3; FSDP2 without reshard adds 2 P gathered",
+    formula="2 P (FSDP2: 4 P; matrices kept in FP8: 1 or 2), / shards in zero 3, + FP8 copies; "
+    "FSDP2 without reshard adds 2 P gathered",
     source=ZERO_2020,
     on=STATES,
 )
@@ -97,7 +99,8 @@ def weights_bytes(x: Inputs) -> FloatArray:
     """Parameters resident on a GPU; P is what its stage, tp and ep ranks hold."""
     here = on_gpu(weights_away(x))
     if x.stack.states != "fsdp2":
-        return held(x, scheme(x).weight, sharded_from=3) * here
+        kept = held_by_kind(x, weight_kinds(x), sharded_from=3) * here
+        return kept + fp8_copies_bytes(x)
     resident = np.where(x.layouts.zero == 2, 2.0, 0.0)[:, None]
     whole = stage_dense_parameters(x) + stage_expert_parameters(x)
     return held(x, scheme(x).weight, sharded_from=2) * here + resident * whole

@@ -53,6 +53,7 @@ def deepspeed_job(facts: Facts, gpus: int | None, trainer: Trainer) -> Job:
     steps = _auto(facts, "gradient_accumulation_steps") or trainer.steps
     batch = _auto(facts, "train_batch_size")
     dp = _replicas(facts, gpus, tp * pp * cp, (batch, micro, steps))
+    counted = gpus_told(facts, (batch, micro, steps), dp * tp * pp * cp) if dp and not gpus else ""
     if batch is None and micro and dp:
         batch = micro * (steps or 1) * dp
     if micro is None and batch and dp and steps:
@@ -78,6 +79,7 @@ def deepspeed_job(facts: Facts, gpus: int | None, trainer: Trainer) -> Job:
         stack="+".join(["deepspeed", *flags]),
         layout=words,
         gpus=gpus or (dp * tp * pp * cp if dp else None),
+        gpus_from=counted,
         seq_tokens=trainer.seq_tokens,
         global_batch=batch,
         precision="fp16" if fp16 else trainer.precision or "bf16",
@@ -121,25 +123,53 @@ def _replicas(
     facts: Facts, gpus: int | None, others: int, batch: tuple[int | None, ...]
 ) -> int | None:
     """Return the data-parallel size, from the GPUs or from the three sizes of a batch."""
-    whole, micro, steps = batch
-    by_batch = None
-    if whole and micro and steps:
-        by_batch, rest = divmod(whole, micro * steps)
-        if rest or not by_batch:
-            raise SpecError(
-                f"{facts.origin}: train_batch_size {whole} is not a multiple of "
-                f"micro-batch x accumulation steps = {micro * steps}"
-            )
+    by_batch = _by_batch(facts, batch)
     if gpus is None:
         return by_batch
     dp, rest = divmod(gpus, others)
-    if rest or (by_batch and by_batch != dp):
-        wanted = by_batch * others if by_batch else f"a multiple of {others}"
+    if rest:
         raise SpecError(
-            f"{facts.origin}: {gpus:,} GPUs; its batch sizes and degrees need {wanted}",
+            f"{facts.origin}: {gpus:,} GPUs are not a multiple of {_degrees_told(facts)} = "
+            f"{others:,}",
             hint="give the number that the job runs on: --gpus N",
         )
+    if by_batch and by_batch != dp:
+        raise SpecError(
+            f"{facts.origin}: {gpus_told(facts, batch, by_batch * others)}, and it is to run on "
+            f"{gpus:,} GPUs",
+            hint=f"--gpus {by_batch * others}, or mend one of these keys in {facts.origin}",
+        )
     return dp
+
+
+def _by_batch(facts: Facts, batch: tuple[int | None, ...]) -> int | None:
+    """Return train_batch_size / (micro-batch x accumulation), where all three are given."""
+    whole, micro, steps = batch
+    if not (whole and micro and steps):
+        return None
+    dp, rest = divmod(whole, micro * steps)
+    if rest or not dp:
+        raise SpecError(
+            f"{facts.origin}: train_batch_size {whole} is not a multiple of "
+            f"train_micro_batch_size_per_gpu {micro} x gradient_accumulation_steps {steps} = "
+            f"{micro * steps}"
+        )
+    return dp
+
+
+def gpus_told(facts: Facts, batch: tuple[int | None, ...], gpus: int) -> str:
+    """Return by which keys DeepSpeed's configuration says its number of GPUs."""
+    whole, micro, steps = batch
+    degrees = _degrees_told(facts)
+    return (
+        f"train_batch_size {whole} / (train_micro_batch_size_per_gpu {micro} x "
+        f"gradient_accumulation_steps {steps}){f' x {degrees}' if degrees else ''} = {gpus:,} GPUs"
+    )
+
+
+def _degrees_told(facts: Facts) -> str:
+    """Return the degrees that the configuration states, by their keys."""
+    return " x ".join(f"{name} {n}" for name in DEGREES if (n := _auto(facts, name) or 1) > 1)
 
 
 def _offload(facts: Facts) -> str:

@@ -21,6 +21,8 @@ class Job:
     stack: str
     layout: Mapping[str, str] = field(default_factory=dict)
     gpus: int | None = None
+    gpus_from: str = ""
+    """Which settings the number of GPUs follows from, where none states it."""
     seq_tokens: int | None = None
     global_batch: int | None = None
     precision: str = "bf16"

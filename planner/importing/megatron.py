@@ -34,6 +34,7 @@ BESIDE = (
     *("moe_router_load_balancing_type", "moe_router_padding_for_quantization", "mock_data"),
     *("tokenizer_type", "moe_aux_loss_coeff", "no_bias_dropout_fusion", "use_mcore_models"),
     *("moe_router_pre_softmax", "use_flash_attn"),
+    "reuse_grad_buf_for_mxfp8_param_ag",
 )
 """Names that follow from what is read, or are as the estimate takes them to be."""
 
@@ -216,7 +217,8 @@ def _precision(facts: Facts, told: list[str]) -> tuple[str, list[str]]:
     fp8 = facts.text("fp8_format", "fp8").lower() not in ("", "none", "null", "false")
     if fp8 or "fp8" in named:
         scales = {"tensorwise": ["fp8-current"], "mxfp8": ["mxfp8"], "blockwise": ["fp8-rowwise"]}
-        return "fp8", scales.get(recipe, [])
+        gathered = facts.flag("fp8_param_gather", "fp8_param")
+        return "fp8", scales.get(recipe, []) + (["fp8-params"] if gathered else [])
     if fp16 or named.startswith(("16", "fp16")):
         return "fp16", []
     if not bf16 and not named.startswith("bf16"):

@@ -161,24 +161,53 @@ class Factored(Layouts):
 
     def only(self, rows: Any) -> Self:
         """Return some rows, factored still."""
-        return type(self)(self.space, self.base, self.turn[rows], self.option[rows], self.near)
+        some = type(self)(self.space, self.base, self.turn[rows], self.option[rows], self.near)
+        some.__dict__["listed"] = self.present  # what is known of all of them goes by these
+        return some
 
     def combinations(self, on: tuple[str, ...]) -> int:
-        """Return how many combinations of `on` the turns in `base` have with all options."""
+        """Return how many combinations of `on` the turns in `base` have with the rows' options."""
         turn_on, option_on = split(on)
-        return self._turns(turn_on).size * self.space.codes(option_on).size
+        return self._turns(turn_on).size * self._options(option_on).size
 
     def every(self, on: tuple[str, ...]) -> Factored:
         """Return one row of each of these combinations."""
         turn_on, option_on = split(on)
         first = self.base[self._turns(turn_on).first()]
-        return product(self.space, first, self.space.codes(option_on).first())
+        options = self._options(option_on)
+        first_option = np.zeros(options.size, dtype=np.int64)
+        first_option[options.code[self.present]] = self.present
+        return product(self.space, first, first_option)
 
     def of_every(self, on: tuple[str, ...]) -> Index:
         """Return each row's number among these combinations."""
         turn_on, option_on = split(on)
         turns = self._turns(turn_on).code[self.turn]
-        return paired(turns, self.space.codes(option_on), self.option)
+        return paired(turns, self._options(option_on), self.option)
+
+    @property
+    def present(self) -> IntArray:
+        """Return the options that any row has."""
+        if "listed" not in self.__dict__:
+            some = np.zeros(len(self.space.options["sp"]), dtype=np.bool_)
+            some[self.option] = True
+            self.__dict__["listed"] = np.flatnonzero(some)
+        listed: IntArray = self.__dict__["listed"]
+        return listed
+
+    def _options(self, on: tuple[str, ...]) -> Codes:
+        """Return the combinations of an option's columns that the rows have, for every option.
+
+        Of options that no row has the code means nothing.
+        """
+        key = ("option", *on)
+        if key not in self.near:
+            every = self.space.codes(on)
+            some = np.zeros(every.size, dtype=np.bool_)
+            some[every.code[self.present]] = True
+            rank = np.cumsum(some) - 1
+            self.near[key] = Codes(rank.astype(np.int32)[every.code], int(rank[-1]) + 1)
+        return self.near[key]
 
     def _turns(self, on: tuple[str, ...]) -> Codes:
         """Return the combinations of a turn's columns that occur in `base`."""

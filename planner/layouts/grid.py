@@ -118,6 +118,9 @@ def grid_of(
     turns = _turns(shapes, rules, context, fix, tally)
     if not len(turns["tp"]):
         return None
+    if UNITS in fix.opened:  # turns with as many choices of units together: see `Factored.every`
+        order = np.argsort(_units(turns, context, fix), kind="stable")
+        turns = {name: column[order] for name, column in turns.items()}
     alone = _bound_by(rules, OPTION)
     options, listed, first, count = _options(turns, alone, context, fix, tally)
     ends = np.cumsum(count)

@@ -209,7 +209,8 @@ def stage_kinds(model: ModelSpec, layouts: Layouts, *, by_cost: bool = False) ->
     table = np.zeros((len(per_key), width, 6), dtype=np.int64)
     for i, kinds in enumerate(per_key):
         table[i, : len(kinds)] = kinds
-    return StageKinds(*(np.ascontiguousarray(table[:, :, c])[inverse] for c in range(6)))
+    by_column = np.ascontiguousarray(table.T)  # each kind's column contiguous, as formulas run
+    return StageKinds(*(by_column[c].take(inverse, axis=1).T for c in range(6)))
 
 
 def all_stages(model: ModelSpec, layouts: Layouts, *, by_cost: bool = False) -> StageKinds:

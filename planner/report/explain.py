@@ -64,14 +64,14 @@ def mended(answer: Explanation) -> list[RenderableType]:
 
 def _cited(answer: Explanation) -> list[TermValue | SyncRow | MemoryPart]:
     memory = [part for row in answer.memory_terms for part in (row, *row.parts)]
-    return [*memory, *(term for term in answer.terms if term.value), *answer.gradient_sync]
+    return [*memory, *(t for t in answer.terms if t.value and t.applies), *answer.gradient_sync]
 
 
 def _told_once(answer: Explanation) -> list[TermValue]:
-    """Return the terms without those that the table of memory shows."""
+    """Return the terms that apply, without those that the table of memory shows."""
     shown = {name for row in answer.memory_terms for name in row.terms}
     shown |= {part.name for row in answer.memory_terms for part in row.parts}
-    return [term for term in answer.terms if term.name not in shown]
+    return [term for term in answer.terms if term.applies and term.name not in shown]
 
 
 def _best(answer: Explanation) -> str:

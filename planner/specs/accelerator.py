@@ -43,6 +43,9 @@ class Accelerator(Record):
     )
     gemm: GemmFit = Field(description="16-bit matrix multiplies.")
     gemm_fp8: GemmFit | None = None
+    fp8_any_layout: bool = Field(
+        False, description="FP8 multiplies take operands in any order: no transposed copies."
+    )
     attention: AttentionFit
     price_usd_per_hour: PositiveFloat | None = None
     tdp_w: PositiveFloat | None = None

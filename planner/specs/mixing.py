@@ -130,6 +130,7 @@ def slowest_accelerator(parts: Sequence[ClusterSpec], node_gpus: int) -> Acceler
             "peak_tflops": peaks,
             "gemm": _gemm([(g.gemm, g.peak_flops_per_s("bf16")) for g in gpus]),
             "gemm_fp8": _gemm(all_fp8) if len(all_fp8) == len(gpus) else None,
+            "fp8_any_layout": all(gpu.fp8_any_layout for gpu in gpus),
             "attention": AttentionFit(
                 te=min(g.attention.te * g.peak_flops_per_s("bf16") for g in gpus) / bf16,
                 fa2=min(g.attention.fa2 * g.peak_flops_per_s("bf16") for g in gpus) / bf16,

@@ -18,6 +18,10 @@ class Stack:
     activations: Literal["megatron", "dtensor", "hf", "eager"]
     states: Literal["megatron", "deepspeed", "fsdp2"]
     gradient_reduce_bytes: int
+    vocab_split: bool = True
+    """Whether tp splits the token table and the output layer."""
+    pads_experts: bool = False
+    """Whether experts work on buffers of one size each, full or not, where ep > 1."""
     rules: Rules = "any"
     """Whose legality rules bind its layouts."""
     version: str = ""
@@ -129,6 +133,13 @@ class Stack:
     layers_ahead: float = 0.0
     """Layers of the micro-batch before whose activations are freed, and not yet reusable: eager
     stacks that free what an asynchronous collective still holds, from the second one on."""
+    fp8_params: bool = False
+    """With precision fp8: parameters are kept, and gathered, in FP8."""
+    fp8_copy_bytes: float | None = None
+    """Bytes of a weight in FP8 with its scales, by rows and by columns; None: as the GPU needs it
+    with one scale per tensor."""
+    fp8_gather_bytes: float = 1.0
+    """Bytes per parameter that is kept in FP8 and gathered."""
     offload_fraction: float = 1.0
     """Share of the optimizer's state that is moved where the layout offloads it."""
     offload_layers: int = 0

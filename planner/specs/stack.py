@@ -89,17 +89,32 @@ FLAGS: dict[str, tuple[str, dict[str, Any]]] = {
     "eager": ("kernels not fused by a compiler", {"fusion": EAGER}),
     "fp8-rowwise": (
         "FP8 with a scale per row",
-        {"fp8_rate": ROWWISE_RATE, "fp8_cast": ROWWISE_CAST},
+        {"fp8_rate": ROWWISE_RATE, "fp8_cast": ROWWISE_CAST, "fp8_copy_bytes": 2.0},
     ),
     "fp8-current": ("FP8 with scales of the current tensor", {"fp8_cast": CURRENT_CAST}),
-    "mxfp8": ("FP8 with a scale per 32 values", {"fp8_cast": MXFP8_CAST}),
+    "mxfp8": (
+        "FP8 with a scale per 32 values",
+        {
+            "fp8_cast": MXFP8_CAST,
+            "fp8_copy_bytes": 2.0 * (1 + 1 / 32),
+            "fp8_gather_bytes": 2.0,  # of weights in bf16, cast where they arrive
+        },
+    ),
+    "fp8-params": (
+        "with precision fp8: parameters kept and gathered in FP8 (--fp8-param-gather)",
+        {"fp8_params": True},
+    ),
     "chunked-loss": (
         "logits and loss in eight pieces of the sequence (torchtitan 0.3's ChunkedLossWrapper)",
         {"loss_chunks": 8},
     ),
     "nvfp4": (
         "with precision fp8: multiplies in NVFP4 where the GPU has it",
-        {"fp4_rate": NVFP4_RATE, "fp8_cast": NVFP4_CAST},
+        {
+            "fp4_rate": NVFP4_RATE,
+            "fp8_cast": NVFP4_CAST,
+            "fp8_copy_bytes": 2.0 * (1 / 2 + 1 / 16),
+        },
     ),
     "cudnn": (
         "fused attention of the cuDNN class",
@@ -150,6 +165,7 @@ AMOUNTS: dict[str, Amount] = {
 
 
 FLAG_RULES: dict[str, tuple[Rules, ...]] = {
+    "fp8-params": ("any", "megatron"),
     "offload-layers": ("any", "megatron"),
     "offload-fraction": ("any", "megatron", "deepspeed"),
     "chunked-loss": ("any", "torchtitan"),

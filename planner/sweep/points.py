@@ -25,6 +25,7 @@ from planner.specs.workload import Workload
 from planner.sweep.evaluate import Cell, Outcome, refusal
 from planner.sweep.study import Settings, Study
 from planner.workflow import PlanRequest
+from planner.workflow.formats import refuse_format, usual_precision
 from planner.workflow.variants import axes_named, refuse_twice
 
 SPEC_FILE = re.compile(r"\.(yaml|yml|json)(:\d+)?$", re.IGNORECASE)
@@ -147,7 +148,7 @@ def _point(index: int, settings: Settings, shelf: _Shelf) -> Point:
         inputs |= {"model": model.name}
         cluster, cluster_id = _cluster(settings, shelf)
         inputs |= {"cluster": cluster.name, "nodes": cluster.nodes, "gpus": cluster.gpus}
-        workload = _workload(settings)
+        workload = _workload(settings, cluster)
         fix = _fix(settings)
         parse_fix(fix)
         inputs |= _inputs(workload, fix, settings.get("gpus"))
@@ -274,9 +275,11 @@ def _changed_cluster(base: ClusterSpec, changes: dict[str, Any]) -> ClusterSpec:
     return joined(parts, base.name, "cluster")
 
 
-def _workload(settings: Settings) -> Workload:
+def _workload(settings: Settings, cluster: ClusterSpec) -> Workload:
     given = {field: settings[name] for name, field in WORKLOAD.items() if name in settings}
-    return validate(Workload, given, "workload")
+    workload = validate(Workload, {"precision": usual_precision(cluster), **given}, "workload")
+    refuse_format(workload, cluster)
+    return workload
 
 
 def _changes(root: str, settings: Settings) -> dict[str, Any]:

@@ -16,18 +16,20 @@ from typing import Any, NamedTuple
 
 from pydantic import Field
 
+from planner import units
 from planner.errors import SpecError, did_you_mean
 from planner.specs.parse import shown
 from planner.specs.read import read_mapping, validate
 from planner.specs.record import Record
 
 TEXT, COUNT, NUMBER, FIX = "text", "a whole number of 1 or more", "a number above 0", "fix"
+LENGTH, SHARE = "a number of tokens, 8192 or 8k", "a share above 0, 0.9 or 90%"
 NAMES = {
     "model": TEXT,
     "cluster": TEXT,
     "nodes": COUNT,
     "gpus": COUNT,
-    "seq": COUNT,
+    "seq": LENGTH,
     "global_batch": COUNT,
     "precision": TEXT,
     "optimizer": TEXT,
@@ -35,8 +37,8 @@ NAMES = {
     "fix": FIX,
     "pipelines": TEXT,
     "search": TEXT,
-    "max_memory": NUMBER,
-    "risk_memory": NUMBER,
+    "max_memory": SHARE,
+    "risk_memory": SHARE,
     "expert_imbalance": NUMBER,
     "capacity_factor": NUMBER,
 }
@@ -72,7 +74,7 @@ class Study(Record):
             point = dict(self.fixed)
             for axis, values in zip(axes, combination, strict=True):
                 point |= zip(axis.names, values, strict=True)
-            yield point
+            yield {name: plain(name, value) for name, value in point.items()}
 
 
 class _Axis(NamedTuple):
@@ -115,10 +117,13 @@ def read_study(path: Path) -> Study:
 
 def study_schema() -> dict[str, Any]:
     """Return the JSON Schema of a study: every name with what its values are."""
+    whole, above = {"type": "integer", "minimum": 1}, {"type": "number", "exclusiveMinimum": 0}
     values: dict[str, dict[str, Any]] = {
         TEXT: {"type": "string", "minLength": 1},
-        COUNT: {"type": "integer", "minimum": 1},
-        NUMBER: {"type": "number", "exclusiveMinimum": 0},
+        COUNT: whole,
+        NUMBER: above,
+        LENGTH: {"anyOf": [whole, {"type": "string", "pattern": f"^{units.TOKENS}$"}]},
+        SHARE: {"anyOf": [above, {"type": "string", "pattern": f"^{units.SHARE}$"}]},
         FIX: {"type": ["string", "object"]},
     }
     paths: dict[str, Any] = {r"^(model|cluster|fix)\.": {}}
@@ -193,15 +198,24 @@ def _check_name(name: str, where: str) -> None:
     )
 
 
+def plain(name: str, value: Any) -> Any:
+    """Return '8k' and '90%' as the numbers that they are under names that take them."""
+    if not isinstance(value, str) or NAMES.get(name) not in (LENGTH, SHARE):
+        return value
+    read = units.tokens_of if NAMES[name] == LENGTH else units.share_of
+    number = read(value)
+    return value if number is None else number
+
+
 def _check_value(name: str, value: Any, where: str) -> None:
     """Raise SpecError for a value of the wrong kind; values of dotted paths are checked later."""
-    kind = NAMES.get(name)
+    kind, value = NAMES.get(name), plain(name, value)
     number = isinstance(value, int | float) and not isinstance(value, bool)
     right = (
         kind is None
         or (kind == TEXT and isinstance(value, str) and value)
-        or (kind == COUNT and number and isinstance(value, int) and value > 0)
-        or (kind == NUMBER and number and value > 0)
+        or (kind in (COUNT, LENGTH) and number and isinstance(value, int) and value > 0)
+        or (kind in (NUMBER, SHARE) and number and value > 0)
         or (kind == FIX and isinstance(value, str | dict))
     )
     if not right:

@@ -37,6 +37,8 @@ def stack_of(row: Mapping[str, str], assumed: dict[str, str], *, experts: bool) 
     if profile is None:
         profile = assumed["framework"] = "any"
     flags = [*_attention(row, profile), *_overlap(row), *_built(row, profile)]
+    if _keeps_fp8(row, profile):
+        flags.append("fp8-params")
     if away := offloaded_layers(row):
         flags.append(f"offload-layers={away}")
     if (framework.startswith("NeMo") and profile == "megatron") or profile == "deepspeed":
@@ -49,6 +51,18 @@ def stack_of(row: Mapping[str, str], assumed: dict[str, str], *, experts: bool) 
             assumed["experts"] = "+".join(usual)
         flags = usual + flags
     return "+".join([profile, *dict.fromkeys(flags)])
+
+
+def _keeps_fp8(row: Mapping[str, str], profile: str) -> bool:
+    """Return whether a run's recipes keep parameters in FP8, as NVIDIA's do.
+
+    NeMo's bf16_with_fp8_mixed (and fp8_params before it) and Megatron-Bridge's mixed_precision.py
+    set fp8_param_gather for all but its sub-channel recipe and NVFP4; Megatron-LM's CI says so.
+    """
+    dtype = row.get("dtype", "")
+    if row["framework"].startswith(("Megatron-Bridge", "NeMo/Megatron")):
+        return dtype.startswith(("fp8", "mxfp8")) and dtype != "fp8_sc"
+    return "fp8-param-gather=True" in row.get("note", "")
 
 
 def offloaded_layers(row: Mapping[str, str]) -> int:

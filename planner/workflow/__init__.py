@@ -2,7 +2,7 @@
 
 from planner.workflow.auditing import audit
 from planner.workflow.checking import check
-from planner.workflow.expressing import nearest_layout, refuse
+from planner.workflow.expressing import nearest_layout, refuse, whose_figures
 from planner.workflow.foreseeing import refuse_foreseen
 from planner.workflow.mixing import explain, place, plan
 from planner.workflow.replacing import replaced
@@ -28,4 +28,5 @@ __all__ = [
     "replaced",
     "simulate",
     "stack_of",
+    "whose_figures",
 ]

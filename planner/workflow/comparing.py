@@ -10,7 +10,7 @@ from planner.rank import Ranking, rank
 from planner.units import GIB, count, seconds
 from planner.workflow.on_fabric import on_fabric
 from planner.workflow.remarks import closeness
-from planner.workflow.request import PlanRequest
+from planner.workflow.request import PlanRequest, Progress, quiet, told_share
 from planner.workflow.rows import shown
 
 TOLD_SHARE, TOLD_BYTES = 0.002, 0.05 * GIB
@@ -18,13 +18,18 @@ TOLD_SHARE, TOLD_BYTES = 0.002, 0.05 * GIB
 
 
 def compared(
-    request: PlanRequest, opened: RankedPlan, gpus: int, *, mapped: bool = False
+    request: PlanRequest,
+    opened: RankedPlan,
+    gpus: int,
+    *,
+    mapped: bool = False,
+    progress: Progress = quiet,
 ) -> tuple[list[str], Against | None]:
     """Return how a layout compares with the fastest of the same GPUs, in words and as a record.
 
     `mapped`: both on the links of their own maps.
     """
-    ranking = rank(request.context, gpus, Fix())
+    ranking = rank(request.context, gpus, Fix(), tell=told_share(gpus, progress))
     if not ranking.feasible:
         return [], None
     mapped = mapped and contended(request.cluster)

@@ -11,13 +11,13 @@ import numpy as np
 from planner.errors import InfeasibleError, SpecError
 from planner.estimate.running import lightened
 from planner.layouts.ranges import Fix, parse_fix
-from planner.layouts.rules import broken_rules
+from planner.layouts.rules import rules_broken
 from planner.layouts.table import NAMES, Layouts
 from planner.place import free_nodes
 from planner.plan import Layout
 from planner.rank import Ranking, rank
 from planner.units import gib
-from planner.workflow.request import PlanRequest
+from planner.workflow.request import PlanRequest, Progress, quiet, told_share
 from planner.workflow.rows import layout_record, plain
 from planner.workflow.searching import search, usable_gpus
 
@@ -48,7 +48,9 @@ class Completed:
         return layout_record(self.layouts, 0) if len(self.layouts) else None
 
 
-def completed(request: PlanRequest, given: Mapping[str, str]) -> Completed:
+def completed(
+    request: PlanRequest, given: Mapping[str, str], progress: Progress = quiet
+) -> Completed:
     """Return the fastest legal layout that fits and has the given fields.
 
     If none fits, the fastest whatever it needs; if none is legal, one with defaults and every rule
@@ -58,7 +60,7 @@ def completed(request: PlanRequest, given: Mapping[str, str]) -> Completed:
     fix = parse_fix(given)
     wanted = _single_values(fix)
     gpus, notes = _gpus_of(request, wanted)
-    ranking = rank(request.context, gpus, fix)
+    ranking = rank(request.context, gpus, fix, tell=told_share(gpus, progress))
     if not ranking.tally.legal and "dp" not in wanted and request.gpus is None:
         ranking, gpus, notes = _on_fewer(request, given, ranking, notes)
     if ranking.feasible:
@@ -72,12 +74,28 @@ def completed(request: PlanRequest, given: Mapping[str, str]) -> Completed:
             True, False, fastest, gpus, wanted, _too_large(request, ranking, peak), notes
         )
     guess = _filled(request, wanted, gpus)
-    reasons = broken_rules(guess, 0, request.context)
-    used = prod(int(getattr(guess, name)[0]) for name in DEGREES)
-    if used != gpus or used > request.cluster.gpus:
-        reasons.insert(0, f"tp*pp*cp*dp = {used:,} is not the {gpus:,} GPUs there are")
+    reasons = _broken(request, guess, wanted, gpus)
     reasons = reasons or [f"no layout of {gpus:,} GPUs has these fields"]
     return Completed(False, False, guess, gpus, wanted, reasons, notes)
+
+
+def _broken(
+    request: PlanRequest, guess: Layouts, wanted: Mapping[str, int], gpus: int
+) -> list[str]:
+    """Return what is wrong with a layout: what hangs on the given fields alone comes first."""
+    rules = rules_broken(guess, 0, request.context)
+    rules.sort(key=lambda rule: not {*rule.on} <= {*wanted})
+    reasons = [rule.explain(guess, 0, request.context) for rule in rules]
+    degrees = [name for name in DEGREES if name in wanted]
+    asked = prod(wanted[name] for name in degrees)
+    used = prod(int(getattr(guess, name)[0]) for name in DEGREES)
+    if len(degrees) < len(DEGREES) and asked < gpus and gpus % asked:
+        told = "*".join(f"{name}={wanted[name]}" for name in degrees)
+        told += f" = {asked:,}" if len(degrees) > 1 else ""
+        return [f"{told} does not divide the {gpus:,} GPUs there are", *reasons]
+    if used != gpus or used > request.cluster.gpus:
+        reasons.insert(0, f"tp*pp*cp*dp = {used:,} is not the {gpus:,} GPUs there are")
+    return reasons
 
 
 def _lightest_of_ties(ranking: Ranking) -> int:

@@ -16,28 +16,35 @@ from planner.layouts.rules import rules_broken
 from planner.layouts.table import Layouts
 from planner.workflow.comparing import compared
 from planner.workflow.completing import Completed, completed
+from planner.workflow.flagging import flag_mends
 from planner.workflow.hosts import host_bound
 from planner.workflow.mending import mends, sentences
 from planner.workflow.on_map import on_map
-from planner.workflow.request import PlanRequest
+from planner.workflow.request import PlanRequest, Progress, quiet
 from planner.workflow.rows import ranked
 from planner.workflow.unused import unused
 
 
-def explain(request: PlanRequest, layout: Mapping[str, str], *, mapped: bool = True) -> Explanation:
+def explain(
+    request: PlanRequest,
+    layout: Mapping[str, str],
+    *,
+    mapped: bool = True,
+    progress: Progress = quiet,
+) -> Explanation:
     """Return one layout opened into its terms, compared with the best, mended if it won't do.
 
     Its times are those on the links of the map that it would get, unless `mapped` is False.
 
     Raises SpecError for an unknown field, InfeasibleError when no GPU is healthy.
     """
-    found = completed(request, layout)
+    found = completed(request, layout, progress)
     if found.layout is None:
         raise InfeasibleError("; ".join(found.reasons))
     given = parse_fix(layout).choices
     assumed = {n: v for n, v in found.layouts.row(0).items() if n in FIXABLE and n not in given}
     sync = _gradient_sync(request, found.layouts) if found.legal else []
-    mended, why_none = ([], []) if found.feasible else mends(request, found)
+    mended, why_none = ([], []) if found.feasible else mends(request, found, progress)
     if not found.legal:
         return Explanation(
             legal=False,
@@ -57,13 +64,18 @@ def explain(request: PlanRequest, layout: Mapping[str, str], *, mapped: bool = T
         TermValue.model_validate(t) for t in term_values(request.context, found.layouts, 0, judged)
     ]
     memory = opened_memory(request.context, found.layouts, 0)
-    lines, against = compared(request, opened, found.gpus, mapped=there is not None)
+    lines, against = compared(
+        request, opened, found.gpus, mapped=there is not None, progress=progress
+    )
+    flags = (
+        [] if found.feasible else flag_mends(request, found.layouts, opened.estimate.step_time_s)
+    )
     waits = host_bound("this layout", opened.estimate, request.workload.stack)
     return Explanation(
         legal=True,
         feasible=found.feasible,
         reasons=found.reasons,
-        mends=[*why_none, *sentences(mended)],
+        mends=[*why_none, *flags, *sentences(mended)],
         mend_layouts=mended,
         assumed=assumed,
         layout=found.layout,

@@ -5,15 +5,18 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from planner.emit import emitter_named
-from planner.emit.capabilities import Capabilities, layout_refusals
+from planner.emit.capabilities import Capabilities, layout_refusals, word
 from planner.emit.wrapped import payload
 from planner.errors import PlannerError, SpecError
+from planner.layouts.ranges import FIXABLE
 from planner.layouts.table import Layouts
 from planner.plan import Layout, Plan, Request
 from planner.rank import Ranking, nearest
 from planner.specs.workload import Workload
+from planner.units import seconds
+from planner.workflow.completing import completed
 from planner.workflow.request import PlanRequest, quiet
-from planner.workflow.rows import layout_record, search_record, shown
+from planner.workflow.rows import layout_record, ranked, search_record, shown
 from planner.workflow.searching import search, with_offload
 from planner.workflow.targets import stack_of
 
@@ -68,6 +71,28 @@ def refuse(plan: Plan, target: str) -> None:
         if near
         else f"no layout of these {plan.best.layout.gpus} GPUs runs under {target}",
     )
+
+
+def whose_figures(plan: Plan, target: str) -> str:
+    """Return what to say where the plan's figures are for no stack, and the target's are others.
+
+    Nothing where the plan is for a stack.
+    """
+    work, layout = plan.request.workload, plan.best.layout
+    if work.stack != "any":
+        return ""
+    stack = stack_of(target, work.stack)
+    own = work.model_copy(update={"stack": stack})
+    request = PlanRequest(plan.request.model, plan.request.cluster, own, gpus=layout.gpus)
+    found = completed(request, {name: word(getattr(layout, name)) for name in FIXABLE})
+    start = f"the plan is for no stack in particular, {target} trains under {stack}, by whose "
+    best = f"for its best layout: meshwright plan ... --target {target}"
+    if not (found.legal and found.layouts):
+        return f"{start}rules this layout is not a choice ({'; '.join(found.reasons)}); {best}"
+    theirs = ranked(request, found.layouts, 0, 1).estimate
+    told = [seconds(e.step_time_s) for e in (theirs, plan.best.estimate)]
+    fits = "" if theirs.memory.fits(own.max_memory) else " and does not fit in memory"
+    return f"{start}figures this layout takes {told[0]} a step{fits}, not {told[1]}; {best}"
 
 
 def _drafts(

@@ -28,7 +28,7 @@ from planner.rank import Ranking, nearest, rank
 from planner.units import gib, many, seconds
 from planner.workflow.completing import DEGREES, Completed
 from planner.workflow.growing import on_more_gpus
-from planner.workflow.request import PlanRequest
+from planner.workflow.request import PlanRequest, Progress, quiet, told_share
 from planner.workflow.rows import layout_record
 from planner.workflow.searching import search, usable_gpus
 
@@ -74,7 +74,9 @@ class _Given(NamedTuple):
     step_s: float | None
 
 
-def mends(request: PlanRequest, found: Completed) -> tuple[list[Mend], list[str]]:
+def mends(
+    request: PlanRequest, found: Completed, progress: Progress = quiet
+) -> tuple[list[Mend], list[str]]:
     """Return layouts that fit, cheapest first, a larger machine last; and why there are no others.
 
     One change will do if any does (or two of `STATE`, where these cost less); else any two, else
@@ -82,11 +84,11 @@ def mends(request: PlanRequest, found: Completed) -> tuple[list[Mend], list[str]
     """
     given = _given(request, found)
     if not found.legal:
-        return _nearest(given, cheapest=False)
+        return _nearest(given, progress, cheapest=False)
     why: list[str] = []
     out = _by_change(given)
     if not out:
-        out, why = _nearest(given, cheapest=True)
+        out, why = _nearest(given, progress, cheapest=True)
     return [*out, *_on_more(given, any_layout=not out)], why
 
 
@@ -197,7 +199,7 @@ def _code(lay: Layouts, names: Sequence[str]) -> IntArray:
     return code
 
 
-def _nearest(given: _Given, *, cheapest: bool) -> tuple[list[Mend], list[str]]:
+def _nearest(given: _Given, progress: Progress, *, cheapest: bool) -> tuple[list[Mend], list[str]]:
     """Return the nearest layouts that are legal and fit, or why there are none.
 
     With `cheapest`, the fastest of each kind of change among the nearest, by step time.
@@ -205,9 +207,10 @@ def _nearest(given: _Given, *, cheapest: bool) -> tuple[list[Mend], list[str]]:
     request = given.request
     healthy, _ = usable_gpus(request)
     try:
-        ranking = rank(request.context, min(given.gpus, healthy), Fix())
+        gpus = min(given.gpus, healthy)
+        ranking = rank(request.context, gpus, Fix(), tell=told_share(gpus, progress))
         if not ranking.feasible:
-            ranking, _ = search(replace(request, fix={}), lambda _: None)
+            ranking, _ = search(replace(request, fix={}), progress)
     except PlannerError:
         return [], []
     names = [*given.names] or [*DEGREES]

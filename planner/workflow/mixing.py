@@ -68,18 +68,22 @@ def place(
     return best.model_copy(update={"notes": [told, *best.notes]})
 
 
-def explain(request: PlanRequest, layout: Mapping[str, str]) -> Explanation:
+def explain(
+    request: PlanRequest, layout: Mapping[str, str], *, progress: Progress = quiet
+) -> Explanation:
     """Return one layout opened into its terms, compared with the best, mended if it won't do.
 
     Raises SpecError for an unknown field, InfeasibleError when no GPU is healthy.
     """
     cluster = request.cluster
     if not cluster.mix:
-        return explaining.explain(request, layout)
+        return explaining.explain(request, layout, progress=progress)
     if request.mixed:
-        whole = explaining.explain(mixed(request), layout)
+        whole = explaining.explain(mixed(request), layout, progress=progress)
         return whole.model_copy(update={"notes": [_pace(cluster), *whole.notes]})
-    found, refused = _asked(one_type(request), lambda one: explaining.explain(one, layout))
+    found, refused = _asked(
+        one_type(request), lambda one: explaining.explain(one, layout, progress=progress)
+    )
     own, best = _some(sorted(found, key=lambda pair: _reach(pair[1])), refused)[0]
     told = "; ".join([_alone(own.cluster), *refused, _offer(cluster)])
     return best.model_copy(update={"notes": [told, *best.notes]})

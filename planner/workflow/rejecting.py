@@ -24,6 +24,7 @@ MOST_PARTS = 8
 """Parts of the space that are looked at, evenly spread: some half a million layouts."""
 VALUES_SHOWN = 6
 BATCH_RULE = "global batch does not divide"
+LAST_LAYER_RULE = "activations of the last layer on the host"
 
 
 def nothing_legal(request: PlanRequest, ranking: Ranking) -> InfeasibleError:
@@ -84,6 +85,8 @@ def _hint(request: PlanRequest, near: Layouts, rules: list[Rule]) -> str:
         batch = request.workload.global_batch
         up = -(-batch // of) * of
         return f"--global-batch {up:,}".replace(",", "") + f", a multiple of {of:,}"
+    if any(rule.name == LAST_LAYER_RULE for rule in rules):
+        return f"--stack with offload-layers={request.model.layers - 1} or fewer"
     return ""
 
 

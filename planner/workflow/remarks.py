@@ -13,6 +13,7 @@ from planner.layouts.table import Layouts
 from planner.objectives import Job, Objective, score
 from planner.plan import Estimate, RankedPlan
 from planner.rank import Ranking
+from planner.specs.stack import stack_named
 from planner.specs.workload import Workload
 from planner.units import seconds
 from planner.workflow.choosing import Looked
@@ -61,6 +62,8 @@ def remarks(best: Looked, plans: Sequence[RankedPlan], jobs: Jobs) -> list[str]:
     if ties > 1 and request.aim.objective is not Objective.MEMORY:
         notes.append(f"{ties:,} layouts are within {close:.0%}, less than the estimate's error")
     notes += host_bound("the first plan", first, work.stack)
+    if plans[0].layout.tp > 1 and stack_named(work.stack).rules == "deepspeed":
+        notes.append("no published run of DeepSpeed's AutoTP is known: its step time is unmeasured")
     return notes
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 
+from planner.estimate.scoring import Tell
 from planner.layouts.ranges import Fix, parse_fix
 from planner.layouts.rules import Context
 from planner.objectives import Aim
@@ -14,6 +15,8 @@ from planner.specs.model import ModelSpec
 from planner.specs.workload import Workload
 
 Progress = Callable[[str], None]
+FEW_PARTS = 8
+"""Parts of a search below which it is over before anyone reads how far it is."""
 
 
 @dataclass(frozen=True)
@@ -62,3 +65,13 @@ class PlanRequest:
 
 def quiet(_: str) -> None:
     """Report no progress."""
+
+
+def told_share(gpus: int, progress: Progress) -> Tell:
+    """Return what tells how much of a search is done, where it has enough parts to be slow."""
+
+    def tell(done: int, parts: int) -> None:
+        if parts >= FEW_PARTS:
+            progress(f"scoring layouts of {gpus:,} GPUs: {done / parts:.0%}")
+
+    return tell

@@ -6,7 +6,6 @@ import numpy as np
 
 from planner.errors import InfeasibleError, SpecError
 from planner.estimate.record import estimate_record
-from planner.estimate.scoring import Tell
 from planner.layouts.grid import divisors
 from planner.layouts.ranges import Fix, most_cp, parse_fix
 from planner.layouts.rules import Context
@@ -16,12 +15,10 @@ from planner.plan import Estimate, Layout
 from planner.rank import Ranking, rank
 from planner.units import gib
 from planner.workflow.rejecting import nothing_legal
-from planner.workflow.request import PlanRequest, Progress
+from planner.workflow.request import PlanRequest, Progress, told_share
 from planner.workflow.rows import layout_record
 
 MOST_STEPS_DOWN = 64
-FEW_PARTS = 8
-"""Parts of a search below which it is over before anyone reads how far it is."""
 
 
 def search(
@@ -36,7 +33,7 @@ def search(
     fix = request.choices
     gpus, notes = usable_gpus(request)
     progress(f"scoring layouts of {gpus:,} GPUs")
-    ranking = rank(request.context, gpus, fix, worth_s=worth_s, tell=_share(gpus, progress))
+    ranking = rank(request.context, gpus, fix, worth_s=worth_s, tell=told_share(gpus, progress))
     if ranking.tally.legal or request.gpus is not None:
         return _some(request, ranking), notes
     other = _on_fewer(request, gpus, progress)
@@ -46,16 +43,6 @@ def search(
     if other.gpus >= request.cluster.node.gpus:
         idle += ", as few as a layout that fits can"
     return other, [*notes, f"no layout is legal on all {gpus:,} GPUs; {idle}"]
-
-
-def _share(gpus: int, progress: Progress) -> Tell:
-    """Return what tells how much of a search is done, where it has enough parts to be slow."""
-
-    def tell(done: int, parts: int) -> None:
-        if parts >= FEW_PARTS:
-            progress(f"scoring layouts of {gpus:,} GPUs: {done / parts:.0%}")
-
-    return tell
 
 
 def _on_fewer(request: PlanRequest, gpus: int, progress: Progress) -> Ranking | None:

@@ -10,8 +10,9 @@ import numpy as np
 from planner.errors import InfeasibleError, SpecError
 from planner.estimate.cutting import dealt_out
 from planner.estimate.inputs import Inputs
+from planner.estimate.pipelined import bubble_s
 from planner.estimate.stages import Prices, prices
-from planner.estimate.step import bubble_s, once_s, pipeline_s, pressure_slowdown, step_s
+from planner.estimate.step import once_s, pipeline_s, pressure_slowdown, step_s
 from planner.layouts.rules import Context
 from planner.layouts.split import StageKinds, Table, chunk_layers, cut_stages, dealt, fits, in_order
 from planner.layouts.table import FOLDS_OF, Layouts
@@ -32,11 +33,14 @@ from planner.simulation import (
     Simulation,
     Straggler,
 )
+from planner.units import gib, seconds
 from planner.workflow.recomputing import less_recompute
 
 MOST_ACTIONS = 20_000_000
 """Some ten seconds and three gigabytes; more is refused rather than begun."""
 LARGEST_DEGREE = 100_000_000
+SAME_TIME = 5e-4
+"""Share of a pipeline's time that rounds to 0.1 %."""
 
 
 @dataclass(frozen=True)
@@ -110,7 +114,11 @@ def simulate(request: SimulationRequest) -> Simulated:
         ranks=_ranks(pipeline, line),
         straggler=_straggler(request, slow, line.makespan_s, once),
         less_recompute=_advice(request, pipeline, x, line.makespan_s, once),
-        notes=_notes(request, pipeline, layout),
+        notes=[
+            *_too_big(chosen),
+            *_notes(request, pipeline, layout),
+            *_cut_anew(request, chosen, pipeline, x, line),
+        ],
     )
     return Simulated(record, slow or line)
 
@@ -297,6 +305,40 @@ def _advice(
         makespan_s=makespan_s,
         once_s=once,
     )
+
+
+def _too_big(chosen: RankedPlan) -> list[str]:
+    """Return that the plan would run out of memory, where it would."""
+    memory = chosen.estimate.memory
+    if chosen.feasible:
+        return []
+    return [
+        f"plan {chosen.rank} does not fit: {gib(memory.peak_bytes)} of {gib(memory.limit_bytes)}; "
+        "it is run as if it did"
+    ]
+
+
+def _cut_anew(
+    request: SimulationRequest, chosen: RankedPlan, pipeline: _Pipeline, x: Inputs, line: Timeline
+) -> list[str]:
+    """Return what cutting the layers for even stages gains or costs against the usual cut."""
+    if not request.balance:
+        return []
+    try:
+        layers = _layers(chosen, pipeline.order, x)
+    except InfeasibleError:
+        return []
+    before = run(pipeline.order, _times(prices(x), layers, pipeline.order), pipeline.links)
+    more = line.makespan_s / before.makespan_s - 1
+    if abs(more) < SAME_TIME:
+        return ["the cut for even stages takes as long as the plan's own"]
+    told = f"{seconds(line.makespan_s)} in place of {seconds(before.makespan_s)} ({more:+.1%})"
+    if more < 0:
+        return [f"the cut for even stages shortens the pipeline: {told}"]
+    return [
+        f"the cut for even stages LENGTHENS the pipeline: {told}; the slowest stage is faster, but "
+        "the first micro-batch takes longer to pass"
+    ]
 
 
 def _notes(request: SimulationRequest, pipeline: _Pipeline, layout: Layout) -> list[str]:

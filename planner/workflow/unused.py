@@ -37,10 +37,18 @@ def unused(work: Workload, layout: Layout, stage_layers: Sequence[Sequence[int]]
 
 
 def _offload_unused(work: Workload, layout: Layout) -> list[str]:
-    """Return a sentence where a part of the optimizer is to be moved and nothing is."""
-    if layout.offload != "none" or stack_named(work.stack).offload_fraction == 1:
-        return []
+    """Return a sentence for each flag of the stack on where states are that changes none."""
+    stack = stack_named(work.stack)
+    found = []
+    if stack.fp8_params and work.precision != "fp8":
+        found.append(
+            f"fp8-params does nothing here: precision is {work.precision.value}; "
+            "--precision fp8 keeps parameters in FP8"
+        )
+    if layout.offload != "none" or stack.offload_fraction == 1:
+        return found
     return [
+        *found,
         "offload-fraction does nothing here: this layout keeps the optimizer on the GPUs; "
-        "--fix offload=optimizer moves that share of it"
+        "--fix offload=optimizer moves that share of it",
     ]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 
 import pytest
@@ -12,6 +13,8 @@ OVER = "explain llama-3.1-405b dgx-h100:64 --seq 8192 --global-batch 512 "
 OVER += "--layout tp=8,pp=4,zero=1,recompute=none,micro_batch=2"
 FSDP = "explain llama-3.1-70b dgx-h100:8 --stack torchtitan --seq 8192 --global-batch 512 "
 FSDP += "--layout tp=8,pp=4,recompute=selective,zero=3"
+SMALL = "explain llama-3.2-1b dgx-h100:1 --seq 4096 --global-batch 32 "
+SMALL += "--layout tp=2,pp=2,vpp=1,cp=1,zero=1,micro_batch=1,recompute=none"
 MANY = OVER.replace("pp=4", "pp=16,vpp=1,cp=1")
 
 
@@ -103,3 +106,16 @@ def test_the_mark_of_risk_moves_with_the_option(capsys, monkeypatch):
     assert "at risk" not in told(f"{words} --risk-memory 1", capsys, monkeypatch, 80)
     assert cli.main([*words.split(), "--risk-memory", "1.5"]) == 2
     assert "--risk-memory" in capsys.readouterr().err
+
+
+def test_terms_of_what_the_layout_does_not_have_are_left_out(capsys, monkeypatch):
+    """Nothing is offloaded and there are no experts; the JSON has every term, and says so."""
+    out = told(SMALL, capsys, monkeypatch, 120)
+    for name in ("host_step_s", "parameter_server_s", "busiest_rank", "moe_layer_s", "autocast_s"):
+        assert name not in out
+    assert "pp_microbatch_s" in out
+    assert cli.main([*SMALL.split(), "--json"]) == 0
+    terms = {term["name"]: term for term in json.loads(capsys.readouterr().out)["terms"]}
+    assert not terms["host_step_s"]["applies"]
+    assert terms["host_step_s"]["value"] > 0
+    assert terms["pp_microbatch_s"]["applies"]

@@ -200,3 +200,18 @@ def test_what_turning_an_overlap_on_would_gain_is_told(folder, capsys):
     told = " ".join(capsys.readouterr().out.split())
     assert "overlap_param_gather on: updated parameters travel" in told
     assert f"gains {-gather['slower']:.1%}" in told
+
+
+def test_a_cluster_too_small_for_the_batch_is_told_with_the_keys_that_ask_for_more(folder, capsys):
+    config = {"train_batch_size": 64, "train_micro_batch_size_per_gpu": 2}
+    config |= {"gradient_accumulation_steps": 1, "zero_optimization": {"stage": 1}}
+    Path("ds.json").write_text(json.dumps(config))
+    words = ["ds.json", "--model", "llama-3.1-8b", "--cluster", "dgx-h100:1", "--seq", "4096"]
+    assert cli.main(["import", *words]) == 2
+    assert "train_micro_batch_size_per_gpu 2" in capsys.readouterr().err
+
+
+def test_a_length_given_beside_the_files_is_told_though_nothing_is_compared(folder, capsys):
+    found = answer(capsys, "megatron.args", "--seq", "2k", "--global-batch", "64")
+    assert found["step_time_s"] is None
+    assert (found["workload"]["seq_tokens"], found["workload"]["global_batch"]) == (2048, 64)

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 
-from planner.cli.asking import Asked, default_batch, workload_of
+from planner.cli.asking import Asked, default_batch, request_of, workload_of
 from planner.cli.machines import real_cluster
 from planner.cli.names import LAYOUT_FIELDS
 from planner.cli.options import fields_of, listed, rule_of, shares_of, words_of
@@ -168,3 +170,14 @@ def test_hosts_may_be_written_with_brackets(tmp_path):
     assert hosts_of(f"@{tmp_path / 'bad'}", option="--slow") == ("n1", "n2", "b:7")
     with pytest.raises(SpecError, match=r"--slow: brackets do not match"):
         hosts_of("n[1-", option="--slow")
+
+
+def test_a_gpu_without_bf16_gets_fp16_and_that_is_said(capsys):
+    asked = Asked(model="gpt2", cluster="dgx-1-v100", seq=1024, global_batch=64)
+    assert request_of(asked).workload.precision == "fp16"
+    assert "--precision fp16 (v100-sxm2-32gb has no bf16)" in capsys.readouterr().err
+    with pytest.raises(SpecError, match="has no BF16") as refused:
+        request_of(replace(asked, precision="bf16"))
+    assert "fp16" in refused.value.hint
+    assert request_of(replace(asked, precision="fp16")).workload.precision == "fp16"
+    assert "fp16" not in capsys.readouterr().err

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import os
 import random
-import resource
+import shutil
 import signal
 import subprocess
 import sys
@@ -29,7 +29,13 @@ WRITES = {
     "simulate": ["simulate", "plan.json", "-o", "out.json"],
     "import": ["import", "job.args", "--cluster", "dgx-h100:2", "-o", "out.json"],
 }
-INTERRUPTS = 8
+COLD_INTERRUPTS, INTERRUPTS = 2, 8
+LIMITED = """\
+import resource, runpy, sys
+resource.setrlimit(resource.RLIMIT_FSIZE, (200, 200))
+sys.argv = sys.argv[1:]
+runpy.run_path(sys.argv[0], run_name="__main__")
+"""
 
 
 @pytest.fixture(scope="module")
@@ -54,9 +60,15 @@ def folder(inputs, tmp_path):
     return tmp_path
 
 
-def started(folder, words, **more):
+@pytest.fixture
+def python(warm):
+    """Return an interpreter that has the package imported: what it does begins at once."""
+    return str(warm.tools("planner") / "python")
+
+
+def started(folder, words, python=sys.executable, options=(), **more):
     return subprocess.Popen(
-        [sys.executable, str(ROOT / "cli.py"), *words],
+        [python, *options, str(ROOT / "cli.py"), *words],
         cwd=folder, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, **more,
     )  # fmt: skip
 
@@ -75,8 +87,7 @@ def names(folder: Path) -> set[str]:
 def whole(folder: Path) -> bool:
     """Return whether what stands in `folder` under the name `out` is complete, or not there."""
     if (folder / "out").exists():
-        check = [sys.executable, str(ROOT / "cli.py"), "emit", "--check", "out"]
-        return subprocess.run(check, cwd=folder, capture_output=True, check=False).returncode == 0
+        return cli.main(["emit", "--check", str(folder / "out")]) == 0
     if (folder / "out.json").exists():
         return isinstance(json.loads((folder / "out.json").read_text()), dict | list)
     if (folder / "out.html").exists():
@@ -84,40 +95,42 @@ def whole(folder: Path) -> bool:
     return True
 
 
+def clear(folder: Path) -> None:
+    """Remove what a command has written."""
+    shutil.rmtree(folder / "out", ignore_errors=True)
+    for name in ("out.json", "out.html"):
+        (folder / name).unlink(missing_ok=True)
+
+
 @pytest.mark.parametrize("command", WRITES)
-def test_ctrl_c_at_any_moment_leaves_nothing_half_written(command, folder):
+def test_ctrl_c_at_any_moment_leaves_nothing_half_written(command, folder, python):
+    """Among its imports, where a new interpreter spends most of a run, and among its work."""
     before, moments = names(folder), random.Random(command)
-    began = time.monotonic()
-    assert done(folder, WRITES[command]) == 0
-    took = time.monotonic() - began
-    assert whole(folder)
-    for name in ("out", "out.json", "out.html"):
-        subprocess.run(["rm", "-rf", str(folder / name)], check=True)
-    for _ in range(INTERRUPTS):
-        process = started(folder, WRITES[command])
-        time.sleep(0.05 + moments.random() * took)
-        process.send_signal(signal.SIGINT)
-        _, err = process.communicate(timeout=240)
-        # before our first line ran, Python ends as it likes
-        at_start = "planner" not in err and ("Traceback" in err or process.returncode == -2)
-        assert at_start or "Traceback" not in err, err
-        assert at_start or process.returncode in (0, 130), (process.returncode, err)
+    for interpreter, times in ((sys.executable, COLD_INTERRUPTS), (python, INTERRUPTS)):
+        began = time.monotonic()
+        assert done(folder, WRITES[command], python=interpreter) == 0
+        took = time.monotonic() - began
         assert whole(folder)
-        new = names(folder) - before
-        assert new <= {"out", "out.json", "out.html"}, new
-        for name in new:
-            subprocess.run(["rm", "-rf", str(folder / name)], check=True)
+        clear(folder)
+        for _ in range(times):
+            process = started(folder, WRITES[command], interpreter)
+            time.sleep(0.05 + moments.random() * took)
+            process.send_signal(signal.SIGINT)
+            _, err = process.communicate(timeout=240)
+            # before our first line ran, Python ends as it likes
+            at_start = "planner" not in err and ("Traceback" in err or process.returncode == -2)
+            assert at_start or "Traceback" not in err, err
+            assert at_start or process.returncode in (0, 130), (process.returncode, err)
+            assert whole(folder)
+            assert names(folder) - before <= {"out", "out.json", "out.html"}
+            clear(folder)
 
 
 @pytest.mark.parametrize("command", WRITES)
-def test_a_disk_that_fills_up_is_said_and_leaves_nothing(command, folder):
+def test_a_disk_that_fills_up_is_said_and_leaves_nothing(command, folder, python):
     """The limit on the size of a file fails writes half-way, as a full disk does."""
-
-    def limit() -> None:
-        resource.setrlimit(resource.RLIMIT_FSIZE, (200, 200))
-
     before = names(folder)
-    process = started(folder, WRITES[command], preexec_fn=limit)
+    process = started(folder, WRITES[command], python, ["-c", LIMITED])
     out, err = process.communicate(timeout=240)
     assert process.returncode == 2, err
     assert err.count("error:") == 1
@@ -127,12 +140,12 @@ def test_a_disk_that_fills_up_is_said_and_leaves_nothing(command, folder):
 
 
 @pytest.mark.parametrize("command", WRITES)
-def test_a_place_that_may_not_be_written_to_is_said(command, folder):
+def test_a_place_that_may_not_be_written_to_is_said(command, folder, python):
     words = [
         w.replace("out", "/proc/out", 1) if w.startswith("out") else w for w in WRITES[command]
     ]
     before = names(folder)
-    process = started(folder, words)
+    process = started(folder, words, python)
     out, err = process.communicate(timeout=240)
     assert process.returncode == 2, err
     assert err.count("error:") == 1
@@ -142,11 +155,11 @@ def test_a_place_that_may_not_be_written_to_is_said(command, folder):
     assert names(folder) == before
 
 
-def test_runs_side_by_side_into_one_folder_leave_one_whole_bundle(folder):
+def test_runs_side_by_side_into_one_folder_leave_one_whole_bundle(folder, python):
     before = names(folder)
     words = ["emit", "plan.json", "-o", "out", "--force", "--target"]
     targets = ["megatron", "torchrun", "slurm", "megatron,slurm"]
-    running = [started(folder, [*words, target]) for target in targets]
+    running = [started(folder, [*words, target], python) for target in targets]
     for process in running:
         _, err = process.communicate(timeout=240)
         assert process.returncode in (0, 2), err
@@ -169,7 +182,7 @@ def test_runs_side_by_side_into_one_folder_leave_one_whole_bundle(folder):
 )
 def test_the_same_bytes_in_every_process_and_under_every_hash_seed(words, folder):
     seen = set()
-    for seed in ("0", "1", "4242"):
+    for seed in ("0", "4242"):
         env = os.environ | {"PYTHONHASHSEED": seed}
         out, err = started(folder, words, env=env).communicate(timeout=240)
         document = json.loads(out)

@@ -10,6 +10,7 @@ import pytest
 
 from planner.cli import app as cli
 from planner.plan import Plan
+from planner.units import gib
 
 
 @pytest.fixture
@@ -121,3 +122,42 @@ def test_a_file_that_is_no_plan_is_refused(tmp_path, capsys, text):
     path.write_text(text)
     assert cli.main(["simulate", str(path)]) == 2
     assert "not a meshwright.plan/1 document" in capsys.readouterr().err
+
+
+def test_a_stage_slowed_twice_is_refused_with_both_factors_together(saved, capsys):
+    for words in (["stage=1:1.5,1:2"], ["stage=1:1.5", "stage=1:2"]):
+        options = [part for word in words for part in ("--straggler", word)]
+        assert cli.main(["simulate", saved, *options]) == 2
+        err = capsys.readouterr().err
+        assert "stage 1 is given twice (x1.5 and x2)" in err
+        assert "stage=1:3 is both" in err
+
+
+def test_a_row_that_does_not_fit_is_run_and_said_not_to_fit(answer, plan):
+    (big,) = [row for row in plan.plans if not row.feasible]
+    (told,) = [n for n in answer("--plan-rank", str(big.rank))["notes"] if "does not fit" in n]
+    memory = big.estimate.memory
+    assert gib(memory.peak_bytes) in told
+    assert gib(memory.limit_bytes) in told
+    assert not any("does not fit" in note for note in answer()["notes"])
+
+
+def test_a_cut_anew_says_whether_it_shortens_or_lengthens(plan, tmp_path, monkeypatch, capsys):
+    """Two micro-batches pass four stages: there the whole path counts, not the slowest stage."""
+    monkeypatch.chdir(tmp_path)
+    best = plan.best.model_copy(update={"layout": plan.best.layout.model_copy(
+        update={"pp": 4, "dp": 1})})  # fmt: skip
+    uneven = best.model_copy(update={"stage_layers": [[40], [20], [10], [10]]})
+    for row, word in ((uneven, "shortens"), (best, "")):
+        text = plan.model_copy(update={"plans": [row]}).to_json()
+        Path("plan.json").write_text(text)
+        makespans = []
+        for more in ([], ["--balance"]):
+            assert cli.main(["simulate", "plan.json", "--microbatches", "2", *more, "--json"]) == 0
+            found = json.loads(capsys.readouterr().out)
+            makespans.append(found["makespan_s"])
+        (told,) = [note for note in found["notes"] if "cut for even stages" in note]
+        change = makespans[1] / makespans[0] - 1
+        expected = "shortens" if change < -5e-4 else "LENGTHENS" if change > 5e-4 else "as long"
+        assert expected in told
+        assert word in told

@@ -16,6 +16,7 @@ from plan_grid import MODELS, plan
 
 from planner.emit.base import Artifact, Emitter
 from planner.plan import Plan
+from planner.specs.catalog import load_model
 
 MANY = 200
 DRAWN: dict[str, Sequence[Any]] = {
@@ -40,6 +41,16 @@ DRAWN: dict[str, Sequence[Any]] = {
     "placeholders": (False, True),
 }
 MOST_GPUS = 64
+SHIPPED: list[dict[str, Any]] = [
+    {"dp": 8, "zero": 3},
+    {"dp": 8, "zero": 1},
+    {"dp": 4, "tp": 2, "zero": 2, "etp": 2},
+    {"dp": 4, "tp": 2, "zero": 1, "etp": 1, "ep": 2, "recompute": "full"},
+    {"dp": 4, "pp": 2, "zero": 1, "ep": 2},
+    {"dp": 4, "pp": 2, "zero": 2, "ep": 4},
+    {"dp": 8, "zero": 0, "dp_sync": "parameter-server"},
+]
+"""Layouts that any shipped model is drawn in, whether or not its memory would do."""
 
 
 @functools.cache
@@ -55,6 +66,15 @@ def many(emitter: Emitter, count: int = MANY) -> tuple[Plan, ...]:
         if len(out) == count:
             break
     return tuple(out.values())
+
+
+@functools.cache
+def shipped(name: str) -> tuple[Plan, ...]:
+    """Return plans of a shipped model in layouts of every kind."""
+    spec = load_model(name)
+    seq = min(4096, spec.max_seq_tokens)
+    rows = (row if spec.experts else row | {"ep": 1, "etp": row.get("tp", 1)} for row in SHIPPED)
+    return tuple(plan(spec, seq=seq, **row) for row in rows)
 
 
 class Folder:

@@ -19,6 +19,7 @@ import pytest
 import test_accelerate_loader
 import test_k8s_schemas
 import test_megatron_parser
+import test_nanotron
 import titan_harness
 import yaml
 
@@ -161,6 +162,25 @@ def k8s(bundle: Path, answer: Plan) -> Pairs:
     return out
 
 
+def nanotron(bundle: Path, answer: Plan) -> Pairs:
+    """Read `nanotron.yaml` as its strict reader does: no key but those of its dataclasses."""
+    made, lay, unknown = read_yaml(bundle / "nanotron.yaml"), answer.best.layout, []
+    for path, known in test_nanotron.KEYS.items():
+        part = made
+        for name in path.split("."):
+            part = part[name]
+        unknown += sorted(part.keys() - set(known.split()))
+    split, tokens = made["parallelism"], made["tokens"]
+    return {
+        "unknown": ([], unknown),
+        "degrees": ((lay.tp, lay.pp, lay.dp), (split["tp"], split["pp"], split["dp"])),
+        "zero": (lay.zero, made["optimizer"]["zero_stage"]),
+        "micro-batch": (lay.micro_batch, tokens["micro_batch_size"]),
+        "accumulate": (lay.num_microbatches, tokens["batch_accumulation_per_replica"]),
+        "tokens": (answer.request.workload.seq_tokens, tokens["sequence_length"]),
+    }
+
+
 def needs(target: str) -> None:
     """Load what reads the bundles of a target, or skip the test where it is not installed."""
     match target:
@@ -184,6 +204,7 @@ READERS: Mapping[str, Reader] = {
     "torchtitan": torchtitan,
     "accelerate": accelerate,
     "k8s": k8s,
+    "nanotron": nanotron,
 }
 
 

@@ -19,7 +19,9 @@ from plan_grid import MODELS, plan
 
 from planner.emit.base import write_bundle
 from planner.emit.megatron_bridge import EMITTER
+from planner.emit.states import recipe_of
 from planner.plan import Plan
+from planner.specs.stack import stack_named
 
 HERE = Path(__file__).parent
 DENSE = MODELS["dense"]
@@ -74,6 +76,7 @@ def read(folders: Sequence[Path], plans: Sequence[Plan]) -> list[dict[str, Any]]
 def wanted(answer: Plan) -> dict[str, Any]:
     """Return the plan in the words of Bridge's configuration."""
     lay, work, spec = answer.best.layout, answer.request.workload, answer.request.model
+    stack = stack_named(work.stack)
     sharded = {2: "optim_grads", 3: "optim_grads_params"}
     out = {
         "model.num_layers": spec.layers,
@@ -109,12 +112,20 @@ def wanted(answer: Plan) -> dict[str, Any]:
         "model.recompute_granularity": None if lay.recompute == "none" else lay.recompute,
         "model.bf16": work.precision != "fp16",
         "model.fp16": work.precision == "fp16",
-        "model.fp8": "hybrid" if work.precision == "fp8" else None,
+        "model.fp8": _format(answer),
+        "model.fp8_param": work.precision == "fp8" and stack.fp8_params,
+        "ddp.fp8_param_gather": work.precision == "fp8" and stack.fp8_params,
+        "model.cpu_offloading": stack.offload_layers > 0,
+        "model.cpu_offloading_num_layers": stack.offload_layers,
         "model.first_last_layers_bf16": False,
         "stage_layers": answer.best.stage_layers,
     }
     if lay.zero >= 2:
         out["ddp.data_parallel_sharding_strategy"] = sharded[lay.zero]
+    if work.precision == "fp8":
+        out["model.fp8_recipe"] = recipe_of(work)
+    if lay.offload == "optimizer":
+        out["optimizer.optimizer_offload_fraction"] = stack.offload_fraction
     if spec.experts:
         out["model.expert_tensor_parallel_size"] = lay.etp
         out["model.moe_router_topk"] = spec.experts.top_k
@@ -124,6 +135,22 @@ def wanted(answer: Plan) -> dict[str, Any]:
     return out
 
 
+def _format(answer: Plan) -> str | None:
+    """Return FP8's format: with one scale per tensor gradients have a wider range."""
+    if answer.request.workload.precision != "fp8":
+        return None
+    return "hybrid" if recipe_of(answer.request.workload) == "tensorwise" else "e4m3"
+
+
+STATES = [
+    plan(DENSE, dp=8, zero=1, precision="fp8", stack=f"megatron{flags}")
+    for flags in ("+fp8-params", "+mxfp8", "+mxfp8+fp8-params", "+fp8-rowwise")
+] + [
+    plan(DENSE, dp=8, zero=3, precision="fp8", stack="megatron+fp8-params"),
+    plan(DENSE, dp=8, zero=1, offload="optimizer", stack="megatron+offload-fraction=0.5"),
+    plan(DENSE, dp=8, zero=1, stack="megatron+offload-layers=3"),
+]
+"""Where and in what format states are."""
 PLANTED = [
     ("plan.overrides", "model.tensor_model_parallel_size=4", "model.tensor_model_paralel_size=4",
      "tensor_model_paralel_size"),
@@ -139,7 +166,7 @@ PLANTED = [
 @pytest.mark.frameworks
 def test_bridge_reads_200_plans_back_and_catches_planted_mistakes(tmp_path):
     """In one test, because a process of its own takes longer to start than to read them all."""
-    plans = [*many(EMITTER), *[plan(DENSE, tp=4, cp=2, dp=4)] * (len(PLANTED) + 1)]
+    plans = [*many(EMITTER), *STATES, *[plan(DENSE, tp=4, cp=2, dp=4)] * (len(PLANTED) + 1)]
     folders = written(tmp_path, plans)
     for folder, (name, right, wrong, _) in zip(folders[-len(PLANTED) :], PLANTED, strict=True):
         text = (folder / name).read_text("utf-8")

@@ -90,6 +90,64 @@ def test_megatron_and_deepspeed_read_which_part_of_the_optimizer_leaves_the_gpus
 
 
 @pytest.mark.frameworks
+def test_megatron_keeps_parameters_in_fp8_where_it_is_asked_to(tmp_path):
+    for name, flag in (("plain", ""), ("kept", "+fp8-params")):
+        (tmp_path / name).mkdir()
+        answer = plan(DENSE, dp=8, zero=1, precision="fp8", stack=f"megatron{flag}")
+        args = megatron(tmp_path / name, answer)
+        assert (args.fp8, args.fp8_param_gather) == ("hybrid", bool(flag))
+        bridge = written(tmp_path / name, "megatron-bridge", answer) / "plan.overrides"
+        line = f"mixed_precision.fp8_param_gather={str(bool(flag)).lower()}"
+        assert line in bridge.read_text("utf-8").splitlines()
+
+
+@pytest.mark.parametrize(
+    ("more", "stack", "sound"),
+    [
+        ({"precision": "fp8", "zero": 1}, "fp8-params", True),
+        ({"precision": "fp8", "zero": 3}, "fp8-params", True),
+        ({"precision": "bf16", "zero": 1}, "fp8-params", False),
+        ({"precision": "fp8", "zero": 0}, "fp8-params", False),
+        ({"precision": "fp8", "zero": 1, "offload": "optimizer"}, "fp8-params", False),
+        ({"precision": "fp8", "zero": 1}, "fp8-params+precision-aware", False),
+    ],
+    ids=str,
+)
+def test_parameters_in_fp8_are_refused_alike_by_rules_and_emitter(more, stack, sound):
+    answer = plan(DENSE, dp=8, stack=f"megatron+{stack}", **more)
+    request = answer.request
+    context = Context(request.model, request.cluster, request.workload)
+    rows = Layouts.of([answer.best.layout.model_dump()])
+    broken = [r for r in broken_rules(rows, 0, context) if "fp8-param-gather" in r]
+    told = [r for r in emitter_named("megatron").unsupported(answer) if "fp8-params" in r]
+    assert bool(broken) == bool(told) == (not sound)
+
+
+@pytest.mark.frameworks
+@pytest.mark.parametrize(
+    ("flags", "form", "recipe", "reused"),
+    [
+        ("", "hybrid", "tensorwise", False),
+        ("+fp8-current", "hybrid", "tensorwise", False),
+        ("+mxfp8", "e4m3", "mxfp8", False),
+        ("+mxfp8+fp8-params", "e4m3", "mxfp8", True),
+        ("+fp8-rowwise", "e4m3", "blockwise", False),
+    ],
+)
+def test_megatron_scales_as_the_stack_says(flags, form, recipe, reused, tmp_path):
+    answer = plan(DENSE, dp=8, zero=1, precision="fp8", stack=f"megatron{flags}")
+    args = megatron(tmp_path, answer)
+    assert (args.fp8, args.fp8_recipe) == (form, recipe)
+    assert args.reuse_grad_buf_for_mxfp8_param_ag == reused
+
+
+@pytest.mark.parametrize("target", ["megatron", "megatron-bridge"])
+def test_four_bits_are_not_written_as_eight(target):
+    answer = plan(DENSE, dp=8, zero=1, precision="fp8", stack="megatron+nvfp4")
+    assert any("NVFP4" in line for line in emitter_named(target).unsupported(answer))
+
+
+@pytest.mark.frameworks
 def test_megatron_reads_which_layers_send_their_activations_to_the_host(tmp_path):
     args = megatron(tmp_path, plan(DENSE, dp=8, zero=1, stack="megatron+offload-layers=3"))
     assert (args.cpu_offloading, args.cpu_offloading_num_layers) == (True, 3)
@@ -256,7 +314,8 @@ WRITERS = {"pure-bf16": {"torchtitan"}}
 @pytest.mark.parametrize("flag", [f for f in FORMATS if f not in AMOUNTS])
 def test_a_format_is_written_or_refused(flag):
     theirs = WRITERS.get(flag, {"megatron", "megatron-bridge"})
-    answer = plan(DENSE, dp=8, zero=2, stack=f"any+{flag}")
+    precision = "fp8" if flag == "fp8-params" else "bf16"
+    answer = plan(DENSE, dp=8, zero=2, precision=precision, stack=f"any+{flag}")
     for target in sorted(set(EMITTER_NAMES) - {"slurm", "k8s"}):
         refused = any(flag in line for line in emitter_named(target).unsupported(answer))
         assert refused == (target not in theirs), target

@@ -88,10 +88,57 @@ def test_a_path_that_is_a_file_or_lies_below_one_is_refused(tmp_path, name):
     assert (tmp_path / "file").read_text() == "mine"
 
 
-def test_the_current_folder_is_refused(tmp_path, monkeypatch):
+@pytest.mark.parametrize("where", [".", "deep"])
+def test_whoever_stands_in_the_folder_keeps_the_ground(where, tmp_path, monkeypatch):
+    out = tmp_path / "out"
+    write_bundle(out, [*FIRST, Artifact("old/x.py", "")], force=False)
+    (out / "old/__pycache__").mkdir()
+    monkeypatch.chdir(out / where)
+    here = os.stat(".").st_ino
+    write_bundle(out if where == "deep" else Path(), [*SECOND, *FIRST[1:]], force=True)
+    assert os.stat(".").st_ino == here
+    assert Path.cwd() == out / where
+    assert tree(out).keys() == {"b.txt", "deep/run.sh", "bundle.json"}
+    assert not (out / "old").exists()
+    assert os.access(out / "deep/run.sh", os.X_OK)
+    assert os.listdir(tmp_path) == ["out"]
+    write_bundle(out, FIRST, force=True)  # and so can be done again
+
+
+def test_what_stands_in_the_current_folder_and_is_not_ours_is_kept(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    with pytest.raises(SpecError, match="current folder"):
+    (tmp_path / "mine").write_text("mine")
+    with pytest.raises(SpecError, match="is not empty"):
+        write_bundle(Path(), FIRST, force=False)
+    with pytest.raises(SpecError, match="holds what no bundle of ours wrote"):
         write_bundle(Path(), FIRST, force=True)
+    assert tree(tmp_path) == {"mine": "mine"}
+
+
+def test_cut_short_in_the_current_folder_it_can_be_repeated(tmp_path, monkeypatch):
+    write_bundle(tmp_path / "out", FIRST, force=False)
+    monkeypatch.chdir(tmp_path / "out")
+    replace = Path.replace
+
+    def cut(self: Path, target: Path) -> Path:
+        if self.name == "c.txt":
+            raise OSError(28, "No space left on device")
+        return replace(self, target)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Path, "replace", cut)
+        with pytest.raises(SpecError, match="No space left"):
+            write_bundle(Path(), [*SECOND, Artifact("c.txt", "")], force=True)
+    assert (tmp_path / "out/a.txt").read_text() == "one\n"  # not yet taken away
+    write_bundle(Path(), SECOND, force=True)
+    assert tree(tmp_path / "out").keys() == {"b.txt", "bundle.json"}
+
+
+def test_the_folder_of_one_target_says_how_to_write_them_all(tmp_path):
+    write_bundle(tmp_path / "out", FIRST, force=False)
+    with pytest.raises(SpecError) as caught:
+        write_bundle(tmp_path / "out/deep", SECOND, force=True)
+    assert "a part of the bundle one folder up" in caught.value.hint
 
 
 @pytest.mark.skipif(os.geteuid() == 0, reason="root may write anywhere")

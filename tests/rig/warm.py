@@ -61,7 +61,7 @@ def _start(kind: str, address: Path, folder: Path) -> None:
         (folder / program).chmod(0o755)
     log = address.with_suffix(".log")
     command = [sys.executable, "-W", "ignore", str(HERE / "warm_server.py"), address, kind, folder]
-    env = os.environ | SETTINGS | {"PYTHONPATH": str(HERE.parent / "emit")}
+    env = os.environ | SETTINGS | {"PYTHONPATH": f"{HERE.parent / 'emit'}:{HERE.parents[1]}"}
     with log.open("wb") as said:
         done = subprocess.run(
             command, env=env, stdin=subprocess.DEVNULL, stdout=said, stderr=said, check=False

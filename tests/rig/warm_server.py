@@ -42,6 +42,10 @@ KINDS = {
         *("transformers.models.llama.modeling_llama", "deepspeed"),
     ),
     "megatron": ("megatron_harness",),
+    "planner": (
+        *("planner.cli.app", "planner.workflow", "planner.sweep", "planner.place.solve"),
+        *("planner.emit", "planner.report", "planner.importing", "planner.validate"),
+    ),
 }
 
 
@@ -140,8 +144,10 @@ def serve(listener: socket.socket) -> Client | None:
 
 def forked(client: Client, loop: selectors.BaseSelector) -> bool:
     """Fork for a client; return whether this is the fork."""
+    signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGINT])  # until the fork is what it will be
     if (pid := os.fork()) == 0:
         return True
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, [signal.SIGINT])
     for stream in client.streams:
         os.close(stream)
     client.pid, client.watch = pid, os.pidfd_open(pid)
@@ -207,6 +213,7 @@ def ended(program: str, words: list[str]) -> int:
     """
     code: Any = 0
     try:
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, [signal.SIGINT])
         go(program, words)
     except SystemExit as end:
         code = end.code

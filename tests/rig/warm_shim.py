@@ -9,15 +9,18 @@ import signal
 import socket
 import sys
 
+SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGUSR1, signal.SIGUSR2)
+signal.pthread_sigmask(signal.SIG_BLOCK, SIGNALS)
 address, program, *words = sys.argv[1:]
 channel = socket.socket(socket.AF_UNIX)
 channel.connect(address)
 told = {"program": program, "words": words, "cwd": os.getcwd(), "env": dict(os.environ)}
 body = json.dumps(told).encode()
-for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGUSR1, signal.SIGUSR2):
-    signal.signal(number, lambda got, _: channel.sendall(bytes([got])))
 socket.send_fds(channel, [len(body).to_bytes(8, "big")], [0, 1, 2])
 channel.sendall(body)
+for number in SIGNALS:
+    signal.signal(number, lambda got, _: channel.sendall(bytes([got])))
+signal.pthread_sigmask(signal.SIG_UNBLOCK, SIGNALS)
 said = channel.recv(8)
 if not said:
     sys.exit("warm_shim: the server is gone")

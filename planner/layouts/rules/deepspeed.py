@@ -12,6 +12,11 @@ def _share(c: Context) -> float:
     return stack_named(c.workload.stack).offload_fraction
 
 
+def _never_split(c: Context) -> bool:
+    """Return whether the job has what AutoTP is not planned with: experts, or Muon."""
+    return c.model.experts is not None or c.workload.optimizer is Optimizer.MUON
+
+
 DEEPSPEED: tuple[Rule, ...] = (
     Rule(
         "deepspeed: pipeline with zero 2 or 3",
@@ -40,12 +45,23 @@ DEEPSPEED: tuple[Rule, ...] = (
         stacks=("deepspeed",),
     ),
     Rule(
-        "deepspeed: no tensor parallelism",
-        "DeepSpeed's tensor parallelism (AutoTP) has not been measured and is not planned: tp={tp}",
-        ("tp",),
-        lambda x, c: x.tp > 1,
+        "deepspeed: tensor parallelism beside ZeRO alone",
+        "DeepSpeed's tensor parallelism (AutoTP, tp={tp}) goes with ZeRO alone here: no pipeline, "
+        "experts, hpZ, offload or Muon beside it",
+        ("tp", "pp", "dp_replicate", "offload"),
+        lambda x, c: (
+            (x.tp > 1) & ((x.pp > 1) | (x.dp_replicate > 1) | (x.offload > 0) | _never_split(c))
+        ),
         stacks=("deepspeed",),
-        where="deepspeed/module_inject/auto_tp.py",
+        where="deepspeed/runtime/engine.py:940",
+    ),
+    Rule(
+        "deepspeed: heads in tp",
+        "DeepSpeed's AutoTP needs tp={tp} to divide the {kv_heads} key/value heads",
+        ("tp",),
+        lambda x, c: (c.model.kv_heads % x.tp != 0) if c.model.mla is None else x.tp > 1,
+        stacks=("deepspeed",),
+        where="deepspeed/runtime/engine.py:1047",
     ),
     Rule(
         "deepspeed: no sequence-parallel tp",

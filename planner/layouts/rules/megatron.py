@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from planner.layouts.rules.rule import Context, Rule, always, never
 from planner.specs.stack import stack_named
-from planner.specs.workload import Optimizer
+from planner.specs.workload import Optimizer, Precision
 
 
 def _only_adam(c: Context) -> bool:
@@ -14,6 +14,12 @@ def _only_adam(c: Context) -> bool:
 
 def _precision_aware(c: Context) -> bool:
     return stack_named(c.workload.stack).low_precision_states
+
+
+def _no_fp8_params(c: Context) -> bool:
+    """Return whether parameters cannot be in FP8: it is not FP8, or masters lack the 16 bits."""
+    nvfp4 = stack_named(c.workload.stack).fp4_rate > 1
+    return c.workload.precision is not Precision.FP8 or _precision_aware(c) or nvfp4
 
 
 MEGATRON: tuple[Rule, ...] = (
@@ -70,6 +76,19 @@ MEGATRON: tuple[Rule, ...] = (
         lambda x, c: (x.zero == 0) | _only_adam(c) if _precision_aware(c) else never(x),
         stacks=("megatron",),
         where="megatron/core/optimizer/optimizer_config.py:430",
+    ),
+    Rule(
+        "megatron: parameters in FP8",
+        "--fp8-param-gather ({stack}) needs precision fp8, zero >= 1, states on the GPUs, and no "
+        "precision-aware optimizer, not zero={zero}, offload={offload}",
+        ("zero", "offload"),
+        lambda x, c: (
+            (x.zero == 0) | (x.offload > 0) | _no_fp8_params(c)
+            if stack_named(c.workload.stack).fp8_params
+            else never(x)
+        ),
+        stacks=("megatron",),
+        where="megatron/training/arguments.py:1060, 1808",
     ),
     Rule(
         "megatron: offload of the optimizer",

@@ -129,7 +129,7 @@ def legal(row: Row, model: ModelSpec, cluster: ClusterSpec, workload: Workload) 
         and states_agree(row, cluster)
         and offload_agrees(row, stack)
         and {"any": any_stack, "megatron": megatron}.get(stack, lambda *_: True)(row, model)
-        and (stack != "deepspeed" or deepspeed(row))
+        and (stack != "deepspeed" or deepspeed(row, model))
         and (stack != "torchtitan" or torchtitan(row, model, workload))
     )
 
@@ -240,12 +240,15 @@ def megatron(row: Row, model: ModelSpec) -> bool:
     return not (row["zero"] >= 2 and row["pp"] > 1)
 
 
-def deepspeed(row: Row) -> bool:
+def deepspeed(row: Row, model: ModelSpec) -> bool:
     if row["pp"] > 1 and row["zero"] >= 2:
         return False
     if row["vpp"] > 1 or row["schedule"] not in (NONE, ONE_F_ONE_B) or row["cp"] > 1 or row["sp"]:
         return False
-    if row["tp"] > 1 or row["dp"] % row["ep"] or row["etp"] > 1:
+    if row["dp"] % row["ep"] or row["etp"] > 1:
+        return False
+    beside = row["pp"] > 1 or row["offload"] or model.experts or model.mla
+    if row["tp"] > 1 and (beside or model.kv_heads % row["tp"]):
         return False
     if row["ep"] > 1 and (row["zero"] == 3 or row["offload"]):
         return False

@@ -13,7 +13,7 @@ from planner.place.cells import Grid
 from planner.place.packing import pack
 
 
-@settings(max_examples=1000, deadline=None, derandomize=True)
+@settings(max_examples=400, deadline=None, derandomize=True)
 @given(
     rooms=st.lists(st.integers(1, 9), min_size=1, max_size=6),
     stages=st.integers(2, 6),
@@ -74,7 +74,7 @@ def small_jobs(draw):
     return degrees, gpus, leafs
 
 
-@settings(max_examples=500, deadline=None, derandomize=True)
+@settings(max_examples=250, deadline=None, derandomize=True)
 @given(job=small_jobs())
 def test_maps_are_as_good_as_any_and_bounds_hold(cluster_of, layout_of, job):
     degrees, gpus, leafs = job

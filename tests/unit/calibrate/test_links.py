@@ -6,7 +6,8 @@ import numpy as np
 import pytest
 from logs import EXAMPLES, MEASURED, log_text
 
-from planner.calibrate.links import across_s, fit_links
+from planner.calibrate.between import across_s
+from planner.calibrate.links import fit_links
 from planner.calibrate.nccl import Log, Timing, read_logs
 from planner.specs.catalog import load_cluster
 from planner.specs.links import CollectiveFit

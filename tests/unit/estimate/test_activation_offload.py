@@ -13,9 +13,10 @@ from estimate_cases import inputs, spec
 
 from planner.estimate import memory
 from planner.estimate.in_flight import activations_bytes
+from planner.estimate.layer import dense_directions_s
 from planner.estimate.offloading import copies_bytes_per_s, wait_s
 from planner.estimate.recompute import away_bytes, offloaded_bytes, whole_layer_bytes
-from planner.estimate.step import activation_wait_s, dense_directions_s, step_s, time_parts
+from planner.estimate.step import activation_wait_s, step_s, time_parts
 from planner.layouts.rules import broken_rules
 from planner.layouts.rules.rule import Context
 from planner.specs.model import Experts

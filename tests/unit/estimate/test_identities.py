@@ -17,7 +17,8 @@ from planner.estimate.experts import (
     routed_tokens,
 )
 from planner.estimate.memory import stage_bytes
-from planner.estimate.step import bubble_s, stage_microbatch_s, step_s
+from planner.estimate.pipelined import bubble_s, stage_microbatch_s
+from planner.estimate.step import step_s
 from planner.estimate.sync import gradient_sync
 from planner.specs.model import Experts
 from planner.specs.parameters import count_parameters

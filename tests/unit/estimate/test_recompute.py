@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from estimate_cases import inputs, spec
 
-from planner.estimate import again, compute, in_flight, recompute, step
+from planner.estimate import again, compute, in_flight, pipelined, recompute
 from planner.estimate.activations import logits_bytes
 from planner.specs.model import Experts, LatentAttention
 
@@ -107,7 +107,7 @@ def took(layers=None, recompute="full", **workload):
     more = {"recompute_method": "block", "recompute_layers": layers} if layers else {}
     model = spec(layers=16, hidden=4096, ffn=16384, heads=32, kv_heads=32, head_dim=128)
     x = inputs(model, *rows, stack="megatron+full-graphs", seq_tokens=4096, **more, **workload)
-    return step.stage_microbatch_s(x).max(axis=1)
+    return pipelined.stage_microbatch_s(x).max(axis=1)
 
 
 def test_blocks_take_the_time_of_the_layers_that_run_again():

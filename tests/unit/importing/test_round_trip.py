@@ -176,3 +176,19 @@ def test_the_layers_whose_activations_go_to_the_host_come_back(target, tmp_path)
     job = read_back(made, target, tmp_path / "b", FILES[target])
     assert "offload-layers=2" in job.stack.split("+")
     assert not [n for n in set(job.ignored) - set(job.without_effect) if "offload" in n]
+
+
+@pytest.mark.parametrize("target", ["megatron", "megatron-bridge"])
+@pytest.mark.parametrize("flag", ["mxfp8", "fp8-rowwise", "fp8-current"])
+def test_how_fp8_scales_comes_back(target, flag, tmp_path):
+    made = plan(MODELS["dense"], dp=4, zero=1, precision="fp8", stack=f"{target}+{flag}")
+    job = read_back(made, target, tmp_path / "b", FILES[target])
+    assert flag in job.stack.split("+")
+
+
+@pytest.mark.parametrize("target", ["megatron", "megatron-bridge"])
+@pytest.mark.parametrize("flag", ["", "+fp8-params"])
+def test_parameters_in_fp8_come_back(target, flag, tmp_path):
+    made = plan(MODELS["dense"], dp=4, zero=1, precision="fp8", stack=f"{target}{flag}")
+    job = read_back(made, target, tmp_path / "b", FILES[target])
+    assert ("fp8-params" in job.stack.split("+")) == bool(flag)

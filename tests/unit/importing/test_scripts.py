@@ -430,3 +430,21 @@ def test_no_setting_of_any_file_is_dropped_in_silence(tmp_path):
     assert unheard <= may_matter
     assert {"learning_rate", "zero_optimization.overlap_comm"} <= set(job.without_effect)
     assert not {"nnodes", "nproc_per_node", "gradient_accumulation_steps"} & set(job.ignored)
+
+
+def test_deepspeed_says_by_which_keys_it_counts_gpus(tmp_path):
+    sizes = {"train_batch_size": 64, "train_micro_batch_size_per_gpu": 2}
+    sizes |= {"gradient_accumulation_steps": 1, "zero_optimization": {"stage": 1}}
+    job = job_of(tmp_path, {"ds.json": json.dumps(sizes)})
+    keys = (
+        "train_batch_size 64 / (train_micro_batch_size_per_gpu 2 x gradient_accumulation_steps 1)"
+    )
+    assert job.gpus == 32
+    assert job.gpus_from == f"{keys} = 32 GPUs"
+    with pytest.raises(SpecError, match="it is to run on 24 GPUs") as refused:
+        job_of(tmp_path, {"ds.json": json.dumps(sizes)}, gpus=24)
+    assert keys in refused.value.message
+    assert refused.value.hint.startswith("--gpus 32, or mend")
+    staged = json.dumps(sizes | {"pipeline": {"stages": 5}})
+    with pytest.raises(SpecError, match=r"24 GPUs are not a multiple of pipeline.stages 5 = 5"):
+        job_of(tmp_path, {"ds.json": staged}, gpus=24)

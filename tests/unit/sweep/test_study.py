@@ -17,6 +17,13 @@ def points(path):
     return points_of(read_study(path), path)
 
 
+def without_nulls(path: Path) -> Path:
+    """Return the study with the fixed names that were blanked left out."""
+    lines = [line for line in path.read_text().splitlines() if not line.endswith(": null")]
+    path.write_text("\n".join(lines) + "\n")
+    return path
+
+
 def test_the_last_axis_varies_fastest(study):
     found = list(read_study(study({"nodes": [1, 2], "fix.tp": [1, 8]})).settings())
     assert [(s["nodes"], s["fix.tp"]) for s in found] == [(1, 1), (1, 8), (2, 1), (2, 8)]
@@ -60,6 +67,49 @@ def test_every_kind_of_name_reaches_the_request(study, path, value, read):
     assert point.refused is None
     assert read(point.request) == value
     assert value in point.inputs.values() or point.inputs["fix"] == f"tp={value}"
+
+
+def test_lengths_and_shares_are_written_as_options_are(study):
+    """'8k' and 8192 are the same point, with the same id and the same columns."""
+    typed, plain = (
+        points(without_nulls(study({"seq": [length]}, fixed={"seq": None, "max_memory": share})))
+        for length, share in (("8k", "90%"), (8192, 0.9))
+    )
+    assert typed[0].request.workload.seq_tokens == 8192
+    assert typed[0].request.workload.max_memory == pytest.approx(0.9)
+    assert (typed[0].id, typed[0].inputs) == (plain[0].id, plain[0].inputs)
+
+
+@pytest.mark.parametrize(
+    ("axes", "said"),
+    [
+        ({"seq": ["8kk"]}, "'8kk' is not allowed, must be a number of tokens, 8192 or 8k"),
+        ({"seq": ["0"]}, "must be a number of tokens"),
+        ({"max_memory": ["most"]}, "must be a share above 0, 0.9 or 90%"),
+        ({"max_memory": ["0%"]}, "must be a share above 0"),
+        ({"global_batch": ["8k"]}, "must be a whole number"),
+    ],
+    ids=str,
+)
+def test_what_is_no_length_or_share_is_refused_by_name(study, axes, said):
+    fixed = {name: None for name in axes if name in ("seq", "global_batch")}
+    with pytest.raises(SpecError) as refused:
+        points(without_nulls(study(axes, fixed)))
+    assert said in str(refused.value)
+
+
+def test_a_gpu_without_bf16_is_planned_in_fp16_and_one_without_fp8_is_refused(study):
+    old, asked, fp8 = (
+        points(without_nulls(study({"cluster": [name]}, {"cluster": None, **more})))[0]
+        for name, more in (
+            ("dgx-1-v100", {}),
+            ("dgx-1-v100", {"precision": "bf16"}),
+            ("dgx-a100", {"precision": "fp8"}),
+        )
+    )
+    assert old.request.workload.precision == "fp16"
+    assert "no BF16" in asked.refused["reason"]
+    assert "no FP8" in fp8.refused["reason"]
 
 
 def test_an_accelerator_may_be_swapped_by_name(study):
@@ -143,9 +193,7 @@ def test_a_contradiction_is_a_refused_point_and_stops_no_other(study):
     ids=str,
 )  # fmt: skip
 def test_what_a_study_may_not_say_is_refused_by_name(study, axes, fixed, said):
-    path = study(axes, fixed)
-    lines = [line for line in path.read_text().splitlines() if not line.endswith(": null")]
-    path.write_text("\n".join(lines) + "\n")
+    path = without_nulls(study(axes, fixed))
     with pytest.raises(SpecError) as refused:
         points(path)
     assert said in str(refused.value)

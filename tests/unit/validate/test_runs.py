@@ -72,7 +72,7 @@ def test_rows_scored_together_equal_rows_scored_alone(tmp_path):
         ({"gpus": "1e300"}, "gpus"),
         ({"dp": "5"}, "dp"),
         ({"pp": "64", "gpus": "512"}, "vpp"),
-        ({"offload": "activations 10 layers to CPU"}, "offload"),
+        ({"offload": "planned activation offload"}, "offload"),
         ({"recompute": "sometimes"}, "recompute"),
         ({"zero_stage": "one"}, "zero_stage"),
         ({"model": "Llama2-70B-LoRA"}, "model"),
@@ -193,7 +193,9 @@ def test_a_torchtitan_row_says_its_compiler_scales_and_kernels(row, flags):
         ({"note": "SFT; GB as printed"}, ["packed"]),
         ({"note": "packed 8K; round figures"}, []),  # of what, it does not say
         ({"dtype": "nvfp4"}, ["nvfp4"]),
-        ({"dtype": "mxfp8"}, ["mxfp8"]),
+        ({"dtype": "mxfp8"}, ["mxfp8", "fp8-params"]),  # its recipes set fp8_param_gather
+        ({"dtype": "fp8_cs"}, ["fp8-current", "fp8-params"]),
+        ({"dtype": "fp8_sc"}, []),
     ],
 )
 def test_a_megatron_bridge_row_says_its_format_and_its_documents(row, flags):
@@ -263,6 +265,12 @@ def test_the_longest_prefix_wins():
     table = {"H100": 1, "H100-SXM": 2}
     assert longest_prefix("H100-SXM-80GB", table) == 2
     assert longest_prefix("B200", table) is None
+
+
+def test_activations_on_the_host_are_a_flag_with_their_layers(tmp_path):
+    run = run_of(tmp_path, framework="Megatron-LM", offload="activations 10 layers to CPU")
+    assert run.layout["offload"] == "none"
+    assert stack_named(run.context.workload.stack).offload_layers == 10
 
 
 def test_an_optimizer_on_the_host_is_read_as_offload(tmp_path):

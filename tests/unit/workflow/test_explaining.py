@@ -131,6 +131,17 @@ def test_degrees_that_do_not_make_the_gpus_are_said_with_the_product():
     assert told.reasons[0] == "tp*pp*cp*dp = 64 is not the 16 GPUs there are"
 
 
+def test_what_was_given_leads_and_not_what_was_filled_in():
+    """dp was not asked for, so no sentence about its value may come first."""
+    told = explain(request(), {"tp": "3"})
+    assert told.reasons[0] == "tp=3 does not divide the 16 GPUs there are"
+    assert not any("tp*pp*cp*dp" in reason for reason in told.reasons)
+    both = explain(request(), {"tp": "3", "pp": "2"})
+    assert both.reasons[0] == "tp=3*pp=2 = 6 does not divide the 16 GPUs there are"
+    batch = explain(request(), {"micro_batch": "7", "tp": "16"})
+    assert batch.reasons[0].startswith("tp=16")
+
+
 def test_fewer_gpus_than_there_are_is_allowed_and_noted():
     told = explain(request(), {"tp": "2", "pp": "2", "dp": "2"})
     assert told.legal

@@ -36,11 +36,11 @@ def request(cluster="dgx-h100:16", *, leaf=4, ways=8.0, rule="under-leaf", fix="
 
 
 CASES = [
-    ("under-leaf", "tp=8,zero=1,recompute=none,cp=1,micro_batch=1", ()),
-    ("fastest", "tp=8,zero=1,recompute=none,cp=1,micro_batch=1", ()),
+    ("under-leaf", "tp=8,zero=1,recompute=none,cp=1,micro_batch=1,vpp=1|2|4", ()),
+    ("fastest", "tp=8,zero=1,recompute=none,cp=1,micro_batch=1,vpp=1|2|4", ()),
     (
         "fastest",
-        "tp=8,zero=1,recompute=none,cp=2,micro_batch=1",
+        "tp=8,zero=1,recompute=none,cp=2,micro_batch=1,vpp=1|2|4",
         ("node00002", "node00007", "node00008"),
     ),
 ]

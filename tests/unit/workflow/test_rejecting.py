@@ -34,6 +34,11 @@ def request(stack="any", batch=64, cluster="dgx-h100:2", **fix):
             "--stack megatron+primus-pipeline",
             "without schedule=zbv there are: schedule=none|1f1b|interleaved",
         ),
+        (
+            request("megatron+offload-layers=32"),
+            "the last of the 32 layers keeps its activations on the GPU",
+            "offload-layers=31 or fewer",
+        ),
         (request(tp="16"), "does not fit the node of 8 GPUs", "tp=1|2|4|8"),
         (request(batch=7, dp="2", tp="8"), "global batch", "without dp=2 there are: dp=1"),
         (request(tp="16", zero="3", dp="1"), "breaks 2 rules:", ""),

@@ -9,8 +9,8 @@ from planner.errors import InfeasibleError, SpecError
 from planner.estimate.communication import pp_microbatch_s
 from planner.estimate.inputs import Inputs
 from planner.estimate.memory import budget_bytes, stage_bytes
+from planner.estimate.pipelined import stage_microbatch_s
 from planner.estimate.stages import prices
-from planner.estimate.step import stage_microbatch_s
 from planner.layouts.split import chunk_layers
 from planner.layouts.table import FOLDS_OF, Layouts
 from planner.pipeline.registry import SCHEDULES

@@ -11,8 +11,10 @@ import pytest
 from planner.errors import SpecError
 from planner.estimate.inputs import Inputs
 from planner.estimate.memory import peak_bytes
+from planner.estimate.scoring import score
 from planner.estimate.step import step_s
-from planner.layouts.ranges import Fix
+from planner.layouts.ranges import Fix, parse_fix
+from planner.layouts.split import chunk_layers
 from planner.plan import Plan
 from planner.rank import rank
 from planner.specs.catalog import load_cluster, load_model
@@ -20,7 +22,7 @@ from planner.specs.stack import overlaps_of
 from planner.specs.workload import Workload
 from planner.workflow import PlanRequest, plan
 from planner.workflow.sizing import open_jobs
-from planner.workflow.variants import AXES, axes_named, module_lists, refuse_twice
+from planner.workflow.variants import AXES, axes_named, module_lists, refuse_twice, with_unit
 
 FIX = {"tp": "1|2", "cp": "1", "pp": "1", "micro_batch": "1|2", "dp_replicate": "1"}
 
@@ -87,6 +89,59 @@ def test_a_variant_of_recompute_only_holds_layouts_that_it_changes():
     assert {job.fix.get("recompute") for job in jobs} == {None, "selective"}
     none = asked(search=("recompute-modules",), fix=FIX | {"recompute": "none"})
     assert len(list(open_jobs(none))) == 1
+
+
+def counts_of(request):
+    """Every (method, layers) of a model, as the workload says them."""
+    layers = range(1, request.model.layers + 1)
+    return [("uniform", n) for n in layers] + [("block", n) for n in layers]
+
+
+def by_row(found):
+    rows = (tuple(found.layouts.row(row).values()) for row in range(len(found.layouts)))
+    return dict(zip(rows, zip(found.step_s, found.peak_bytes, strict=True), strict=True))
+
+
+PIPED = {"tp": "1", "cp": "1", "pp": "1|2|4", "micro_batch": "4", "zero": "1", "recompute": "full"}
+
+
+def test_layers_as_an_axis_score_what_each_number_of_them_scores_alone():
+    """And of a number that is more than a chunk has, or as good as all of it, nothing twice."""
+    request = asked("gpt2", search=("recompute-layers",), fix=PIPED)
+    found = score(request.context, 8, request.choices)
+    units = found.layouts.recompute_units
+    seen = {}
+    for unit in np.unique(units).tolist():
+        rows = np.flatnonzero(units == unit)
+        work = with_unit(request, unit).workload
+        alone = by_row(score(asked("gpt2", **changed(work)).context, 8, parse_fix(PIPED)))
+        for row in rows.tolist():
+            layout = found.layouts.row(row)
+            mine = (found.step_s[row], found.peak_bytes[row])
+            assert mine == pytest.approx(alone[tuple(layout.values())], rel=1e-12)
+            chunk = max(map(max, chunk_layers(12, layout["pp"], layout["vpp"])))
+            assert work.recompute_layers <= chunk - (work.recompute_method == "block")
+        seen[work.recompute_method, work.recompute_layers] = len(rows)
+    assert seen.keys() == {*counts_of(request)} - {("block", 12)}
+
+
+def changed(work):
+    return {name: getattr(work, name) for name in ("recompute_method", "recompute_layers")}
+
+
+def test_the_best_number_of_layers_is_that_of_a_search_for_each_number():
+    fix = PIPED | {"recompute": "none|full", "micro_batch": "4|8", "pp": "1|2"}
+    request = asked("gpt2", search=("recompute-layers",), fix=fix, max_memory=0.1)
+    found = plan(request).best
+    times = {}
+    for method, layers in counts_of(request):
+        work = {"recompute_method": method, "recompute_layers": layers}
+        alone = rank(asked("gpt2", max_memory=0.1, **work).context, 8, parse_fix(fix))
+        times[method, layers] = float(alone.step_s[0]) if alone.feasible else np.inf
+    assert found.estimate.step_time_s == pytest.approx(min(times.values()), rel=1e-9)
+    own = found.options["recompute_method"], found.options["recompute_layers"]
+    assert times[own] == pytest.approx(min(times.values()), rel=1e-9)
+    assert own != ("uniform", 1)  # memory is short: how many layers are run again decides
 
 
 def test_lists_of_modules_are_left_out_where_the_stack_cannot_be_told():
