@@ -16,7 +16,16 @@ from planner.place.general import arrange
 from planner.place.groups import IntArray
 from planner.place.hosts import FreeNodes
 from planner.place.packing import pack
-from planner.place.relax import left_out, many, too_few_domains, too_few_nodes, uneven
+from planner.place.relax import (
+    Legal,
+    Wanted,
+    anything,
+    left_out,
+    many,
+    too_few_domains,
+    too_few_nodes,
+    uneven,
+)
 from planner.place.tree import Tree
 from planner.plan import Layout
 from planner.specs.cluster import ClusterSpec
@@ -41,6 +50,8 @@ class Job:
     """Whether nodes run fewer ranks than they could if enough of them were whole."""
     others: Mapping[str, str] = field(default_factory=dict)
     """Why hosts are avoided that are not unhealthy: slow, or busy."""
+    legal: Legal = anything
+    """Whether another layout would do, for advice."""
 
     @property
     def nodes(self) -> int:
@@ -76,6 +87,7 @@ def job_of(
     others: Mapping[str, str] = MappingProxyType({}),
     tree: Tree | None = None,
     ranks_before: int | None = None,
+    legal: Legal = anything,
 ) -> Job:
     """Return the job; raises InfeasibleError where too few nodes have enough healthy GPUs.
 
@@ -92,8 +104,9 @@ def job_of(
         if layout.gpus // ranks <= len(usable):
             first = free.with_first_gpus(ranks)
             usable = first if layout.gpus // ranks <= len(first) else usable
-            return Job(cluster, layout, free, tree, ranks, usable, ranks < counts[0], others)
-    raise too_few_nodes(cluster, layout, counts[0], free, others)
+            thinned = ranks < counts[0]
+            return Job(cluster, layout, free, tree, ranks, usable, thinned, others, legal)
+    raise too_few_nodes(Wanted(cluster, layout, free, legal), counts[0], others)
 
 
 def arranged(job: Job, *, keep: bool) -> Map:
@@ -105,7 +118,8 @@ def arranged(job: Job, *, keep: bool) -> Map:
             notes = () if size == sizes[0] else (_loosened(job, sizes[0]),)
             found = _on_grid(job, blocks) or _in_general(job, blocks)
             return replace(found, notes=(*notes, *found.notes))
-    raise too_few_domains(job.cluster, job.layout, job.nodes // size, size, len(blocks))
+    wanted = Wanted(job.cluster, job.layout, job.free, job.legal)
+    raise too_few_domains(wanted, job.nodes // size, size, len(blocks))
 
 
 def _on_grid(job: Job, blocks: IntArray) -> Map | None:

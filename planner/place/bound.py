@@ -45,12 +45,13 @@ def _trades(layout: Layout, ranks: int, switch: IntArray, tier: int) -> list[Loa
     def here(flow: float) -> tuple[float, ...]:
         return tuple(flow if n == tier else 0.0 for n in range(TIERS))
 
-    pairs = ((rings, limits.least_sends(rings)) for rings in range(layout.pp + 1))
-    return [
-        Load(rings=here(rings), sends=here(sends * layout.tp))
-        for rings, sends in pairs
-        if sends is not None
-    ]
+    found, fewest = list[Load](), layout.dp * layout.cp + 1
+    for rings in range(layout.pp + 1):
+        sends = limits.least_sends(rings)
+        if sends is not None and sends < fewest:  # otherwise fewer rings do with as few sends
+            fewest = sends
+            found.append(Load(rings=here(rings), sends=here(sends * layout.tp)))
+    return found
 
 
 @dataclass(frozen=True)

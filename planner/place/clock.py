@@ -12,7 +12,7 @@ import numpy as np
 from planner.estimate.collectives import ranks_per_domain, uplinks
 from planner.estimate.inputs import Inputs
 from planner.estimate.running import Judged, judge, loaded
-from planner.layouts.rules import Context
+from planner.layouts.rules import Context, broken_rules
 from planner.layouts.table import Layouts
 from planner.place.traffic import TIERS, Load, flows_of
 from planner.plan import Layout
@@ -72,6 +72,13 @@ class Clock:
         ways = [[Load()], *trades]
         times = iter(self.seconds([load for loads in ways for load in loads]))
         return max(min(islice(times, len(loads))) for loads in ways)
+
+    def allows(self, layout: Layout) -> bool:
+        """Return whether another layout of the same job keeps every rule."""
+        batch = self.context.workload.global_batch
+        micro_batches = max(1, batch // (layout.dp * layout.micro_batch))
+        row = layout.model_copy(update={"num_microbatches": micro_batches}).model_dump()
+        return not broken_rules(Layouts.of([row]), 0, self.context)
 
     def fabric(self) -> str:
         """Return the fabric in words: '4:1', '1:1 between leafs, 7:1 between pods'."""

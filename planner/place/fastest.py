@@ -115,7 +115,12 @@ def _timed(
     times = clock.seconds([way.load for way in ways])
     if cells and clock.contended and min(times) > bound_s * (1 + MATTERS):
         tiled = tiled_orders(cells.grid, tree.leaf[cells.nodes[:, 0]])
-        more = list(_ordered(clock, tree, ranks, cells, tiled))
+        known = {way.load for way in ways}
+        more = [
+            way
+            for way in _ordered(clock, tree, ranks, cells, tiled)
+            if not any(load <= way.load for load in known)
+        ]
         ways += more
         times += clock.seconds([way.load for way in more])
     return list(zip(ways, times, strict=True))

@@ -42,7 +42,7 @@ from planner.place.moving import (
     on_old_gpus,
     with_spares,
 )
-from planner.place.relax import kinds_of, many
+from planner.place.relax import anything, kinds_of, many
 from planner.place.traffic import Load
 from planner.place.tree import Tree
 from planner.plan import Layout, Placement
@@ -79,7 +79,8 @@ def place(
     before = moved_from.gpus_per_node if moved_from else None
     free = free_nodes(cluster, unhealthy)
     others = kinds_of(cluster, unhealthy, busy, slow)
-    job = job_of(cluster, layout, free, others=others, ranks_before=before)
+    legal = clock.allows if clock else anything
+    job = job_of(cluster, layout, free, others=others, ranks_before=before, legal=legal)
     found = arranged(job, keep=keep_ep_in_domain)
     by_name = hostname_order(job)
     choice = _chosen(job, found, by_name, clock, pipelines)
@@ -118,7 +119,7 @@ def loads_of(
 
     Raises InfeasibleError where there are no maps.
     """
-    job = job_of(clock.context.cluster, clock.layout, free, tree=tree)
+    job = job_of(clock.context.cluster, clock.layout, free, tree=tree, legal=clock.allows)
     found = arranged(job, keep=True)
     maps = {UNDER_LEAF: found.nodes}
     if pipelines == "under-leaf":
@@ -133,7 +134,7 @@ def trades_of(free: FreeNodes, tree: Tree, clock: Clock) -> list[list[Load]]:
 
     Raises InfeasibleError where there are no maps.
     """
-    job = job_of(clock.context.cluster, clock.layout, free, tree=tree)
+    job = job_of(clock.context.cluster, clock.layout, free, tree=tree, legal=clock.allows)
     return least_loads(job.layout, job.ranks, _switches(job))
 
 

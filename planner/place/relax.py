@@ -7,7 +7,8 @@ them are tried alone, then in pairs: the smallest set is found by trying, withou
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from itertools import combinations
 
 import numpy as np
@@ -18,14 +19,31 @@ from planner.place.hosts import FreeNodes, free_nodes
 from planner.plan import Layout
 from planner.specs.cluster import ClusterSpec
 
+Legal = Callable[[Layout], bool]
+
+
+def anything(_: Layout) -> bool:
+    """Return that a layout will do: nothing is known of the model, the batch or the stack."""
+    return True
+
+
+@dataclass(frozen=True)
+class Wanted:
+    """What is to be placed where, and what would be legal instead."""
+
+    cluster: ClusterSpec
+    layout: Layout
+    free: FreeNodes
+    legal: Legal
+
+
 HELPED = {"unhealthy": "repaired", "slow": "used all the same", "busy": "freed"}
 """What makes up for missing nodes, by why they are left out."""
 
 
-def too_few_nodes(
-    cluster: ClusterSpec, layout: Layout, ranks: int, free: FreeNodes, others: Mapping[str, str]
-) -> InfeasibleError:
+def too_few_nodes(job: Wanted, ranks: int, others: Mapping[str, str]) -> InfeasibleError:
     """Return the error for a job that needs more nodes with `ranks` healthy GPUs than there are."""
+    cluster, layout, free = job.cluster, job.layout, job.free
     have, needed = len(free.with_gpus(ranks)), layout.gpus // ranks
     short = needed - have
     message = (
@@ -34,8 +52,8 @@ def too_few_nodes(
     )
     if ranks < min(cluster.node.gpus, layout.gpus):
         message += f" ({uneven(cluster, layout, ranks)})"
-    ways = [*_lent_nodes(free, ranks, short, others), *_smaller(cluster, layout, free, ranks)]
-    ways.append("lower pp" if not ways else many(short, "more node", "more nodes"))
+    ways = [*_lent_nodes(free, ranks, short, others), *_smaller(job, ranks)]
+    ways.append(many(short, "more node", "more nodes"))
     return InfeasibleError(message, hint=_any_of(ways))
 
 
@@ -95,36 +113,44 @@ def _lent(kinds: Sequence[str], counts: Mapping[str, int], short: int) -> str:
     return " and ".join(words)
 
 
-def _smaller(cluster: ClusterSpec, layout: Layout, free: FreeNodes, ranks: int) -> list[str]:
-    """Return the largest dp that fits, and the largest smaller tp that does with the same dp."""
-    ways = []
+def _smaller(job: Wanted, ranks: int) -> list[str]:
+    """Return the nearest smaller dp and tp that fit and are legal; pp where neither is."""
+    layout, ways = job.layout, list[str]()
     replica = layout.tp * layout.cp * layout.pp
-    if dp := min(len(free.with_gpus(ranks)) * ranks // replica, layout.dp - 1):
-        ways.append(f"lower dp to at most {dp}")
-    for tp in range(layout.tp // 2, 0, -1):
-        if layout.tp % tp == 0 and (nodes := _fits(cluster, layout, free, tp)):
-            ways.append(f"tp={tp} ({many(nodes, 'node')})")
-            break
+    most = min(len(job.free.with_gpus(ranks)) * ranks // replica, layout.dp - 1)
+    if dp := next((dp for dp in range(most, 0, -1) if _nodes_of(job, dp=dp)), 0):
+        few = f" ({most} would fit, but is not legal)" if dp < most else ""
+        ways.append(f"lower dp to {dp}{few}")
+    for name in ("tp", "pp"):
+        now = getattr(layout, name)
+        fewer = ((n, _nodes_of(job, **{name: n})) for n in range(now // 2, 0, -1) if now % n == 0)
+        found = next(((n, nodes) for n, nodes in fewer if nodes), None)
+        if found and not (name == "pp" and ways):
+            ways.append(f"{name}={found[0]} ({many(found[1], 'node')})")
     return ways
 
 
-def _fits(cluster: ClusterSpec, layout: Layout, free: FreeNodes, tp: int) -> int:
-    """Return the nodes that the layout needs with another tp; 0 where it does not fit either."""
-    other = layout.model_copy(update={"tp": tp, "etp": min(layout.etp, tp)})
-    if tp * layout.cp * layout.dp % (other.ep * other.etp):
+def _nodes_of(job: Wanted, **degrees: int) -> int:
+    """Return the nodes that the layout needs with other degrees; 0 where that will not do."""
+    other = job.layout.model_copy(update=degrees)
+    own: dict[str, object] = {"etp": min(other.etp, other.tp), "sp": other.sp and other.tp > 1}
+    if other.pp == 1:
+        own |= {"vpp": 1, "schedule": "none"}
+    other = other.model_copy(update=own)
+    if other.tp * other.cp * other.dp % (other.ep * other.etp) or not job.legal(other):
         return 0
-    ranks = ranks_per_node(cluster, other)[0]
+    ranks = ranks_per_node(job.cluster, other)[0]
     needed = other.gpus // ranks
-    return needed if needed <= len(free.with_gpus(ranks)) else 0
+    return needed if needed <= len(job.free.with_gpus(ranks)) else 0
 
 
-def too_few_domains(
-    cluster: ClusterSpec, layout: Layout, needed: int, size: int, room: int
-) -> InfeasibleError:
+def too_few_domains(job: Wanted, needed: int, size: int, room: int) -> InfeasibleError:
     """Return the error for tensor groups of `size` nodes that do not fit into scale-up domains."""
-    ways = []
-    if dp := room * layout.dp // needed:
-        ways.append(f"lower dp to at most {dp}")
+    cluster, layout, ways = job.cluster, job.layout, list[str]()
+    most = room * layout.dp // needed
+    allowed = (dp for dp in range(most, 0, -1) if job.legal(layout.model_copy(update={"dp": dp})))
+    if dp := next(allowed, 0):
+        ways.append(f"lower dp to {dp}")
     if layout.tp > cluster.node.gpus:
         ways.append(f"tp={cluster.node.gpus}, whose groups stay inside a node")
     return InfeasibleError(

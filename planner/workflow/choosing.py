@@ -20,7 +20,7 @@ from planner.objectives import Aim, Job, Objective, allowed_step_s, lower_envelo
 from planner.plan import Search
 from planner.rank import ROUNDS, SHAPE, Ranking, settle
 from planner.units import many
-from planner.workflow.on_fabric import floor_s, map_matters, on_fabric, on_maps
+from planner.workflow.on_fabric import floor_s, floors_s, map_matters, on_fabric, on_maps
 from planner.workflow.request import PlanRequest
 from planner.workflow.rows import layout_record
 from planner.workflow.spots import placed_layout
@@ -41,10 +41,12 @@ class Looked:
     """Those that meet the limits, best first."""
     search: Search
     fastest_s: float
-    """Of all that fit, whatever the limits."""
+    """Of all that fit, whatever the limits; on their maps of those that might meet them."""
     front: Ranking
     """Those that fit and that no other beats in both time and memory."""
     notes: tuple[str, ...] = ()
+    on_paper_s: float | None = None
+    """Of what `fastest_s` was on paper, where it is of maps."""
     within: int = 0
     """Layouts that fit and meet the limits."""
     asked: PlanRequest | None = None
@@ -88,6 +90,19 @@ def aimed(ranking: Ranking, aim: Aim, job: Job) -> Ranking:
     rows = np.flatnonzero(ranking.step_s <= allowed_step_s(aim, job))
     time, peak = ranking.step_s[rows], ranking.peak_bytes[rows]
     return taken(ranking, rows[np.lexsort((peak, time, score(aim, job, time, peak)))])
+
+
+def hopeful(request: PlanRequest, ranking: Ranking) -> Ranking:
+    """Return the layouts that meet the limits, or might where they are placed, best first.
+
+    A map may take less than paper, where every ring leaves a leaf; what it takes decides later.
+    """
+    job, aim = Job(ranking.gpus, request.workload.tokens), request.aim
+    if not map_matters(request) or not len(ranking.layouts):
+        return aimed(ranking, aim, job)
+    least = np.minimum(floors_s(request, ranking), ranking.step_s)
+    kept = taken(ranking, np.flatnonzero(least <= allowed_step_s(aim, job)))
+    return aimed(kept, replace(aim, deadline_s=None, budget_usd=None, max_step_s=None), job)
 
 
 def leading_rows(ranking: Ranking, top: int) -> Ranking:
@@ -323,9 +338,13 @@ def _without_like(ranking: Ranking, row: int) -> Ranking:
 
 def _on_its_links(one: Looked, top: int) -> Looked:
     """Return a job with its leading layouts placed, timed so, and put in order again."""
+    paper_s = float(one.ranking.step_s.min(initial=np.inf))
     ranking, notes = on_fabric(one.request, one.ranking, top)
     best = aimed(ranking, one.request.aim, one.job)
-    return replace(one, ranking=best, notes=(*one.notes, *notes))
+    one = replace(one, ranking=best, notes=(*one.notes, *notes))
+    if not one.request.aim.limited or not map_matters(one.request) or not len(ranking.layouts):
+        return one
+    return replace(one, fastest_s=float(ranking.step_s.min()), on_paper_s=paper_s)
 
 
 def _to_run(found: Sequence[Looked], spots: Sequence[Spot]) -> list[Spot]:

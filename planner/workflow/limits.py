@@ -25,8 +25,12 @@ def out_of_reach(found: Sequence[Looked]) -> InfeasibleError:
     where = f"on {many(job.gpus, 'GPU')}"
     if len(found) > 1:
         where += f", the nearest of {len(found):,} jobs"
+    what = "the fastest layout takes"
+    if near.on_paper_s is not None:
+        what = "the fastest layout that might do takes"
+        where += f", placed on this fabric ({seconds(near.on_paper_s)} on paper)"
     return InfeasibleError(
-        f"the fastest layout takes {seconds(near.fastest_s)} a step {where}; "
+        f"{what} {seconds(near.fastest_s)} a step {where}; "
         f"{_asked(option, most, aim, job, near.fastest_s)}",
         hint=_hint(option, near, found),
     )

@@ -15,8 +15,9 @@ import numpy as np
 
 from planner.errors import InfeasibleError
 from planner.estimate.bounds import whole_layers_s
-from planner.estimate.inputs import Inputs
+from planner.estimate.inputs import FloatArray, Inputs
 from planner.layouts.table import IntArray
+from planner.objectives import Job, allowed_step_s
 from planner.place import Clock, contended
 from planner.rank import ROUNDS, Ranking
 from planner.units import many, seconds
@@ -59,6 +60,11 @@ def map_matters(request: PlanRequest) -> bool:
     """Return whether a map can change what a layout takes."""
     domains = request.cluster.domain_nodes > 1 and request.model.experts is not None
     return contended(request.cluster) or domains
+
+
+def floors_s(request: PlanRequest, ranking: Ranking) -> FloatArray:
+    """Return, per layout, a step time that it does not beat, wherever its ranks are placed."""
+    return Board.of(request, ranking).least_s
 
 
 def floor_s(request: PlanRequest, ranking: Ranking) -> float:
@@ -186,11 +192,35 @@ def _remarks(board: Board, best: int, left: int) -> list[str]:
         kept = len(ranking.layouts)
         other = "other" if kept == ranking.feasible else f"other of the {kept:,} kept"
         told = [f"{said}: no {other} can be faster there, by its lower bound"]
+    told += _late(board)
     took = board.placed_s[0]
     if best == 0 or (np.isfinite(took) and took < board.best_s * (1 + SAID)):
         return told
-    was = f"{layout_of(board, 0).short()} is first on paper ({seconds(ranking.step_s[0])})"
+    mine, paper = layout_of(board, best).short(), ranking.step_s
+    was = f"{layout_of(board, 0).short()} is first on paper ({seconds(paper[0])}; {mine} takes "
+    was += f"{seconds(paper[best])})"
     if not np.isfinite(took):
         return [f"{was} and cannot be placed", *told]
-    loses = f"takes {seconds(took)} and loses by {took / board.best_s - 1:.1%}"
-    return [f"{was}; placed on {fabric} it {loses}", *told]
+    now = f"it takes {_placed(took, paper[0])} and the other {_placed(board.best_s, paper[best])}"
+    return [f"{was}; placed on {fabric} {now}: {1 - board.best_s / took:.1%} less", *told]
+
+
+def _late(board: Board) -> list[str]:
+    """Return how many layouts meet the limits on paper and miss them where they are placed."""
+    aim, ranking = board.request.aim, board.ranking
+    most = allowed_step_s(aim, Job(ranking.gpus, board.request.workload.tokens))
+    placed = np.isfinite(board.placed_s)
+    late = placed & (ranking.step_s <= most) & (board.placed_s > most)
+    if not (count := int(late.sum())):
+        return []
+    least = seconds(board.placed_s[late].min())
+    meets = "layout meets" if count == 1 else "layouts meet"
+    return [
+        f"{count:,} {meets} the limits ({seconds(most)} a step) on paper but not where placed "
+        f"({least} at the least), and left out"
+    ]
+
+
+def _placed(placed_s: float, paper_s: float) -> str:
+    """Return a step time on its map, and what that makes of it."""
+    return f"{seconds(placed_s)} ({placed_s / paper_s - 1:+.1%})"

@@ -24,7 +24,7 @@ from planner.rank import Ranking
 from planner.specs.cluster import ClusterSpec
 from planner.specs.workload import Workload
 from planner.units import gib, seconds
-from planner.workflow.choosing import Looked, aimed, envelope, leading_rows, parted, worth
+from planner.workflow.choosing import Looked, aimed, envelope, hopeful, leading_rows, parted, worth
 from planner.workflow.growing import grown
 from planner.workflow.request import PlanRequest, Progress
 from planner.workflow.rows import layout_record, search_record
@@ -277,7 +277,7 @@ def _looked(request: PlanRequest, ranking: Ranking, notes: list[str]) -> Looked:
     best = aimed(ranking, request.aim, job)
     return Looked(
         request,
-        best,
+        hopeful(request, ranking) if request.aim.limited else best,
         search_record(ranking),
         fastest_s=float(ranking.step_s[0]),
         front=envelope(ranking),

@@ -63,7 +63,7 @@ def test_too_few_nodes_is_said_with_numbers(cluster_of, layout_of):
     assert error.value.message == (
         "needs 128 nodes with 8 healthy GPUs; 121 of 128 have them; short by 7"
     )
-    assert "lower dp to at most 7" in error.value.hint
+    assert "lower dp to 7" in error.value.hint
 
 
 def test_a_layout_larger_than_the_cluster_is_refused(cluster_of, layout_of):

@@ -3,7 +3,10 @@
 import pytest
 
 from planner.errors import InfeasibleError
-from planner.place import place
+from planner.layouts.rules import Context
+from planner.place import Clock, place
+from planner.specs.catalog import load_model
+from planner.specs.workload import Workload
 
 
 def refused(cluster, layout, **more):
@@ -18,7 +21,7 @@ def test_the_smallest_set_of_left_out_nodes_is_named(cluster_of, layout_of):
     # either kind alone is enough when one node is missing: neither is needed together
     only = refused(cluster, layout, unhealthy=down)
     assert only.message == "needs 16 nodes with 8 healthy GPUs; 12 of 16 have them; short by 4"
-    assert "all 4 unhealthy nodes repaired; lower dp to at most 3; tp=4 (8 nodes)" in only.hint
+    assert "all 4 unhealthy nodes repaired; lower dp to 3; tp=4 (8 nodes)" in only.hint
     both = refused(cluster, layout, unhealthy=down, busy=["node00001", "node00002"])
     assert "both busy nodes freed and both unhealthy nodes repaired" in both.hint
     wider = cluster_of(20, per_leaf=8)
@@ -65,7 +68,7 @@ def test_every_way_that_is_offered_does(cluster_of, layout_of):
     cluster, down = cluster_of(16, per_leaf=8), [f"node{n:05d}:0" for n in range(1, 6)]
     layout = layout_of(tp=8, pp=4, dp=4)
     hint = refused(cluster, layout, unhealthy=down).hint
-    assert "lower dp to at most 2" in hint
+    assert "lower dp to 2" in hint
     assert "tp=4 (8 nodes)" in hint
     assert place(cluster, layout_of(tp=8, pp=4, dp=2), unhealthy=down).splits == 0
     with pytest.raises(InfeasibleError):
@@ -78,5 +81,20 @@ def test_tensor_groups_that_span_nodes_may_shrink_into_one(cluster_of, layout_of
     cluster = cluster_of(64, per_leaf=18, gpus=4, domain_gpus=72)
     down = [f"node{n:05d}" for n in (1, 17, 33, 49)]
     hint = refused(cluster, layout_of(tp=8, pp=2, dp=15), unhealthy=down).hint
-    assert "lower dp to at most 14" in hint
+    assert "lower dp to 14" in hint
     assert "tp=4, whose groups stay inside a node" in hint
+
+
+def test_what_is_offered_is_legal_with_the_batch_asked_for(cluster_of, layout_of):
+    cluster = cluster_of(11)
+    layout = layout_of(tp=8, dp=12, etp=1).model_copy(update={"num_microbatches": 8})
+    work = Workload(seq_tokens=4096, global_batch=96)
+    clock = Clock(Context(load_model("llama-3.1-8b"), cluster, work), layout)
+    hint = refused(cluster, layout, clock=clock).hint
+    assert "lower dp to 8 (11 would fit, but is not legal)" in hint  # 11 does not divide 96
+    assert "tp=4 (6 nodes)" in hint
+
+
+def test_fewer_stages_are_offered_where_neither_dp_nor_tp_will_do(cluster_of, layout_of):
+    hint = refused(cluster_of(2), layout_of(tp=1, pp=32, dp=1)).hint
+    assert "pp=16 (2 nodes)" in hint

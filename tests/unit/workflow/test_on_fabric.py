@@ -84,8 +84,13 @@ def test_a_layout_that_leads_on_paper_and_loses_when_placed_is_said():
     assert found.best.estimate.step_time_s < took
     (said,) = (note for note in found.notes if "first on paper" in note)
     assert said.startswith(first.short())
-    loses = f"{took / found.best.estimate.step_time_s - 1:.1%}"
-    assert f"on this 2:1 fabric it takes {took:.2f} s and loses by {loses}" in said
+    best, on_paper = found.best, explain_on_paper(asked, found.best.layout)
+    placed_s = best.estimate.step_time_s
+    change = f"{took / explain_on_paper(asked, first) - 1:+.1%}"
+    assert f"; {best.layout.short()} takes {on_paper:.2f} s)" in said
+    assert f"placed on this 2:1 fabric it takes {took:.2f} s ({change})" in said
+    assert f"the other {placed_s:.2f} s ({placed_s / on_paper - 1:+.1%})" in said
+    assert said.endswith(f": {1 - placed_s / took:.1%} less")
     assert any("no other can be faster there" in note for note in found.notes)
 
 
@@ -165,6 +170,32 @@ def test_the_least_memory_is_told_with_the_time_of_its_map():
     limit = found.plans[0].estimate.step_time_s * 0.999
     held = plan(replace(asked, aim=replace(aim, max_step_s=limit)))
     assert held.best.layout != found.best.layout
+    assert held.best.estimate.step_time_s <= limit
+
+
+def test_limits_hold_where_layouts_are_placed_not_on_paper():
+    """Leafs of five nodes under pipelines of four: two pipelines have to leave theirs."""
+    asked = request(fix="tp=8,pp=4,dp=4", leaf=5, ways=4.0)
+    placed_s = plan(asked).best.estimate.step_time_s
+    paper_s = float(settle(asked.context, search(asked, str)[0], asked.top).step_s.min())
+    assert paper_s < placed_s * 0.999
+    between = replace(asked, aim=Aim(max_step_s=(paper_s + placed_s) / 2))
+    with pytest.raises(InfeasibleError) as error:
+        plan(between)
+    assert f"takes {placed_s:.2f} s a step on 128 GPUs, placed on this f" in error.value.message
+    assert f"({paper_s:.2f} s on paper)" in error.value.message
+    enough = plan(replace(asked, aim=Aim(max_step_s=placed_s * 1.0001)))
+    assert enough.best.estimate.step_time_s == pytest.approx(placed_s)
+    assert any(" on paper but not where placed " in note for note in enough.notes)
+
+
+def test_a_layout_that_only_its_map_makes_fast_enough_is_found():
+    asked = request(fix="tp=8,pp=4,dp=4", leaf=5, ways=4.0, rule="fastest")
+    ranking, _ = search(asked, str)
+    paper, best = float(ranking.step_s.min()), plan(asked).best.estimate.step_time_s
+    assert best < paper * 0.999
+    limit = (paper + best) / 2
+    held = plan(replace(asked, aim=Aim(max_step_s=limit)))
     assert held.best.estimate.step_time_s <= limit
 
 
