@@ -18,7 +18,8 @@ from planner.estimate.running import Judged, actions_of, judge, runs
 from planner.layouts.table import COLUMNS, IntArray, Layouts
 from planner.objectives import Aim, Job, Objective, allowed_step_s, lower_envelope, score
 from planner.plan import Search
-from planner.rank import ROUNDS, SHAPE, Ranking, settle
+from planner.rank import SHAPE, Ranking
+from planner.settling import ROUNDS, settle
 from planner.units import many
 from planner.workflow.on_fabric import floor_s, floors_s, map_matters, on_fabric, on_maps
 from planner.workflow.request import PlanRequest
