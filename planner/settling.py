@@ -83,16 +83,16 @@ def _with_runs(
     put(found, time, peak)
     changed = list(rows)
     for row, one in found.items() if alone else ():
-        behind = [r for r in _ahead_of(ranking, row, one.step_s) if r not in found]
+        end = int(np.searchsorted(ranking.step_s, one.step_s, side="right"))
+        behind = [r for r in not_run_like(ranking, row, end) if r not in found]
         time[behind] = np.nextafter(one.step_s, np.inf)
         changed += behind
     order = _order(ranking, np.array(changed), time, peak)
     return _moved(ranking, order, time, peak, found)
 
 
-def _ahead_of(ranking: Ranking, row: int, step_s: float) -> list[int]:
-    """Return the rows of the same shape as `row` that were not run and seem to be faster."""
-    end = int(np.searchsorted(ranking.step_s, step_s, side="right"))
+def not_run_like(ranking: Ranking, row: int, end: int | None = None) -> list[int]:
+    """Return the rows before `end` of the same shape as `row` that were not run."""
     columns = (getattr(ranking.layouts, name) for name in SHAPE)
     like = np.logical_and.reduce([column[:end] == column[row] for column in columns])
     return [r for r in np.flatnonzero(like).tolist() if r not in ranking.leaders.judged]
