@@ -44,6 +44,18 @@ def targets_of(text: str | None) -> tuple[str, ...]:
     return targets
 
 
+def stack_told(target: str) -> str:
+    """Return the stack that a single target runs, and say that layouts are ranked for it.
+
+    What is shown is then what is written.
+    """
+    from planner.workflow import stack_of
+
+    stack = stack_of(target, "any")
+    say(f"ranked by the rules and speed of stack {stack}, as {target} runs; --stack for another")
+    return stack
+
+
 def refuse_early(folder: Path | None, targets: tuple[str, ...], *, force: bool) -> None:
     """Raise SpecError for a folder that cannot take the files, before any time is spent."""
     if folder is None:

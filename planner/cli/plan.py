@@ -99,12 +99,15 @@ def plan(
     Every legal layout is estimated, on every number of nodes and with every batch that is left
     open; the best is the fastest, unless --objective says otherwise. It is placed on the hosts;
     with -o and --target its launch files are written, each framework with the best layout that it
-    can express; one that can express none is refused, and the exit code is 1.
+    can express; one that can express none is refused, and the exit code is 1. With one target,
+    layouts are ranked by its own rules and speed.
     """
     from planner.cli import bundles
 
     targets = bundles.targets_of(target)
     bundles.refuse_early(output, targets, force=force)
+    if len(targets) == 1 and stack == "any":
+        stack = bundles.stack_told(targets[0])
     request = request_of(
         Asked(
             model,
