@@ -7,23 +7,25 @@ answer's `request`.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import fields
 from datetime import timedelta
+from functools import partial
 from os import PathLike, fsdecode, fspath
 from pathlib import Path
 from typing import Any, TypedDict, Unpack
 
 from planner import workflow
 from planner.cli.aiming import Wanted
-from planner.cli.amounts import share, tokens
+from planner.cli.amounts import number, share, tokens, whole
 from planner.cli.asking import Asked, request_of
-from planner.cli.options import fields_of
+from planner.cli.options import MOST_SHOWN, fields_of
 from planner.errors import SpecError, did_you_mean
 from planner.explanation import Explanation
 from planner.plan import Placement, Plan
 from planner.specs.cluster import ClusterSpec
 from planner.specs.model import ModelSpec
+from planner.units import MOST
 
 Model = str | PathLike[str] | ModelSpec
 Cluster = str | PathLike[str] | ClusterSpec
@@ -101,7 +103,18 @@ TYPED = {
     "risk_memory": share("--risk-memory"),
 }
 """Readers of what may be typed as a person would: '8k', '90%'."""
-FILES = ("expert_load", "nodes_file", "slurm_topology", "node_state")
+NUMBERS: dict[str, Callable[[Any], Any]] = {
+    "seq": whole("--seq", 1, MOST),
+    "global_batch": whole("--global-batch", 1, MOST),
+    "top": whole("--top", 1, MOST_SHOWN),
+    "gpus": whole("--gpus"),
+    "price": number("--price"),
+    "power": number("--power"),
+    "expert_imbalance": number("--expert-imbalance"),
+    "capacity_factor": number("--capacity-factor"),
+    "max_memory": number("--max-memory"),
+    "risk_memory": number("--risk-memory"),
+}
 
 
 def plan(model: Model, cluster: Cluster, **options: Unpack[PlanOptions]) -> Plan:
@@ -120,7 +133,7 @@ def explain(
 
     As `meshwright explain`; fields left out of `layout` take the best legal value.
     """
-    asked = fields_of(_pairs(layout), option="--layout")
+    asked = fields_of(_typed("layout", layout), option="--layout")
     return workflow.explain(_request(model, cluster, PlaceOptions, options), asked)
 
 
@@ -136,7 +149,7 @@ def place(
 
     As `meshwright place`; with `moved_from` as few ranks as possible move from that placement.
     """
-    asked = fields_of(_pairs(layout), option="--layout")
+    asked = fields_of(_typed("layout", layout), option="--layout")
     return workflow.place(
         _request(model, cluster, PlaceOptions, options), asked, moved_from=moved_from
     )
@@ -153,9 +166,9 @@ def _request(
         )
     given = {name: value for name, value in options.items() if value is not None}
     wanted = {name: _typed(name, value) for name, value in given.items() if name in AIM}
+    if takes is PlanOptions and "global_batch" in given:  # there it may be several
+        given["batches"] = given.pop("global_batch")
     rest = {name: _typed(name, value) for name, value in given.items() if name not in AIM}
-    if takes is PlanOptions and "global_batch" in rest:
-        rest["batches"] = _listed(rest.pop("global_batch"))
     return request_of(
         Asked(_named(model, "model"), _named(cluster, "cluster"), wanted=Wanted(**wanted), **rest),
         lambda _: None,
@@ -177,27 +190,38 @@ def _named(spec: Any, what: str) -> Any:
 
 
 def _typed(name: str, value: Any) -> Any:
-    """Return a value as a person would have typed it."""
-    if name in FILES:
-        return Path(value)
+    """Return a value as a person would have typed it; SpecError for what nobody could type."""
     if name in TYPED and isinstance(value, str):
         return TYPED[name](value)
-    if name in ("unhealthy", "slow", "recompute_modules", "search"):
-        return value if isinstance(value, str) else ",".join(value)
-    if name in ("fix", "nodes"):
-        return _pairs(value) if name == "fix" else _listed(value)
-    if name in ("tokens", "budget", "deadline", "max_step_time", "recompute_layers"):
-        return str(value.total_seconds() if isinstance(value, timedelta) else value)
+    reader = READERS.get(name)
+    try:
+        return reader(value) if reader else value
+    except (TypeError, AttributeError):
+        option = f"--{name.replace('_', '-')}"
+        raise SpecError(f"{option}: {type(value).__name__} is not allowed here") from None
+
+
+def _text(value: str) -> str:
+    if not isinstance(value, str):
+        raise TypeError
     return value
 
 
-def _listed(value: Any) -> str:
+def _words(value: Words) -> str:
+    """Return ['a', 'b'] as 'a,b'."""
+    return value if isinstance(value, str) else ",".join(value)
+
+
+def _amount(value: Amount | timedelta) -> str:
+    return str(value.total_seconds() if isinstance(value, timedelta) else value)
+
+
+def _listed(value: Any, option: str) -> str:
     """Return 8 as '8' and (8, 16) as '8|16'."""
-    if isinstance(value, str | int):
-        return str(value)
-    if not isinstance(value, Iterable):
-        raise SpecError(f"{value!r} is not allowed, must be a whole number, or several")
-    return "|".join(map(str, value))
+    if isinstance(value, str):
+        return value
+    several = value if isinstance(value, Iterable) and not isinstance(value, bytes) else [value]
+    return "|".join(map(str, map(whole(option), several)))
 
 
 def _pairs(value: Fields) -> str:
@@ -211,3 +235,17 @@ def _word(value: Any) -> str:
     if isinstance(value, bool):
         return str(value).lower()
     return "|".join(map(_word, value)) if isinstance(value, list | tuple) else str(value)
+
+
+READERS: dict[str, Callable[[Any], Any]] = {
+    **NUMBERS,
+    **dict.fromkeys(("expert_load", "nodes_file", "slurm_topology", "node_state"), Path),
+    **dict.fromkeys(("unhealthy", "slow", "recompute_modules", "search"), _words),
+    **dict.fromkeys(("tokens", "budget", "deadline", "max_step_time", "recompute_layers"), _amount),
+    **dict.fromkeys(("precision", "optimizer", "stack", "pipelines", "objective"), _text),
+    "fix": _pairs,
+    "layout": _pairs,
+    "nodes": partial(_listed, option="--nodes"),
+    "batches": partial(_listed, option="--global-batch"),
+}
+"""Option -> what makes of a value the text that is typed; others stay as they are."""

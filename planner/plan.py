@@ -15,6 +15,7 @@ from planner.errors import SpecError
 from planner.frames import frame
 from planner.specs.cluster import ClusterSpec
 from planner.specs.model import ModelSpec
+from planner.specs.read import complaint
 from planner.specs.workload import Workload
 
 if TYPE_CHECKING:
@@ -388,6 +389,15 @@ def _no_plan(raw: bytes) -> str:
     return "; ".join(map(str, found["reasons"])) if none else ""
 
 
+def _holds_placement(raw: bytes) -> bool:
+    """Return whether a document is one of `place --json`."""
+    try:
+        found = json.loads(raw)
+    except (ValueError, RecursionError):
+        return False
+    return isinstance(found, dict) and bool(found.get("ranks")) and "splits" in found
+
+
 class Plan(PlanRecord):
     """The whole answer of `plan`: ranked layouts, the first of them placed."""
 
@@ -459,9 +469,13 @@ class Plan(PlanRecord):
             return cls.model_validate_json(raw)
         except OSError as error:
             raise SpecError(f"{path}: cannot be read ({error.strerror})") from error
-        except (ValidationError, UnicodeDecodeError) as error:
-            first = str(error).splitlines()[1:3]
-            raise SpecError(
-                f"{path}: not a {PLAN_SCHEMA} document ({' '.join(s.strip() for s in first)})",
-                hint="write one with: meshwright plan MODEL CLUSTER --json > plan.json",
-            ) from error
+        except ValidationError as error:
+            if _holds_placement(raw):
+                raise SpecError(
+                    f"{path}: holds a placement, not a plan",
+                    hint="to start a plan's ranks where it has them: meshwright emit PLAN.json "
+                    f"--placement {path} --target ... -o DIR",
+                ) from error
+            what, _ = complaint(cls, error, f"{path}: not a {PLAN_SCHEMA} document")
+            hint = "write one with: meshwright plan MODEL CLUSTER --json > plan.json"
+            raise SpecError(what, hint=hint) from error

@@ -8,6 +8,8 @@ GIB = 1024**3
 MIB = 1024**2
 GB = 10**9
 TERA = 10**12
+MOST = 100_000_000
+"""Tokens of a sequence, and sequences of a step, at most."""
 
 
 def gib(amount_bytes: float) -> str:

@@ -92,7 +92,9 @@ def _power(wanted: Wanted, gpu: Accelerator) -> tuple[float | None, str]:
 
 def _rate(number: float, option: str) -> float:
     if not 0 < number < 1e9:
-        raise SpecError(f"{option}: {number:g} is not allowed, must be above zero")
+        raise SpecError(
+            f"{option}: {number:g} is not allowed, must be above 0 and below 1,000,000,000"
+        )
     return number
 
 

@@ -125,6 +125,7 @@ def request_of(asked: Asked, tell: Callable[[str], None] = say) -> PlanRequest:
         unhealthy=(*unhealthy, *slow, *real.avoid),
         gpus=asked.gpus,
         busy=real.busy,
+        down=real.down,
         slow=tuple(slow),
         pipelines=options.rule_of(asked.pipelines),
         notes=(*real.notes, *_batch_note(asked, workload)),

@@ -29,6 +29,7 @@ Examples:
   meshwright plan llama-3.1-70b my.yaml:64
 """
 SHOWN_STEPS = 12
+LONGEST_NAME = 120
 STEPS_KIND = "step"
 
 
@@ -173,20 +174,24 @@ def _report(found: Calibration, written: Path | None) -> Iterable[RenderableType
 
 
 def _figures(figures: Sequence[Figure]) -> RenderableType:
+    from planner.report.parts import Named
+
     table = _table("figure", "before", "after", "", "+-")
     for figure in figures:
         before = "-" if figure.before is None else f"{figure.before:.4g}"
         spread = f"{min(figure.spread, 9.99):.0%}"
-        table.add_row(figure.name, before, f"{figure.after:.4g}", figure.unit, spread)
+        table.add_row(Named(figure.name), before, f"{figure.after:.4g}", figure.unit, spread)
     return table
 
 
 def _fits(figures: Sequence[Figure]) -> RenderableType:
+    from planner.report.parts import Named
+
     table = _table("fit", "points", "outliers", "median", "now", "p90", "left out", "R2")
     for group, q in {f.group: f.quality for f in figures}.items():
         unseen = "too few" if q.median_unseen is None else f"{q.median_unseen:.1%}"
         table.add_row(
-            group,
+            Named(group),
             f"{q.points:,}",
             f"{q.dropped:,}",
             f"{q.median_before:.1%}",
@@ -199,16 +204,17 @@ def _fits(figures: Sequence[Figure]) -> RenderableType:
 
 
 def _residuals(residuals: Sequence[Residual]) -> RenderableType:
+    from planner.report.parts import Named
+
     table = _table("fit", "size", "points", "median", "now")
     for one in residuals:
         cells = (f"{one.before:+.1%}", f"{one.after:+.1%}")
-        table.add_row(one.fit, one.size, f"{one.points:,}", *cells)
+        table.add_row(Named(one.fit), one.size, f"{one.points:,}", *cells)
     return table
 
 
 def _predictions(predictions: Sequence[Prediction]) -> Iterable[RenderableType]:
-    from planner.report.parts import indented
-    from planner.report.text import printable
+    from planner.report.parts import Named, indented
     from planner.units import seconds
 
     table = _table("what", "measured", "before", "", "after", "")
@@ -218,7 +224,7 @@ def _predictions(predictions: Sequence[Prediction]) -> Iterable[RenderableType]:
         cells = []
         for value in (one.before_s, one.after_s):
             cells += [seconds(value), _off(value, one)]
-        table.add_row(printable(one.what)[:48], measured, *cells)
+        table.add_row(Named(one.what[:LONGEST_NAME]), measured, *cells)
     yield table
     if len(steps) > SHOWN_STEPS:
         yield indented(f"and {len(steps) - SHOWN_STEPS:,} more steps; --json has all")

@@ -16,10 +16,13 @@ import typer
 from planner.cli import amounts, completing
 from planner.cli.names import LAYOUT_FIELDS
 from planner.errors import SpecError, did_you_mean
+from planner.units import MOST
 
 Rule = Literal["under-leaf", "fastest"]
 """As `planner.place.Rule`, which is not imported: it loads numpy."""
 
+MOST_SHOWN = 1000
+"""Rows that --top may ask for."""
 LIST_FILE_BYTES = 16 * 1024**2
 """Largest list file that is read; a million host names fit."""
 
@@ -54,6 +57,7 @@ GlobalBatch = Annotated[
     int | None,
     typer.Option(
         "--global-batch",
+        parser=amounts.whole("--global-batch", 1, MOST),
         metavar="N",
         help="Sequences a step. Default: about 4M tokens, or 1024 a GPU if that is more.",
     ),
@@ -90,6 +94,7 @@ ExpertImbalance = Annotated[
     float | None,
     typer.Option(
         "--expert-imbalance",
+        parser=amounts.number("--expert-imbalance"),
         metavar="RATIO",
         help="Tokens on the busiest expert rank / on the mean one. Default: 1.1.",
     ),
@@ -98,6 +103,7 @@ CapacityFactor = Annotated[
     float | None,
     typer.Option(
         "--capacity-factor",
+        parser=amounts.number("--capacity-factor"),
         metavar="RATIO",
         help="An expert takes at most this many times its share. Default: dropless.",
     ),
@@ -171,7 +177,13 @@ Mixed = Annotated[
     ),
 ]
 Gpus = Annotated[
-    int | None, typer.Option("--gpus", metavar="N", help="Use exactly N GPUs of the cluster.")
+    int | None,
+    typer.Option(
+        "--gpus",
+        parser=amounts.whole("--gpus"),
+        metavar="N",
+        help="Use exactly N GPUs of the cluster.",
+    ),
 ]
 NodesFile = Annotated[
     Path | None,
@@ -204,6 +216,15 @@ Pipelines = Annotated[
         help="under-leaf: fewest pipelines split between leafs. fastest: least step time.",
     ),
 ]
+Top = Annotated[
+    int,
+    typer.Option(
+        "--top",
+        parser=amounts.whole("--top", 1, MOST_SHOWN),
+        metavar="K",
+        help="Layouts to show, 1 to 1000.",
+    ),
+]
 Objective = Annotated[
     str,
     typer.Option(
@@ -215,13 +236,19 @@ Objective = Annotated[
 Price = Annotated[
     float | None,
     typer.Option(
-        "--price", metavar="USD", help="Of a GPU for an hour. Default: the accelerator's, if known."
+        "--price",
+        parser=amounts.number("--price"),
+        metavar="USD",
+        help="Of a GPU for an hour. Default: the accelerator's, if known.",
     ),
 ]
 Power = Annotated[
     float | None,
     typer.Option(
-        "--power", metavar="WATTS", help="Of a GPU in training. Default: 76 % of its rated power."
+        "--power",
+        parser=amounts.number("--power"),
+        metavar="WATTS",
+        help="Of a GPU in training. Default: 76 % of its rated power.",
     ),
 ]
 Tokens = Annotated[

@@ -63,7 +63,7 @@ def plan(
     max_step_time: o.MaxStepTime = None,
     sensitivity: o.Sensitivity = False,
     search: o.Search = None,
-    top: Annotated[int, typer.Option(metavar="K", min=1, max=1000, help="Layouts to show.")] = 10,
+    top: o.Top = 10,
     gpus: o.Gpus = None,
     mixed: o.Mixed = False,
     unhealthy: o.Unhealthy = None,

@@ -189,15 +189,20 @@ def _of_mapping(data: dict[str, Any], origin: str, suffix: str) -> tuple[Part, i
     names = set(dashed)
     if not _is_megatron(names):
         raise SpecError(
-            f"{origin}: is of no kind that is known",
-            hint=f"found {', '.join(sorted(names)[:5])}; known are the settings of Megatron, "
-            "torchtitan, DeepSpeed, Accelerate, nanotron and the Hugging Face Trainer",
+            f"{origin}: is of no kind that is known" if names else f"{origin}: holds no settings",
+            hint=f"{_found(names)}known are the settings of Megatron, torchtitan, DeepSpeed, "
+            "Accelerate, nanotron and the Hugging Face Trainer",
         )
     world = _world(flat, {})
     as_options = any(str(name).startswith("--") for name in _names(data))
     nested = any(isinstance(value, Mapping) for value in data.values())
     stack = "megatron-bridge" if nested and not as_options else "megatron"
     return Part("megatron", Facts(dashed, origin, words_follow=as_options), stack), world
+
+
+def _found(names: set[str]) -> str:
+    """Return some of the settings that a file holds, for a hint; nothing where it has none."""
+    return f"found {', '.join(sorted(names)[:5])}; " if names else ""
 
 
 def _names(data: Mapping[str, Any]) -> Iterator[str]:

@@ -201,14 +201,14 @@ def _grid_notes(grid: Grid, rooms: dict[int, int], cuts: int) -> tuple[str, ...]
     return tuple(notes)
 
 
-def notes_of(job: Job) -> list[str]:
-    """Return what to say of nodes that are not used, or not in full."""
+def notes_of(job: Job, told: frozenset[str] = frozenset()) -> list[str]:
+    """Return what to say of nodes that are not used, or not in full; nothing of hosts `told`."""
     notes = []
     if job.thinned:
         notes.append(_thinned(job))
     elif job.ranks < min(job.cluster.node.gpus, job.layout.gpus):
         notes.append(uneven(job.cluster, job.layout, job.ranks))
-    for kind, nodes in left_out(job.free, job.ranks, job.others).items():
+    for kind, nodes in left_out(job.free, job.ranks, job.others, told).items():
         few = f"{many(nodes, 'node')} with fewer than {job.ranks} healthy GPUs"
         notes.append(f"{few if kind == 'unhealthy' else many(nodes, f'{kind} node')} left out")
     if lacking := len(job.free.with_gpus(job.ranks)) - len(job.usable):
@@ -272,13 +272,17 @@ def spares_said(job: Job, nodes: IntArray) -> list[str]:
     if not len(spare) or len(used) == 1:
         return []
     held = np.isin(used, job.tree.leaf[spare])
-    advice = "a node that fails there is replaced under its own leaf"
     if held.all():
-        return [f"every leaf used has a spare node: {advice}"]
+        return ["every leaf used has a spare node for one that fails"]
+    if not held.any():
+        return ["no leaf used has a spare node: one that fails is replaced from another leaf"]
     bare = [job.cluster.leaf_name(leaf) for leaf in used[~held].tolist()]
     named = ", ".join(bare[:NAMED]) + (f" and {len(bare) - NAMED:,} more" * (len(bare) > NAMED))
-    some, all_used = f"{int(held.sum()):,}", many(len(used), "leaf", "leafs")
-    return [f"leafs with a spare node: {some} of the {all_used} used ({advice}); none: {named}"]
+    some = f"{held.sum():,} of the {len(used):,} leafs used {'have' if held.sum() > 1 else 'has'}"
+    return [
+        f"{some} a spare node for one that fails; under {named} one that fails is replaced from "
+        "another leaf"
+    ]
 
 
 def _thinned(job: Job) -> str:

@@ -57,6 +57,7 @@ def place(
     keep_ep_in_domain: bool = True,
     busy: Sequence[str] = (),
     slow: Sequence[str] = (),
+    told: Sequence[str] = (),
     clock: Clock | None = None,
     pipelines: Rule = "under-leaf",
     moved_from: Placement | None = None,
@@ -72,7 +73,8 @@ def place(
     is larger; with `keep_ep_in_domain` context and expert groups that fit into such a domain stay
     inside one too, where there is room. The ranks that hold one stage of a pipeline share a leaf.
     `unhealthy` is read as by `free_nodes`; `busy` says which of it other jobs hold, and `slow` what
-    only is slow, for the advice when there are too few nodes.
+    only is slow, for the advice when there are too few nodes; that the hosts `told` are left out
+    has been said already.
 
     Raises SpecError for unknown hosts, and InfeasibleError when there are too few nodes.
     """
@@ -100,7 +102,7 @@ def place(
         orders=choice.orders,
         notes=[
             *(found.notes if choice.nodes is found.nodes else ()),
-            *notes_of(job),
+            *notes_of(job, frozenset(told)),
             *gpus_said(job, gpus),
             *rails_said(job, gpus),
             *types_said(job, choice.nodes),

@@ -81,10 +81,19 @@ def _touched(cluster: ClusterSpec, words: Sequence[str]) -> list[str]:
     return [found.hosts[n] for n in np.flatnonzero(~found.healthy.all(axis=1)).tolist()]
 
 
-def left_out(free: FreeNodes, ranks: int, others: Mapping[str, str]) -> dict[str, int]:
-    """Return how many nodes have no `ranks` GPUs to use, by why: unhealthy, slow, busy."""
+def left_out(
+    free: FreeNodes,
+    ranks: int,
+    others: Mapping[str, str],
+    told: frozenset[str] = frozenset(),
+) -> dict[str, int]:
+    """Return how many nodes have no `ranks` GPUs to use, by why: unhealthy, slow, busy.
+
+    Hosts `told` are not counted.
+    """
     short = np.flatnonzero(free.healthy.sum(axis=1) < ranks).tolist()
-    counts = Counter(others.get(free.hosts[node], "unhealthy") for node in short)
+    hosts = [host for node in short if (host := free.hosts[node]) not in told]
+    counts = Counter(others.get(host, "unhealthy") for host in hosts)
     return {kind: counts[kind] for kind in HELPED if counts[kind]}
 
 

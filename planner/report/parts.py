@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+import re
+from collections.abc import Iterable, Iterator
 
-from rich.console import RenderableType
+from rich.console import Console, ConsoleOptions, RenderableType
+from rich.measure import Measurement
 from rich.table import Table
 from rich.text import Text
 
@@ -23,6 +25,26 @@ def indented(text: str) -> RenderableType:
     grid.add_column(overflow="fold")
     grid.add_row("", Text(printable(text)))
     return grid
+
+
+class Named:
+    """A name, perhaps without a blank, that wraps behind its own separators: 'a-b_c', 'a/b,c'."""
+
+    def __init__(self, text: str) -> None:
+        self.text = printable(text)
+        self.words = re.split(r"(?<=[-_/,:= ])(?=[^-_/,:= ])", self.text)
+
+    def __rich_measure__(self, console: Console, options: ConsoleOptions) -> Measurement:
+        longest = max(map(len, self.words))
+        return Measurement(longest, len(self.text)).with_maximum(options.max_width)
+
+    def __rich_console__(self, console: Console, options: ConsoleOptions) -> Iterator[Text]:
+        lines = [""]
+        for word in self.words:
+            if lines[-1] and len(lines[-1] + word.rstrip()) > options.max_width:
+                lines.append("")
+            lines[-1] += word
+        yield Text("\n".join(line.rstrip() for line in lines), overflow="fold")
 
 
 def notes(sentences: Iterable[str]) -> list[RenderableType]:

@@ -20,6 +20,7 @@ from planner.specs.parse import MAX_DEPTH, parse_json, parse_yaml, shown
 from planner.specs.record import Record
 
 MAX_FILE_BYTES = 2**20
+MAPPING_TYPES = {"model_type", "model_attributes_type", "dict_type"}
 R = TypeVar("R", bound=Record)
 
 
@@ -51,18 +52,28 @@ def validate(record_type: type[R], data: Mapping[str, Any], origin: str) -> R:
     try:
         record = record_type.model_validate(data)
     except ValidationError as error:
-        found = error.errors(include_url=False)
-        found.sort(key=lambda e: e["type"] != "extra_forbidden")
-        message, hint = _explain(record_type, found[0], origin)
-        more = f" (and {len(found) - 1} more)" if len(found) > 1 else ""
-        raise SpecError(message + more, hint=hint) from None
+        message, hint = complaint(record_type, error, origin)
+        raise SpecError(message, hint=hint) from None
     _refuse_booleans_as_numbers(data, record, origin, ())
     return record
 
 
-def _explain(record_type: type[Record], error: ErrorDetails, origin: str) -> tuple[str, str]:
+def complaint(record_type: type[BaseModel], error: ValidationError, origin: str) -> tuple[str, str]:
+    """Return message and hint for the first thing that is wrong, and how many more there are."""
+    found = error.errors(include_url=False)
+    found.sort(key=lambda e: e["type"] != "extra_forbidden")
+    message, hint = _explain(record_type, found[0], origin)
+    more = f" (and {len(found) - 1} more)" if len(found) > 1 else ""
+    return message + more, hint
+
+
+def _explain(record_type: type[BaseModel], error: ErrorDetails, origin: str) -> tuple[str, str]:
     """Return message and hint for one of pydantic's errors."""
+    if error["type"] == "json_invalid":
+        return f"{origin}: {_no_json(error)}", ""
     path = tuple(part for part in error["loc"] if part != "[key]")
+    if not path and error["type"] in MAPPING_TYPES:
+        return f"{origin}: it holds {_value(error['input'])}, not a mapping of fields", ""
     field = ".".join(str(part) for part in path)
     if error["type"] == "missing":
         return f"{origin}: field '{shown(field, 80)}' is missing", ""
@@ -79,9 +90,19 @@ def _explain(record_type: type[Record], error: ErrorDetails, origin: str) -> tup
     return f"{origin}: field '{shown(field, 80)}': {value} is not allowed, must {what}", ""
 
 
+def _no_json(error: ErrorDetails) -> str:
+    """Return what is wrong with a text that is no JSON: empty, cut off, or something else."""
+    if not error["input"].strip():
+        return "it is empty"
+    why, at, where = str(error.get("ctx", {}).get("error", "")).rpartition(" at line ")
+    if why.startswith("EOF"):
+        return f"it is cut off: its JSON ends too early{at}{where}"
+    return f"it is not JSON: {shown(why, 200)}{at}{where}"
+
+
 def _allowed(kind: str, message: str) -> str:
     """Return what pydantic's message allows, in words that follow 'must'."""
-    if kind in {"model_type", "model_attributes_type", "dict_type"}:
+    if kind in MAPPING_TYPES:
         return "be a mapping of fields"
     if kind in {"tuple_type", "list_type"}:
         return "be a list"

@@ -8,6 +8,7 @@ from typing import Literal, Self
 from pydantic import Field, PositiveFloat, PositiveInt, model_validator
 
 from planner.specs.record import Record
+from planner.units import MOST
 
 AT_RISK = 0.85
 """Share of a GPU's usable memory above which a plan is marked: allocators may thrash there.
@@ -52,8 +53,8 @@ RecomputeModule = Literal[
 class Workload(Record):
     """One training step: `global_batch` sequences of `seq_tokens` tokens."""
 
-    seq_tokens: PositiveInt = Field(le=100_000_000)
-    global_batch: PositiveInt = Field(le=100_000_000, description="Sequences in one step.")
+    seq_tokens: PositiveInt = Field(le=MOST)
+    global_batch: PositiveInt = Field(le=MOST, description="Sequences in one step.")
     precision: Precision = Precision.BF16
     optimizer: Optimizer = Field(
         Optimizer.ADAMW,

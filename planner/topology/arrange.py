@@ -34,6 +34,8 @@ class Arranged:
     avoid: tuple[str, ...] = ()
     busy: tuple[str, ...] = ()
     notes: tuple[str, ...] = ()
+    down: tuple[str, ...] = ()
+    """Of `avoid`, the hosts that `notes` says are down."""
 
 
 def arrange(
@@ -63,8 +65,10 @@ def arrange(
         arranged = _under_leafs(cluster, inside, known, notes, origin)
     else:
         arranged = _as_listed(cluster, inside, origin)
-    avoid, busy = _avoided(arranged, states or (), inside, allocated=hosts is not None, notes=notes)
-    return Arranged(arranged, avoid, busy, tuple(notes))
+    down, busy, lost = _avoided(
+        arranged, states or (), inside, allocated=hosts is not None, notes=notes
+    )
+    return Arranged(arranged, (*down, *busy, *lost), busy, tuple(notes), down)
 
 
 def _arranged_mix(
@@ -110,6 +114,7 @@ def _arranged_mix(
         tuple(word for one in parts for word in one.avoid),
         tuple(host for one in parts for host in one.busy),
         (*said, *_absent(leafs or (), wanted), *_said_of_parts(parts)),
+        tuple(host for one in parts for host in one.down),
     )
 
 
@@ -259,8 +264,8 @@ def _avoided(
     *,
     allocated: bool,
     notes: list[str],
-) -> tuple[tuple[str, ...], tuple[str, ...]]:
-    """Return what not to use, as `host` and `host:gpu`, and which of it is only busy."""
+) -> tuple[tuple[str, ...], tuple[str, ...], tuple[str, ...]]:
+    """Return what not to use: hosts that are down, those only busy, each `host:gpu` missing."""
     by_host = {node.host: node for node in states}
     used = [by_host[host] for host in hosts if host in by_host]
     down = [node.host for node in used if node.state == "down"]
@@ -277,7 +282,7 @@ def _avoided(
             f"{many(len(more), 'host')} ({_named(more)}) with more than {gpus} GPUs: only "
             f"{gpus} of each are used"
         )
-    return (*down, *busy, *lost), tuple(busy)
+    return tuple(down), tuple(busy), tuple(lost)
 
 
 def _say_states(
@@ -288,8 +293,8 @@ def _say_states(
     notes: list[str],
 ) -> None:
     if down:
-        why = f"{down[0]}: {by_host[down[0]].why}" if by_host[down[0]].why else down[0]
-        notes.append(f"{many(len(down), 'node')} down or drained ({why}) avoided")
+        whys = [f"{host}: {why}" if (why := by_host[host].why) else host for host in down]
+        notes.append(f"{many(len(down), 'node')} down or drained ({_named(whys)}) avoided")
     if busy:
         notes.append(f"{many(len(busy), 'node')} busy with other jobs ({_named(busy)}) avoided")
     if lost:

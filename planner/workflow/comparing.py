@@ -78,8 +78,10 @@ def _head(told: Against, feasible: bool) -> str:
     if not feasible:
         return f"the best that fits is {best}"
     close = ", too close to tell" if told.tie else ""
-    place = f"; {told.place:,} of {told.of:,}" if told.place else ""
-    return f"{told.slower:.1%} slower than the best that fits ({best}){place}{close}"
+    head = f"{told.slower:.1%} slower than the best that fits ({best})"
+    if told.place:
+        head += f"; number {told.place:,} of the {told.of:,} that fit, fastest first"
+    return head + close
 
 
 def _terms(told: Against) -> list[str]:

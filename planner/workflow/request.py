@@ -31,7 +31,9 @@ class PlanRequest:
     unhealthy: tuple[str, ...] = ()
     gpus: int | None = None
     busy: tuple[str, ...] = ()
-    """Of `unhealthy`, the hosts that are only busy with other jobs."""
+    """Of `unhealthy`, the hosts that are only busy with other jobs; `notes` says so."""
+    down: tuple[str, ...] = ()
+    """Of `unhealthy`, the hosts that `notes` says are down."""
     slow: tuple[str, ...] = ()
     """Of `unhealthy`, what works but is slow."""
     pipelines: Rule = "under-leaf"

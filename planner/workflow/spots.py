@@ -18,6 +18,7 @@ def placed_layout(
         unhealthy=request.unhealthy,
         busy=request.busy,
         slow=request.slow,
+        told=(*request.busy, *request.down),
         clock=Clock(request.context, layout),
         pipelines=request.pipelines,
         moved_from=moved_from,

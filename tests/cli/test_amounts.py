@@ -32,6 +32,20 @@ def test_what_is_no_length_is_refused(text):
     assert "--seq 8k" in raised.value.hint
 
 
+@pytest.mark.parametrize("text", ["1e300", "9" * 40, "100000001", "100m"])
+def test_a_length_that_is_too_large_is_told_the_largest(text):
+    with pytest.raises(SpecError, match="must be from 1 to 100,000,000 tokens"):
+        tokens(text)
+
+
+@pytest.mark.parametrize(
+    ("option", "most"), [("--nodes", "131,072"), ("--global-batch", "100,000,000")]
+)
+def test_a_count_that_is_too_large_is_told_the_largest(option, most):
+    with pytest.raises(SpecError, match=f"{option}: 10+ is more than {most}"):
+        counts("1" + "0" * 30, option=option, doubling=option == "--global-batch")
+
+
 @pytest.mark.parametrize(("text", "number"), [("90%", 0.9), ("0.9", 0.9), ("97.5 %", 0.975)])
 def test_shares_may_be_per_cent(text, number):
     assert share("--max-memory")(text) == pytest.approx(number)

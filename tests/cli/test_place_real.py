@@ -53,6 +53,7 @@ def test_leafs_and_health_come_from_slurm(files, capsys):
     assert (found["splits"], found["status"], found["gap"]) == (1, "optimal", 0)
     assert "1 node busy with other jobs (gpu07) avoided" in found["notes"]
     assert "1 node down or drained (gpu02: IDLE+DRAIN) avoided" in found["notes"]
+    assert not any("left out" in note for note in found["notes"])  # which would say it twice
     assert found["question"] == "fewest-splits"
     assert found["step_time_s"] > 0
 

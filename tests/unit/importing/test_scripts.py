@@ -361,7 +361,7 @@ def test_gpus_that_no_file_says_are_those_of_the_cluster_and_that_is_told(tmp_pa
     ("name", "text", "said"),
     [
         ("a.sh", "echo hello", "no settings"),
-        ("a.json", "{}", "no kind"),
+        ("a.json", "{}", "holds no settings"),
         ("a.json", "[]", "no mapping"),
         ("a.json", "{", "not valid JSON"),
         ("a.toml", "a = [", "not valid TOML"),
@@ -448,3 +448,12 @@ def test_deepspeed_says_by_which_keys_it_counts_gpus(tmp_path):
     staged = json.dumps(sizes | {"pipeline": {"stages": 5}})
     with pytest.raises(SpecError, match=r"24 GPUs are not a multiple of pipeline.stages 5 = 5"):
         job_of(tmp_path, {"ds.json": staged}, gpus=24)
+
+
+@pytest.mark.parametrize(
+    ("text", "hint"), [("{}", "known are"), ('{"k": 1}', "found k; known are")]
+)
+def test_a_file_without_settings_lists_none_that_were_found(tmp_path, text, hint):
+    with pytest.raises(SpecError) as raised:
+        job_of(tmp_path, {"a.json": text})
+    assert raised.value.hint.startswith(hint)

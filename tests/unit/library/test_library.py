@@ -106,11 +106,59 @@ def test_specs_and_paths_are_taken_as_names_are(tmp_path):
         ({"nodes": [1, 200_000]}, "--nodes: 200000 is more than"),
         ({"nodes": 8}, "--nodes: 8 is more than the 2 nodes"),
         ({"tokens": -1.0}, "--tokens: '-1.0' is not an amount"),
+        ({"top": 0}, "--top: 0 is not allowed, must be a whole number from 1 to 1,000"),
+        ({"top": "x"}, "--top: 'x' is not allowed, must be a whole number from 1 to 1,000"),
+        ({"gpus": "x"}, "--gpus: 'x' is not allowed, must be a whole number"),
+        ({"price": "x"}, "--price: 'x' is not allowed, must be a number"),
+        ({"price": 1e9}, "--price: 1e.09 is not allowed, must be above 0 and below 1,000,000,000"),
+        ({"global_batch": 10**30}, "--global-batch: 10+ is more than 100,000,000"),
     ],
 )
 def test_what_the_command_refuses_is_refused_in_the_same_words(options, said):
     with pytest.raises(SpecError, match=said):
         plan("llama-3.1-8b", "dgx-h100:2", **options)
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        *(("top", 0), ("top", 1001), ("top", "x"), ("gpus", "x"), ("gpus", 99), ("price", "x")),
+        *(("power", -1), ("global_batch", 10**9), ("nodes", 200_000), ("seq", "1e300")),
+    ],
+)
+def test_a_number_is_refused_in_the_very_sentence_of_the_command(name, value, capsys):
+    with pytest.raises(SpecError) as raised:
+        plan("llama-3.1-8b", "dgx-h100:2", **{name: value})
+    assert main(["plan", "llama-3.1-8b", "dgx-h100:2", f"--{name}".replace("_", "-"), str(value)])
+    assert f"error: {raised.value.message}\n" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        *(("top", -1), ("top", 10**9), ("top", 2.5), ("top", True), ("gpus", 2.5), ("seq", True)),
+        *(("gpus", []), ("power", []), ("max_memory", True), ("nodes", 2.5), ("seq", 10**100)),
+        *(("fix", 3), ("unhealthy", 3), ("nodes_file", 3), ("precision", 8), ("objective", 1)),
+    ],
+)
+def test_a_value_of_the_wrong_kind_or_size_is_refused_by_its_option_s_name(name, value):
+    with pytest.raises(SpecError, match=f"--{name.replace('_', '-')}: .* is not allowed"):
+        plan("llama-3.1-8b", "dgx-h100:2", **{name: value})
+
+
+@pytest.mark.parametrize("ask", [explain, place])
+@pytest.mark.parametrize(
+    ("options", "said"),
+    [
+        ({"global_batch": 10**30}, "--global-batch: .* from 1 to 100,000,000"),
+        ({"gpus": "x"}, "--gpus: 'x' is not allowed"),
+        ({"layout": 3}, "--layout: int is not allowed"),
+        ({"capacity_factor": "x"}, "--capacity-factor: 'x' is not allowed"),
+    ],
+)
+def test_explain_and_place_refuse_alike(ask, options, said):
+    with pytest.raises(SpecError, match=said):
+        ask("llama-3.1-8b", "dgx-h100:2", **{"layout": "tp=8", **options})
 
 
 def test_lengths_and_shares_may_be_written_as_on_the_command_line():

@@ -47,13 +47,22 @@ def test_where_spares_stand_is_said(cluster_of, layout_of):
     # leafs of 9, 9 and 8: two pipelines of four each, a spare under the first two
     cluster, layout = cluster_of(27, per_leaf=9), layout_of(tp=8, pp=4, dp=6)
     found = place(cluster, layout, unhealthy=["node00027"])
-    (said,) = (note for note in found.notes if "spare node:" in note)
-    assert said.startswith("leafs with a spare node: 2 of the 3 leafs used")
-    assert said.endswith("none: leaf0002")
-    (said,) = (note for note in place(cluster, layout).notes if "spare node:" in note)
-    assert said.startswith("every leaf used has a spare node")
+    (said,) = (note for note in found.notes if "a spare node" in note)
+    assert said.startswith("2 of the 3 leafs used have a spare node for one that fails")
+    assert said.endswith("under leaf0002 one that fails is replaced from another leaf")
+    (said,) = (note for note in place(cluster, layout).notes if "a spare node" in note)
+    assert said == "every leaf used has a spare node for one that fails"
     alone = place(cluster, layout_of(tp=8, pp=4, dp=1))
-    assert not any("spare node:" in note for note in alone.notes)
+    assert not any("a spare node" in note for note in alone.notes)
+
+
+def test_hosts_that_were_told_are_not_counted_again(cluster_of, layout_of):
+    cluster, layout = cluster_of(16, per_leaf=8), layout_of(tp=8, pp=4, dp=3)
+    avoid = {"unhealthy": ["node00002", "node00010", "node00003"], "busy": ["node00010"]}
+    notes = place(cluster, layout, told=["node00002", "node00010"], **avoid).notes
+    assert [note for note in notes if "left out" in note] == [
+        "1 node with fewer than 8 healthy GPUs left out"
+    ]
 
 
 def test_too_few_nodes_is_said_with_numbers(cluster_of, layout_of):

@@ -101,11 +101,19 @@ def test_down_and_busy_nodes_and_lost_gpus_are_avoided():
     found = arrange(make_cluster(1), states=states)
     assert found.cluster.nodes == 4
     assert found.avoid == ("b", "c", "d:6", "d:7")
-    assert found.busy == ("c",)
+    assert (found.down, found.busy) == (("b",), ("c",))
     assert found.notes == (
         "1 node down or drained (b: IDLE+DRAIN) avoided",
         "1 node busy with other jobs (c) avoided",
         "2 GPUs (d:6, d:7) missing on nodes that are up",
+    )
+
+
+def test_nodes_that_are_down_are_named_with_their_reasons_and_the_rest_counted():
+    states = [NodeState("a", "free", 8), NodeState("b", "down", 8, why="DOWN*")]
+    states += [NodeState(host, "down", 8) for host in "cdef"]
+    assert arrange(make_cluster(1), states=states).notes == (
+        "5 nodes down or drained (b: DOWN*, c, d and 2 more) avoided",
     )
 
 

@@ -107,7 +107,8 @@ def test_the_fastest_is_told_so_and_others_lose_what_their_parts_lose():
     first = slower.compared[0]
     share = slower.estimate.step_time_s / best.estimate.step_time_s - 1
     assert first.startswith(f"{share:.1%} slower than the best that fits")
-    place, of = re.search(r"; ([\d,]+) of ([\d,]+)$", first).groups()
+    ranked = r"; number ([\d,]+) of the ([\d,]+) that fit, fastest first$"
+    place, of = re.search(ranked, first).groups()
     assert 1 < int(place.replace(",", "")) <= int(of.replace(",", ""))
     assert any(line.startswith("tp: +") for line in slower.compared[1:])
 
