@@ -21,7 +21,7 @@ from planner.cli.asking import Asked, request_of
 from planner.cli.options import fields_of
 from planner.errors import SpecError, did_you_mean
 from planner.explanation import Explanation
-from planner.plan import Placement, Plan
+from planner.plan import Placed, Placement, Plan
 from planner.specs.cluster import ClusterSpec
 from planner.specs.model import ModelSpec
 
@@ -131,8 +131,8 @@ def place(
     *,
     moved_from: Placement | None = None,
     **options: Unpack[PlaceOptions],
-) -> Placement:
-    """Return the host and the GPU of every rank of a layout.
+) -> Placed:
+    """Return the host and the GPU of every rank of a layout, and what it is a layout of.
 
     As `meshwright place`; with `moved_from` as few ranks as possible move from that placement.
     """
