@@ -121,7 +121,8 @@ def explain(
     As `meshwright explain`; fields left out of `layout` take the best legal value.
     """
     asked = fields_of(_pairs(layout), option="--layout")
-    return workflow.explain(_request(model, cluster, PlaceOptions, options), asked)
+    request = _request(model, cluster, PlaceOptions, options, layout=asked)
+    return workflow.explain(request, asked)
 
 
 def place(
@@ -137,13 +138,17 @@ def place(
     As `meshwright place`; with `moved_from` as few ranks as possible move from that placement.
     """
     asked = fields_of(_pairs(layout), option="--layout")
-    return workflow.place(
-        _request(model, cluster, PlaceOptions, options), asked, moved_from=moved_from
-    )
+    request = _request(model, cluster, PlaceOptions, options, layout=asked)
+    return workflow.place(request, asked, moved_from=moved_from)
 
 
 def _request(
-    model: Model, cluster: Cluster, takes: Any, options: Mapping[str, Any]
+    model: Model,
+    cluster: Cluster,
+    takes: Any,
+    options: Mapping[str, Any],
+    *,
+    layout: Mapping[str, str] | None = None,
 ) -> workflow.PlanRequest:
     known = takes.__annotations__
     if strange := next((name for name in options if name not in known), None):
@@ -156,10 +161,9 @@ def _request(
     rest = {name: _typed(name, value) for name, value in given.items() if name not in AIM}
     if takes is PlanOptions and "global_batch" in rest:
         rest["batches"] = _listed(rest.pop("global_batch"))
-    return request_of(
-        Asked(_named(model, "model"), _named(cluster, "cluster"), wanted=Wanted(**wanted), **rest),
-        lambda _: None,
-    )
+    specs = _named(model, "model"), _named(cluster, "cluster")
+    asked = Asked(*specs, wanted=Wanted(**wanted), layout=layout, **rest)
+    return request_of(asked, lambda _: None)
 
 
 def _named(spec: Any, what: str) -> Any:
