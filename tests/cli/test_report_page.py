@@ -116,6 +116,7 @@ def test_the_page_has_the_figures_of_the_plan(plan):
     text = "".join(Page(plan_page(plan, [], tie=0.13)).text)
     for told in ("4.00 s", "43.6%", "12,345 layouts", "plain data parallelism", "+12.5% \u2248"):
         assert told in text
+    assert "what the busiest stage waits" in text
     assert "3 pipeline edges between leafs (7 with hosts in name order), proved fewest" in text
 
 
@@ -171,7 +172,32 @@ def test_the_pipeline_s_bars_are_the_busy_time_of_each_stage():
     first = gantt_chart(found, found.record.makespan_s / 3)["data"]
     ends = [b + x for t in first for b, x in zip(t["base"], t["x"], strict=True)]
     assert max(ends) <= found.record.makespan_s / 3 * (1 + 1e-9)
-    Page(str(gantt(found)))
+    told = "".join(Page(str(gantt(found))).text)
+    assert f"the bubble ({found.record.bubble_fraction:.1%} of the step)" in told
+    assert f"on average ({found.record.idle_fraction:.1%} of the pipeline's time)" in told
+
+
+@pytest.mark.parametrize(
+    ("stack", "own"),
+    [
+        ("any", "torchrun"),
+        ("megatron", "megatron"),
+        ("megatron-2021", "megatron"),
+        ("torchtitan", "torchtitan"),
+        ("deepspeed", "deepspeed"),
+        ("transformers", "accelerate"),
+    ],
+)
+def test_commands_open_on_the_target_of_the_plan_s_stack(plan, stack, own, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    work = plan.request.workload.model_copy(update={"stack": stack})
+    request = plan.request.model_copy(update={"workload": work})
+    (tmp_path / "plan.json").write_text(plan.model_copy(update={"request": request}).to_json())
+    assert cli.main(["report", "plan.json", "-o", "page.html"]) == 0
+    page = (tmp_path / "page.html").read_text()
+    first = re.search(r'<button[^>]*id="commands-tab-0"[^>]*>([^<]*)<', page)
+    assert first
+    assert first[1] == own
 
 
 def test_the_front_holds_what_nothing_beats_in_both(plan):
