@@ -14,17 +14,15 @@ from dataclasses import dataclass, field, replace
 import numpy as np
 
 from planner.estimate.inputs import FloatArray, Inputs
-from planner.estimate.leading import BATCH, MOST_TO_RUN, Leaders, leaders
+from planner.estimate.leading import BATCH, Leaders, leaders
 from planner.estimate.memory import budget_bytes, limit_bytes
-from planner.estimate.running import Judged, actions_of, judge, lightened, runs
+from planner.estimate.running import Judged, lightened, runs
 from planner.estimate.scoring import Scored, Tell, best_first, score, silent
 from planner.layouts.grid import Tally
 from planner.layouts.ranges import Fix
 from planner.layouts.rules import Context
 from planner.layouts.table import COLUMNS, IntArray, Layouts
 
-ROUNDS = 12
-"""Times that a shown layout may make room for another of its shape."""
 AT_ONCE = 4096
 """Rows that are looked at together for shapes not seen yet."""
 SHAPE = ("tp", "pp", "cp", "ep", "etp", "dp")
@@ -87,7 +85,7 @@ def rank(
     found, told = _with_lighter_cuts(context, found, told)
     layouts, time, bound, peak = found.layouts, found.step_s, found.least_s, found.peak_bytes
     time = np.maximum(time, bound)
-    _put(told.judged, time, peak)
+    put(told.judged, time, peak)
     order = best_first(time, peak)
     place = np.empty_like(order)
     place[order] = np.arange(len(order))
@@ -142,52 +140,12 @@ def _figures(judged: Iterable[Judged]) -> tuple[list[float], list[float]]:
     return [step for step, _ in pairs], [peak for _, peak in pairs]
 
 
-def _put(judged: Mapping[int, Judged], step_s: FloatArray, peaks: FloatArray) -> None:
+def put(judged: Mapping[int, Judged], step_s: FloatArray, peaks: FloatArray) -> None:
     """Put what rows take when run in the place of what was estimated of them."""
     for row, one in judged.items():
         step_s[row] = one.step_s
         if one.peak_bytes is not None:
             peaks[row] = one.peak_bytes
-
-
-def settle(context: Context, ranking: Ranking, top: int) -> Ranking:
-    """Return the ranking with the layouts that are shown run too, and put where they then belong.
-
-    A layout that running it makes slower than others of its shape makes room for the next of them.
-    """
-    left = MOST_TO_RUN // 2
-    for _ in range(ROUNDS):
-        rows = ranking.best_of_each_shape(top)
-        new = [row for row in rows.tolist() if row not in ranking.leaders.judged]
-        shown = ranking.layouts.take(new)
-        new = [row for row, small in zip(new, runs(shown), strict=True) if small]
-        cost = np.cumsum(actions_of(ranking.layouts.take(new)))
-        new = [row for row, total in zip(new, cost.tolist(), strict=True) if total <= left]
-        if not new:
-            break
-        left -= int(cost[len(new) - 1])
-        found = judge(context, ranking.layouts.take(new))
-        ranking = _moved(ranking, dict(zip(new, found, strict=True)))
-    return ranking
-
-
-def _moved(ranking: Ranking, found: dict[int, Judged]) -> Ranking:
-    """Return the ranking with some rows where they belong by what they take when run."""
-    time, peak = ranking.step_s.copy(), ranking.peak_bytes.copy()
-    _put(found, time, peak)
-    slowest = max(one.step_s for one in found.values())
-    ahead = 1 + max(*found, int(np.searchsorted(ranking.step_s, slowest, side="right")))
-    order = np.arange(len(time))
-    order[:ahead] = best_first(time[:ahead], peak[:ahead])
-    place = {int(row): at for at, row in enumerate(order[:ahead])}
-    judged = {place.get(row, row): one for row, one in (ranking.leaders.judged | found).items()}
-    return replace(
-        ranking,
-        layouts=ranking.layouts.only(order),
-        step_s=time[order],
-        peak_bytes=peak[order],
-        leaders=replace(ranking.leaders, judged=judged),
-    )
 
 
 def nearest(ranking: Ranking, wanted: dict[str, int], names: Iterable[str], top: int) -> IntArray:

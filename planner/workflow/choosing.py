@@ -18,7 +18,8 @@ from planner.estimate.running import Judged, actions_of, judge, runs
 from planner.layouts.table import COLUMNS, IntArray, Layouts
 from planner.objectives import Aim, Job, Objective, allowed_step_s, lower_envelope, score
 from planner.plan import Search
-from planner.rank import ROUNDS, SHAPE, Ranking, settle
+from planner.rank import SHAPE, Ranking
+from planner.settling import ROUNDS, not_run_like, settle
 from planner.units import many
 from planner.workflow.on_fabric import floor_s, floors_s, map_matters, on_fabric, on_maps
 from planner.workflow.request import PlanRequest
@@ -191,10 +192,15 @@ def _run_shown(found: Sequence[Looked], top: int) -> list[Looked]:
         if not new:
             break
         left -= cost
-        for at in sorted({spot.at for spot in new}):
-            rows = [spot.row for spot in new if spot.at == at]
-            done[at] = _run(done[at], rows)
+        _run_spots(done, new)
+    while new := _to_run(done, best_spots(done, top)):  # what is shown is run in any case
+        _run_spots(done, new, alone=True)
     return done
+
+
+def _run_spots(found: list[Looked], spots: Sequence[Spot], *, alone: bool = False) -> None:
+    for at in sorted({spot.at for spot in spots}):
+        found[at] = _run(found[at], [spot.row for spot in spots if spot.at == at], alone=alone)
 
 
 def _settled_by_time(one: Looked, top: int) -> Looked:
@@ -362,10 +368,17 @@ def _affordable(
     return list(spots[:number]), sum(costs[:number])
 
 
-def _run(one: Looked, rows: list[int]) -> Looked:
-    """Return a job with some rows run, and all of them in order again."""
+def _run(one: Looked, rows: list[int], *, alone: bool) -> Looked:
+    """Return a job with some rows run, and all of them in order again.
+
+    `alone` puts those of their shapes that were not run behind them: nothing better is known.
+    """
     found = judge(one.request.context, one.ranking.layouts.take(rows))
     ranking = with_judged(one.ranking, dict(zip(rows, found, strict=True)))
+    for row in rows if alone else ():
+        like = not_run_like(ranking, row)
+        least = np.nextafter(ranking.step_s[row], np.inf)
+        ranking.step_s[like] = np.maximum(ranking.step_s[like], least)
     order = np.lexsort((ranking.peak_bytes, ranking.step_s))
     return replace(one, ranking=aimed(taken(ranking, order), one.request.aim, one.job))
 

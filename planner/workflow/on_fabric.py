@@ -19,7 +19,8 @@ from planner.estimate.inputs import FloatArray, Inputs
 from planner.layouts.table import IntArray
 from planner.objectives import Job, allowed_step_s
 from planner.place import Clock, contended
-from planner.rank import ROUNDS, Ranking
+from planner.rank import Ranking
+from planner.settling import ROUNDS
 from planner.units import many, seconds
 from planner.workflow.board import (
     Board,

@@ -53,7 +53,9 @@ def remarks(best: Looked, plans: Sequence[RankedPlan], jobs: Jobs) -> list[str]:
     request, ranking, first = best.request, best.ranking, plans[0].estimate
     work = request.workload
     notes = [*_aim(best), *_jobs(jobs)]
-    notes.append("each row is the best of its (tp, pp, cp, ep, etp, dp); --fix shows its variants")
+    notes.append(
+        "each row is the best found of its (tp, pp, cp, ep, etp, dp); --fix shows its variants"
+    )
     notes += _ran(ranking, request.aim.objective)
     if first.memory.at_risk:
         notes.append(_calmer(ranking, first, work.risk_memory))

@@ -18,7 +18,8 @@ from planner.layouts.ranges import parse_fix
 from planner.layouts.rules import Context
 from planner.layouts.split import cuts_freely
 from planner.layouts.table import Layouts
-from planner.rank import rank, settle
+from planner.rank import rank
+from planner.settling import settle
 from planner.specs.catalog import load_cluster, load_model
 from planner.specs.workload import Workload
 

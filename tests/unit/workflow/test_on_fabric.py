@@ -12,7 +12,7 @@ from planner.estimate.running import judge
 from planner.layouts.table import Layouts
 from planner.objectives import Aim, Objective
 from planner.plan import Layout
-from planner.rank import settle
+from planner.settling import settle
 from planner.specs.catalog import load_cluster, load_model
 from planner.specs.workload import Workload
 from planner.workflow import PlanRequest, plan
