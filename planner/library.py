@@ -22,7 +22,7 @@ from planner.cli.asking import Asked, request_of
 from planner.cli.options import MOST_SHOWN, fields_of
 from planner.errors import SpecError, did_you_mean
 from planner.explanation import Explanation
-from planner.plan import Placement, Plan
+from planner.plan import Placed, Placement, Plan
 from planner.specs.cluster import ClusterSpec
 from planner.specs.model import ModelSpec
 from planner.units import MOST
@@ -134,7 +134,8 @@ def explain(
     As `meshwright explain`; fields left out of `layout` take the best legal value.
     """
     asked = fields_of(_typed("layout", layout), option="--layout")
-    return workflow.explain(_request(model, cluster, PlaceOptions, options), asked)
+    request = _request(model, cluster, PlaceOptions, options, layout=asked)
+    return workflow.explain(request, asked)
 
 
 def place(
@@ -144,19 +145,23 @@ def place(
     *,
     moved_from: Placement | None = None,
     **options: Unpack[PlaceOptions],
-) -> Placement:
-    """Return the host and the GPU of every rank of a layout.
+) -> Placed:
+    """Return the host and the GPU of every rank of a layout, and what it is a layout of.
 
     As `meshwright place`; with `moved_from` as few ranks as possible move from that placement.
     """
     asked = fields_of(_typed("layout", layout), option="--layout")
-    return workflow.place(
-        _request(model, cluster, PlaceOptions, options), asked, moved_from=moved_from
-    )
+    request = _request(model, cluster, PlaceOptions, options, layout=asked)
+    return workflow.place(request, asked, moved_from=moved_from)
 
 
 def _request(
-    model: Model, cluster: Cluster, takes: Any, options: Mapping[str, Any]
+    model: Model,
+    cluster: Cluster,
+    takes: Any,
+    options: Mapping[str, Any],
+    *,
+    layout: Mapping[str, str] | None = None,
 ) -> workflow.PlanRequest:
     known = takes.__annotations__
     if strange := next((name for name in options if name not in known), None):
@@ -169,10 +174,9 @@ def _request(
     if takes is PlanOptions and "global_batch" in given:  # there it may be several
         given["batches"] = given.pop("global_batch")
     rest = {name: _typed(name, value) for name, value in given.items() if name not in AIM}
-    return request_of(
-        Asked(_named(model, "model"), _named(cluster, "cluster"), wanted=Wanted(**wanted), **rest),
-        lambda _: None,
-    )
+    specs = _named(model, "model"), _named(cluster, "cluster")
+    asked = Asked(*specs, wanted=Wanted(**wanted), layout=layout, **rest)
+    return request_of(asked, lambda _: None)
 
 
 def _named(spec: Any, what: str) -> Any:

@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from polars import DataFrame
 
 PLAN_SCHEMA: Final = "meshwright.plan/1"
+PLACE_SCHEMA: Final = "meshwright.place/1"
 MOST_REASONS_BYTES = 1 << 16
 """A larger document is a plan, not the reasons why there is none."""
 
@@ -281,6 +282,30 @@ class Request(PlanRecord):
     model: ModelSpec
     cluster: ClusterSpec
     workload: Workload
+
+
+class Mapped(PlanRecord):
+    """What a map is of."""
+
+    schema_: Literal["meshwright.place/1"] = Field(PLACE_SCHEMA, alias="schema")
+    request: Request
+    layout: Layout
+
+    model_config = ConfigDict(
+        frozen=True, extra="ignore", allow_inf_nan=False, populate_by_name=True
+    )
+
+
+class Placed(Placement, Mapped):
+    """The whole answer of `place`: what was asked, its layout, and the map of its ranks.
+
+    Earlier versions wrote the map alone; `Placement.read` reads both.
+    """
+
+    @classmethod
+    def of(cls, request: Request, layout: Layout, placement: Placement) -> Self:
+        """Return the placement with what it is of."""
+        return cls(request=request, layout=layout, **dict(placement))
 
 
 class Search(PlanRecord):

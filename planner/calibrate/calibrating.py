@@ -119,10 +119,10 @@ def calibrate(
         found.warnings += read.multiplies.warnings
     if read.profiles:
         progress("kernels")
-        now = _taken(found, fit_profiles(now, read.profiles, given.stack))
+        now = _taken(found, fit_profiles(now, read.profiles, given.stack, shipped=cluster))
     if read.runs and given.steps:
         progress("steps")
-        now = _taken(found, fit_steps(now, read.runs, shown(given.steps)))
+        now = _taken(found, fit_steps(now, read.runs, shown(given.steps), shipped=cluster))
     if not found.fits:
         reasons = found.warnings + found.facts
         raise InfeasibleError(

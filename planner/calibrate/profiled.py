@@ -66,9 +66,17 @@ class Shape(NamedTuple):
 
 
 def fit_profiles(
-    cluster: ClusterSpec, profiles: Sequence[Activity], stack: str
+    cluster: ClusterSpec,
+    profiles: Sequence[Activity],
+    stack: str,
+    *,
+    shipped: ClusterSpec | None = None,
 ) -> tuple[Found, ClusterSpec]:
-    """Return what profiles say of a stack's kernels, and the cluster with it put in."""
+    """Return what profiles say of a stack's kernels, and the cluster with it put in.
+
+    `shipped` is the cluster before any calibration, which "before" stands for.
+    """
+    shipped = shipped or cluster
     found = Found(facts=[activity.words() for activity in profiles])
     names = (kernel.name for activity in profiles for kernel in activity.kernels)
     if stack_named(stack).attention_kernel != "te" and any("cudnn" in n for n in names):
@@ -96,7 +104,7 @@ def fit_profiles(
         if len(times) >= fewest:
             medians = {shape: float(np.median(v)) for shape, v in sorted(times.items())}
             shapes = _Shapes(profiles[0].file, stack, name, medians, predict, cool=cool)
-            cluster = _fit(cluster, shapes, found)
+            cluster = _fit(cluster, shapes, found, shipped=shipped)
         elif name == "gemm":
             found.facts.append(
                 f"{profiles[0].file}: {len(times)} shapes of multiplies where {fewest} are needed; "
@@ -144,7 +152,9 @@ def _cool(cluster: ClusterSpec) -> ClusterSpec:
     return cluster.model_copy(update={"accelerator": gpu.model_copy(update={"gemm": gemm})})
 
 
-def _fit(cluster: ClusterSpec, shapes: _Shapes, found: Found) -> ClusterSpec:
+def _fit(
+    cluster: ClusterSpec, shapes: _Shapes, found: Found, *, shipped: ClusterSpec
+) -> ClusterSpec:
     profile, name = shapes.stack.split("+", maxsplit=1)[0], shapes.name
     known = cluster.figures_of(shapes.stack) or StackFigures.model_validate({})
     now = float(getattr(stack_with(shapes.stack, known.numbers), name))
@@ -176,12 +186,14 @@ def _fit(cluster: ClusterSpec, shapes: _Shapes, found: Found) -> ClusterSpec:
     quality = Quality.of(solution, measured)
     if not worth(found, group, quality, shapes.file, least_gain=LEAST_GAIN, weighed=True):
         return cluster
+    solution = replace(solution, before=np.log(shapes.predicted(shipped) / measured))
+    quality = Quality.of(solution, measured)
     figures = figures_of(group, solution, quality, [(("stacks", profile, name), "", now)])
     found.figures += figures
     if not figures:
         return cluster
     found.facts.append(_said(shapes, group, float(alone.values[0]), figures[0].after, share))
-    found.predictions += _shown(shapes, changed(now), changed(figures[0].after))
+    found.predictions += _shown(shapes, shipped, changed(figures[0].after))
     return changed(figures[0].after)
 
 

@@ -12,7 +12,7 @@ import numpy as np
 from planner.calibrate.figure import Figure, Found, Prediction, Quality, figures_of
 from planner.calibrate.fitted import worth
 from planner.calibrate.peaks import impossible_step, most_factor
-from planner.calibrate.solve import Solution
+from planner.calibrate.solve import FloatArray, Number, Solution
 from planner.calibrate.stacks import Step, Steps, fit_stack, numbers_of
 from planner.specs.cluster import ClusterSpec
 from planner.specs.figures import StackFigures
@@ -32,9 +32,14 @@ RATES = ("gemm", "attention")
 UNITS = {"host_s": "s", "host_moe_s": "s", "microbatch_s": "s", "step_s": "s"}
 
 
-def fit_steps(cluster: ClusterSpec, runs: Sequence[Run], file: str) -> tuple[Found, ClusterSpec]:
-    """Return what the runs say of their stacks, and the cluster with that put in."""
-    found = Found()
+def fit_steps(
+    cluster: ClusterSpec, runs: Sequence[Run], file: str, *, shipped: ClusterSpec | None = None
+) -> tuple[Found, ClusterSpec]:
+    """Return what the runs say of their stacks, and the cluster with that put in.
+
+    `shipped` is the cluster before any calibration, which "before" stands for.
+    """
+    found, shipped = Found(), shipped or cluster
     by_stack: dict[str, list[tuple[Run, Step]]] = defaultdict(list)
     for run, step in _usable(runs, file, found):
         profile = step.context.workload.stack.split("+", maxsplit=1)[0]
@@ -46,7 +51,7 @@ def fit_steps(cluster: ClusterSpec, runs: Sequence[Run], file: str) -> tuple[Fou
                 f"{ENOUGH} are good: left out"
             )
         else:
-            cluster = _fit(cluster, profile, pairs, file, found)
+            cluster = _fit(cluster, profile, pairs, file, found, shipped=shipped)
     return found, cluster
 
 
@@ -90,28 +95,31 @@ def _fit(
     pairs: Sequence[tuple[Run, Step]],
     file: str,
     found: Found,
+    *,
+    shipped: ClusterSpec,
 ) -> ClusterSpec:
     known = cluster.stacks.get(profile)
-    now = stack_with(profile, known.numbers if known else {})
     steps = [_on(step, cluster) for _, step in pairs]
     numbers = [
         replace(n, high=max(n.shipped, most_factor(cluster, n.name))) if n.name in RATES else n
-        for n in numbers_of(now)
+        for n in _numbers(cluster, profile)
     ]
     table = Steps(profile, steps)
     solution = fit_stack(table, numbers)
-    before = table.judged_s({n.name: n.shipped for n in numbers})
+    unfitted = _judged_s(cluster, profile, pairs)
     found_now = zip(numbers, solution.values.tolist(), strict=True)
     after = table.judged_s({n.name: value for n, value in found_now})
     solution = replace(
         solution,
-        before=np.log(before / table.measured_s),
+        before=np.log(unfitted / table.measured_s),
         error=np.log(after / table.measured_s),
     )
-    quality = Quality.of(solution, table.measured_s)
     group = f"stack {profile}"
-    if not worth(found, group, quality, file):
+    if not worth(found, group, Quality.of(solution, table.measured_s), file):
         return cluster
+    before = _judged_s(shipped, profile, pairs)
+    solution = replace(solution, before=np.log(before / table.measured_s))
+    quality = Quality.of(solution, table.measured_s)
     if len(steps) < ENOUGH:
         found.warnings.append(
             f"{file}: {len(steps)} measured steps of {profile}; {ENOUGH} or more, of different "
@@ -138,8 +146,20 @@ def _fit(
     return cluster.model_copy(update={"stacks": stacks})
 
 
+def _numbers(cluster: ClusterSpec, profile: str) -> list[Number]:
+    """Return the numbers of a stack as they stand on a cluster."""
+    known = cluster.stacks.get(profile)
+    return numbers_of(stack_with(profile, known.numbers if known else {}))
+
+
+def _judged_s(cluster: ClusterSpec, profile: str, pairs: Sequence[tuple[Run, Step]]) -> FloatArray:
+    """Return the seconds that a plan on `cluster` would state for every step."""
+    table = Steps(profile, [_on(step, cluster) for _, step in pairs])
+    return table.judged_s({n.name: n.shipped for n in _numbers(cluster, profile)})
+
+
 def _on(step: Step, cluster: ClusterSpec) -> Step:
-    """Return a step on the cluster as it is calibrated by now."""
+    """Return a step on `cluster`, as many nodes of it as it ran on."""
     nodes = step.context.cluster.nodes
     own = cluster.model_copy(update={"nodes": nodes, "hosts": None, "leafs": None})
     return step._replace(context=step.context._replace(cluster=own))

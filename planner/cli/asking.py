@@ -28,6 +28,8 @@ DEFAULT_STEP_TOKENS = 4 * 1024**2
 """The middle of what published runs of 7B to 175B parameters use (1M to 16M tokens a step)."""
 DEFAULT_STEP_TOKENS_PER_GPU = 1024
 """Llama 3 405B trains 16M tokens a step on 16,384 GPUs (arXiv:2407.21783 table 4)."""
+LONGEST = 9
+"""Digits of a degree that is read before the layout is checked."""
 FIELD_OPTIONS = {"seq_tokens": "--seq", "global_batch": "--global-batch"}
 
 
@@ -67,6 +69,8 @@ class Asked:
     sensitivity: bool = False
     search: str | None = None
     mixed: bool = False
+    layout: Mapping[str, str] | None = None
+    """The fields of `--layout`."""
 
 
 def request_of(asked: Asked, tell: Callable[[str], None] = say) -> PlanRequest:
@@ -110,7 +114,7 @@ def request_of(asked: Asked, tell: Callable[[str], None] = say) -> PlanRequest:
     avoid = () if asked.global_batch is not None else (*unhealthy, *slow, *real.avoid)
     most = _most_gpus(cluster, nodes, avoid)
     asked = replace(asked, precision=asked.precision or _usual_precision(cluster, tell))
-    workload = workload_of(asked, model, asked.gpus or most, tell)
+    workload = workload_of(asked, model, asked.gpus or _laid_out(asked, most), tell)
     from planner.workflow import PlanRequest
     from planner.workflow.formats import refuse_format
     from planner.workflow.variants import axes_named, refuse_twice
@@ -174,6 +178,19 @@ def _most_gpus(cluster: ClusterSpec, nodes: tuple[int, ...], avoid: tuple[str, .
 
     gpus = cluster.node.gpus
     return max(1, len(free_nodes(cluster, avoid).with_gpus(gpus))) * gpus
+
+
+def _laid_out(asked: Asked, most: int) -> int:
+    """Return the GPUs of a layout that says how many, else `most`: the default batch suits its dp.
+
+    A layout of 24 nodes runs on a cluster of 40 with the batch that it has on 24.
+    """
+    given = asked.layout or {}
+    degrees = [given.get(name, "1" if name == "cp" else "") for name in ("tp", "pp", "cp", "dp")]
+    if not all(text.isascii() and text.isdecimal() and len(text) <= LONGEST for text in degrees):
+        return most
+    used = math.prod(map(int, degrees))
+    return used if 0 < used < most else most
 
 
 def _usual_precision(cluster: ClusterSpec, tell: Callable[[str], None]) -> str:

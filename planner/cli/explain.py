@@ -76,6 +76,7 @@ def explain(
             unhealthy=unhealthy,
             slow=slow,
             mixed=mixed,
+            layout=fields,
         )
     )
     from planner import workflow

@@ -82,6 +82,7 @@ def place(
             slow=slow,
             gpus=gpus,
             mixed=mixed,
+            layout=fields,
             nodes_file=nodes_file,
             slurm_topology=slurm_topology,
             node_state=node_state,

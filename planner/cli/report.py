@@ -135,15 +135,29 @@ def _of_sweep(source: Path) -> str:
 
 def _commands(found: Plan, source: Path) -> Iterator[Command]:
     """Yield what to type: how each framework starts the plan, and how to look further."""
-    from planner.emit import EMITTER_NAMES
     from planner.report.page import Command
 
-    for target in EMITTER_NAMES:
+    for target in _targets(found.request.workload.stack):
         try:
             yield from _starting(found, source, target)
         except PlannerError as error:
             yield Command(target, f"{error.message} {error.hint}".strip())
     yield from _looking_further(found)
+
+
+def _targets(stack: str) -> tuple[str, ...]:
+    """Return every target, that of the plan's own stack first."""
+    from planner.emit import EMITTER_NAMES
+    from planner.emit.wrapped import started_for
+
+    profile = stack.partition("+")[0]
+    if profile == "any":
+        return EMITTER_NAMES
+    try:
+        own = profile if profile in EMITTER_NAMES else started_for(stack)[0]
+    except SpecError:  # a stack that this version does not know
+        return EMITTER_NAMES
+    return (own, *(name for name in EMITTER_NAMES if name != own))
 
 
 def _starting(found: Plan, source: Path, target: str) -> Iterator[Command]:

@@ -14,7 +14,7 @@ from planner.errors import InfeasibleError
 from planner.explanation import Explanation
 from planner.objectives import Objective
 from planner.place import free_nodes
-from planner.plan import Placement, Plan
+from planner.plan import Placed, Placement, Plan
 from planner.specs.cluster import ClusterSpec
 from planner.units import many, seconds
 from planner.workflow import explaining, placing, planning
@@ -46,7 +46,7 @@ def plan(request: PlanRequest, *, progress: Progress = quiet) -> Plan:
 
 def place(
     request: PlanRequest, layout: Mapping[str, str], *, moved_from: Placement | None = None
-) -> Placement:
+) -> Placed:
     """Return the placement of one layout; fields left out take the best legal value.
 
     With `moved_from`, the one that moves the fewest ranks of that earlier placement.

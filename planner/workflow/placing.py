@@ -7,7 +7,7 @@ from dataclasses import replace
 
 from planner.errors import InfeasibleError
 from planner.place.moving import moves_said
-from planner.plan import Layout, Placement
+from planner.plan import Layout, Placed, Placement, Request
 from planner.workflow.completing import completed
 from planner.workflow.mending import mends, sentences
 from planner.workflow.request import PlanRequest
@@ -17,7 +17,7 @@ from planner.workflow.spots import placed_layout
 
 def place(
     request: PlanRequest, layout: Mapping[str, str], *, moved_from: Placement | None = None
-) -> Placement:
+) -> Placed:
     """Return the placement of one layout; fields left out take the best legal value.
 
     With `moved_from`, the one that moves the fewest ranks of that earlier placement.
@@ -34,7 +34,9 @@ def place(
         )
     placement = placed_layout(request, found.layout, moved_from=moved_from)
     moves = moves_said(moved_from, placement) if moved_from else []
-    return placement.model_copy(update={"notes": [*request.notes, *moves, *placement.notes]})
+    asked = Request(model=request.model, cluster=request.cluster, workload=request.workload)
+    whole = Placed.of(asked, found.layout, placement)
+    return whole.model_copy(update={"notes": [*request.notes, *moves, *placement.notes]})
 
 
 def _refuse_for_room(request: PlanRequest, layout: Layout | None) -> None:

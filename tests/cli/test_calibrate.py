@@ -14,6 +14,7 @@ from planner.cli.app import app, main
 EXAMPLES = Path(__file__).resolve().parents[2] / "examples" / "calibrate"
 LOG = str(EXAMPLES / "h100_all_reduce.log")
 GEMM = str(EXAMPLES / "h100_gemm.csv")
+STEPS = EXAMPLES / "h100_steps.csv"
 
 
 def run(*words):
@@ -31,6 +32,24 @@ def test_json_holds_figures_with_their_quality_and_what_changed():
     assert {"points", "outliers", "r2", "p90_abs_error", "relative_spread"} <= emax.keys()
     kinds = {p["kind"] for p in answer["predictions"]}
     assert kinds == {"collective", "multiply", "job"}
+
+
+def test_before_is_the_shipped_cluster_whatever_else_is_fitted_with_the_steps(tmp_path):
+    few, out, told = tmp_path / "steps.csv", tmp_path / "my.yaml", []
+    few.write_text("".join(STEPS.read_text().splitlines(keepends=True)[:4]))
+    for more in ([], ["--gemm", GEMM]):
+        words = ["dgx-h100", *more, "--steps", str(few), "-o", str(out), "--json"]
+        answer = json.loads(run(*words).stdout)
+        steps = {p["what"]: p["before_s"] for p in answer["predictions"] if p["kind"] == "step"}
+        (error,) = {
+            figure["median_abs_error_before"]
+            for figure in answer["figures"]
+            if figure["fit"] == "stack any"
+        }
+        assert f"|error| median {error:.1%} ->" in out.read_text()
+        told.append((steps, error))
+    assert told[0][0]
+    assert told[0] == told[1]
 
 
 def test_the_same_files_give_the_same_answer_byte_for_byte(tmp_path):

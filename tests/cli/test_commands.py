@@ -299,7 +299,7 @@ def explained(plan) -> Explanation:
 def test_explain_says_what_is_wrong_first_and_opens_every_term(
     asked, explained, monkeypatch, capsys
 ):
-    monkeypatch.setattr(workflow, "explain", lambda request, layout: explained)
+    monkeypatch.setattr(workflow, "explain", lambda request, layout, **_: explained)
     monkeypatch.setenv("COLUMNS", "80")
     assert cli.main(["explain", "m.json", "c.json", "--layout", "tp=8"]) == 0
     out = capsys.readouterr().out
@@ -324,7 +324,7 @@ def test_explain_says_what_is_wrong_first_and_opens_every_term(
 
 
 def test_explain_json_is_the_record(asked, explained, monkeypatch, capsys):
-    monkeypatch.setattr(workflow, "explain", lambda request, layout: explained)
+    monkeypatch.setattr(workflow, "explain", lambda request, layout, **_: explained)
     assert cli.main(["explain", "m.json", "c.json", "--layout", "tp=8", "--json"]) == 0
     found = json.loads(capsys.readouterr().out)
     assert found["schema"] == "meshwright.explain/1"
@@ -333,7 +333,7 @@ def test_explain_json_is_the_record(asked, explained, monkeypatch, capsys):
 
 def test_an_illegal_layout_is_explained_without_figures(asked, monkeypatch, capsys):
     answer = Explanation(legal=False, feasible=False, reasons=["tp=7 does not divide 64 heads"])
-    monkeypatch.setattr(workflow, "explain", lambda request, layout: answer)
+    monkeypatch.setattr(workflow, "explain", lambda request, layout, **_: answer)
     assert cli.main(["explain", "m.json", "c.json", "--layout", "tp=7"]) == 0
     out = capsys.readouterr().out
     assert "is not legal" in out

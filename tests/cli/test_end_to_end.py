@@ -52,7 +52,17 @@ def test_explain_and_place_agree_with_plan_about_its_winner(answer):
     assert explained["feasible"]
     assert explained["layout"] == best["layout"]
     assert explained["estimate"] == best["estimate"]
-    assert answer("place", "--layout", layout) == plan["placement"]
+    placed = answer("place", "--layout", layout)
+    assert placed.items() >= plan["placement"].items()
+
+
+def test_a_placement_says_what_it_is_a_map_of(answer):
+    plan = answer("plan", "--fix", "tp=2,pp=2", "--top", "1")
+    layout = plan["plans"][0]["layout"]
+    placed = answer("place", "--layout", Layout.model_validate(layout).short())
+    assert placed["schema"] == "meshwright.place/1"
+    assert placed["request"] == plan["request"]
+    assert placed["layout"] == layout
 
 
 def test_a_layout_that_is_illegal_is_answered_with_reasons(answer):

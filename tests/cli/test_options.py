@@ -110,6 +110,23 @@ def test_the_default_batch_is_about_4m_tokens_and_divides_evenly(seq, gpus, batc
     assert default_batch(seq, gpus) == batch
 
 
+@pytest.mark.parametrize(
+    ("layout", "batch"),
+    [
+        ({"tp": "4", "pp": "4", "dp": "12"}, 384),
+        ({"tp": "4", "pp": "2", "cp": "2", "dp": "12"}, 384),
+        ({"tp": "4", "dp": "12"}, 640),  # how many stages is open
+        ({"tp": "4", "pp": "4", "dp": "1200"}, 640),  # more GPUs than there are
+        ({"tp": "4", "pp": "4", "dp": "4|12"}, 640),
+    ],
+)
+def test_a_layout_of_a_part_of_the_cluster_gets_the_batch_that_it_has_alone(layout, batch):
+    asked = Asked("llama-3.1-70b", "dgx-h100:40", layout=layout)
+    assert request_of(asked, lambda _: None).workload.global_batch == batch
+    alone = Asked("llama-3.1-70b", "dgx-h100:24")
+    assert request_of(alone, lambda _: None).workload.global_batch == 384
+
+
 def test_defaults_are_said_and_given_values_are_not(model, capsys):
     work = workload_of(Asked("m", "c", global_batch=64), model, 8)
     assert (work.seq_tokens, work.global_batch) == (8192, 64)

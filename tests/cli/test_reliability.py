@@ -29,7 +29,7 @@ WRITES = {
     "simulate": ["simulate", "plan.json", "-o", "out.json"],
     "import": ["import", "job.args", "--cluster", "dgx-h100:2", "-o", "out.json"],
 }
-COLD_INTERRUPTS, INTERRUPTS = 2, 8
+INTERRUPTS = 5
 LIMITED = """\
 import resource, runpy, sys
 resource.setrlimit(resource.RLIMIT_FSIZE, (200, 200))
@@ -103,27 +103,24 @@ def clear(folder: Path) -> None:
 
 
 @pytest.mark.parametrize("command", WRITES)
-def test_ctrl_c_at_any_moment_leaves_nothing_half_written(command, folder, python):
-    """Among its imports, where a new interpreter spends most of a run, and among its work."""
+def test_ctrl_c_at_any_moment_leaves_nothing_half_written(command, folder):
     before, moments = names(folder), random.Random(command)
-    for interpreter, times in ((sys.executable, COLD_INTERRUPTS), (python, INTERRUPTS)):
-        began = time.monotonic()
-        assert done(folder, WRITES[command], python=interpreter) == 0
-        took = time.monotonic() - began
-        assert whole(folder)
+    began = time.monotonic()
+    assert done(folder, WRITES[command]) == 0
+    took = time.monotonic() - began
+    assert whole(folder)
+    for _ in range(INTERRUPTS):
         clear(folder)
-        for _ in range(times):
-            process = started(folder, WRITES[command], interpreter)
-            time.sleep(0.05 + moments.random() * took)
-            process.send_signal(signal.SIGINT)
-            _, err = process.communicate(timeout=240)
-            # before our first line ran, Python ends as it likes
-            at_start = "planner" not in err and ("Traceback" in err or process.returncode == -2)
-            assert at_start or "Traceback" not in err, err
-            assert at_start or process.returncode in (0, 130), (process.returncode, err)
-            assert whole(folder)
-            assert names(folder) - before <= {"out", "out.json", "out.html"}
-            clear(folder)
+        process = started(folder, WRITES[command])
+        time.sleep(0.05 + moments.random() * took)
+        process.send_signal(signal.SIGINT)
+        _, err = process.communicate(timeout=240)
+        # before our first line ran, Python ends as it likes
+        at_start = "planner" not in err and ("Traceback" in err or process.returncode == -2)
+        assert at_start or "Traceback" not in err, err
+        assert at_start or process.returncode in (0, 130), (process.returncode, err)
+        assert whole(folder)
+        assert names(folder) - before <= {"out", "out.json", "out.html"}
 
 
 @pytest.mark.parametrize("command", WRITES)

@@ -116,6 +116,7 @@ def test_the_page_has_the_figures_of_the_plan(plan):
     text = "".join(Page(plan_page(plan, [], tie=0.13)).text)
     for told in ("4.00 s", "43.6%", "12,345 layouts", "plain data parallelism", "+12.5% \u2248"):
         assert told in text
+    assert "what the busiest stage waits" in text
     assert "3 pipeline edges between leafs (7 with hosts in name order), proved fewest" in text
 
 
@@ -171,7 +172,32 @@ def test_the_pipeline_s_bars_are_the_busy_time_of_each_stage():
     first = gantt_chart(found, found.record.makespan_s / 3)["data"]
     ends = [b + x for t in first for b, x in zip(t["base"], t["x"], strict=True)]
     assert max(ends) <= found.record.makespan_s / 3 * (1 + 1e-9)
-    Page(str(gantt(found)))
+    told = "".join(Page(str(gantt(found))).text)
+    assert f"the bubble ({found.record.bubble_fraction:.1%} of the step)" in told
+    assert f"on average ({found.record.idle_fraction:.1%} of the pipeline's time)" in told
+
+
+@pytest.mark.parametrize(
+    ("stack", "own"),
+    [
+        ("any", "torchrun"),
+        ("megatron", "megatron"),
+        ("megatron-2021", "megatron"),
+        ("torchtitan", "torchtitan"),
+        ("deepspeed", "deepspeed"),
+        ("transformers", "accelerate"),
+    ],
+)
+def test_commands_open_on_the_target_of_the_plan_s_stack(plan, stack, own, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    work = plan.request.workload.model_copy(update={"stack": stack})
+    request = plan.request.model_copy(update={"workload": work})
+    (tmp_path / "plan.json").write_text(plan.model_copy(update={"request": request}).to_json())
+    assert cli.main(["report", "plan.json", "-o", "page.html"]) == 0
+    page = (tmp_path / "page.html").read_text()
+    first = re.search(r'<button[^>]*id="commands-tab-0"[^>]*>([^<]*)<', page)
+    assert first
+    assert first[1] == own
 
 
 def test_the_front_holds_what_nothing_beats_in_both(plan):
@@ -207,12 +233,41 @@ def test_series_of_the_same_figures_are_one_line_and_named_for_it():
         )
     ]
     lines = merged(rows, "model", varying(rows), "step_time_s")
-    assert list(lines) == ["8, any", "64, 1", "64, 4"]
+    assert list(lines) == ["8, any leaf oversubscription", "64, 1", "64, 4"]
     assert all([r["model"] for r in line] == ["a", "b"] for line in lines.values())
     (step,) = [m for m in METRICS if m.column == "step_time_s"]
     chart, drawn, more = curves(rows, "model", varying(rows), step)
     assert (drawn, more) == (3, 0)
     assert [trace["y"] for trace in chart["data"]] == [[1.0, 1.0], [2.0, 2.0], [5.0, 5.0]]
+
+
+def page_of_a_network(models, over_8_s, over_64_s):
+    """Return a sweep's page and its text; 4:1 costs a step of 8 and of 64 GPUs so many seconds."""
+    rows = [
+        row(number, gpus, model=model, **{"cluster.fabric.leaf_oversubscription": over})
+        | {"step_time_s": 8 / gpus + (over == 4) * (over_8_s if gpus == 8 else over_64_s)}
+        for number, (model, gpus, over) in enumerate(
+            (m, g, o) for m in models for g in (8, 64) for o in (1, 4)
+        )
+    ]
+    page = sweep_page(rows, "out.csv", [])
+    return page, "".join(Page(page).text)
+
+
+def test_a_sweep_s_text_names_only_series_that_a_legend_has():
+    _, flat = page_of_a_network("a", 0.0, 0.0)
+    assert "One line: the figures are the same at any leaf oversubscription." in flat
+    assert "Under 'any" not in flat
+    assert "Flat: no step here waits for what leaf oversubscription changes." in flat
+    page, told = page_of_a_network("a", 0.5, 0.5)
+    assert "The series, by leaf oversubscription." in told
+    assert "Under 'any" not in told
+    assert "Flat:" not in told
+    assert "The bars, by point, gpus, leaf oversubscription." in told
+    assert "0: 8, 1" in page
+    page, mixed = page_of_a_network("ab", 0.0, 0.5)
+    assert "Under 'any leaf oversubscription' the figures are the same whatever it is." in mixed
+    assert '"8, any leaf oversubscription"' in page
 
 
 def test_an_alike_set_that_is_no_product_keeps_its_own_names():

@@ -141,12 +141,10 @@ def test_one_row_a_point_and_reasons_where_there_is_no_answer(whole):
 def test_killed_at_random_moments_it_ends_with_the_bytes_of_an_uninterrupted_run(
     folder, jobs, whole, quick
 ):
-    """With more jobs, by an interpreter of its own: its workers are its children alone."""
-    python = quick if jobs == "1" else sys.executable
     moments, journal = random.Random(int(jobs)), folder / "out.jsonl.journal.jsonl"
     mark, kills = uuid.uuid4().hex, 0
     for _ in range(KILLS if jobs == "1" else KILLS // 3):
-        process = started(folder, "-o", "out.jsonl", "--jobs", jobs, python=python, MARK=mark)
+        process = started(folder, "-o", "out.jsonl", "--jobs", jobs, MARK=mark)
         wait_for_lines(process, journal, lines(journal) + moments.randint(0, 3))
         time.sleep(moments.random() * 0.02)
         process.kill()

@@ -29,7 +29,7 @@ def preflight() -> ModuleType:
 
 
 def laid_out(folder: Path, **plan: Any) -> dict[str, Any]:
-    for artifact in shared_artifacts(plan_of(**plan), target="x", framework="x", start="x"):
+    for artifact in shared_artifacts(plan_of(**plan), target="torchrun", framework="x", start="x"):
         (folder / artifact.path).write_text(artifact.text)
     return json.loads((folder / "rank_map.json").read_text())
 

@@ -69,7 +69,8 @@ def merged(
 ) -> dict[str, list[Row]]:
     """Return the series as in `series`, those with the same layouts and figures as one.
 
-    A name holds the values of `apart`, and ANY where the figures are the same whatever it is.
+    A name holds the values of `apart`; of a column at whose every value the figures are the same,
+    `whatever`.
     """
     beside = apart(rows, axis, names)
     alike: dict[object, list[list[Row]]] = {}
@@ -90,8 +91,23 @@ def merged(
 def _values(held: Mapping[str, Sequence[str]], every: Mapping[str, set[str]]) -> str:
     """Return the values of each column that a series stands for."""
     return ", ".join(
-        ANY if len(values) > 1 and len(values) == len(every[name]) else " | ".join(values)
+        whatever(name)
+        if len(values) > 1 and len(values) == len(every[name])
+        else " | ".join(values)
         for name, values in held.items()
+    )
+
+
+def whatever(name: str) -> str:
+    """Return 'any leaf oversubscription'."""
+    return f"{ANY} {short(name)}"
+
+
+def flat(rows: Sequence[Row], axis: str, names: Sequence[str]) -> bool:
+    """Return whether every series along an axis has several points, all of one step time."""
+    return all(
+        len(some) > 1 and len({_key(row.get("step_time_s")) for row in some}) == 1
+        for some in series(rows, axis, names).values()
     )
 
 

@@ -31,8 +31,10 @@ def gantt(found: Simulated) -> Html:
     part = "" if whole else f" The chart shows the first {seconds(until)}."
     about = (
         f"Schedule {record.schedule}, {record.num_microbatches:,} micro-batches: "
-        f"{seconds(record.makespan_s)}, of which each stage waits {seconds(record.idle_s)} on "
-        f"average ({record.idle_fraction:.1%}).{part}"
+        f"{seconds(record.makespan_s)}. The busiest stage waits {seconds(record.bubble_s)}, the "
+        f"bubble ({record.bubble_fraction:.1%} of the step); a stage waits "
+        f"{seconds(record.idle_s)} on average ({record.idle_fraction:.1%} of the pipeline's time)."
+        f"{part}"
     )
     rows: list[list[TableCell]] = [
         [

@@ -75,6 +75,7 @@ def _headline(best: RankedPlan) -> Html:
     cost = best.estimate
     share = cost.memory.peak_bytes / cost.memory.limit_bytes
     risk = ", close to the limit" if cost.memory.at_risk else ""
+    waits = "of the step, what the busiest stage waits" if best.layout.pp > 1 else ""
     return cards(
         [
             ("Step time", seconds(cost.step_time_s), _range(cost)),
@@ -82,7 +83,7 @@ def _headline(best: RankedPlan) -> Html:
             ("Tokens/s a GPU", f"{cost.tokens_per_s_per_gpu:,.0f}", ""),
             ("MFU", f"{cost.mfu:.1%}", f"{cost.mfu_causal:.1%} with causal attention halved"),
             ("TFLOP/s a GPU", f"{cost.tflops_per_gpu:,.0f}", ""),
-            ("Pipeline bubble", f"{cost.bubble_fraction:.1%}", ""),
+            ("Pipeline bubble", f"{cost.bubble_fraction:.1%}", waits),
             ("Peak memory", gib(cost.memory.peak_bytes), f"{share:.0%} of what there is{risk}"),
         ]
     )

@@ -6,7 +6,17 @@ from collections import Counter
 from collections.abc import Sequence
 
 from planner.report.page import sweep_figures as charts
-from planner.report.page.axes import ANY, Row, apart, described, short, shown, varying
+from planner.report.page.axes import (
+    Row,
+    apart,
+    described,
+    flat,
+    merged,
+    short,
+    shown,
+    varying,
+    whatever,
+)
 from planner.report.page.commands import Command, commands
 from planner.report.page.document import Section, document
 from planner.report.page.markup import (
@@ -23,7 +33,6 @@ from planner.report.page.markup import (
 from planner.units import GIB, count, seconds
 
 AXES_SHOWN = 6
-NAMES = f"The series, by {{}}. Under '{ANY}' the figures are the same whatever it is."
 ROWS_SHOWN = 2000
 FAILED_SHOWN = 200
 OK = "ok"
@@ -76,14 +85,13 @@ def _scaling(answered: Sequence[Row]) -> Html:
         return section("scaling", "Scaling", tag("p", "Nothing varies among the points."))
     parts: list[Html | None] = []
     for number, axis in enumerate(names[:AXES_SHOWN]):
-        beside = ", ".join(short(n) for n in apart(answered, axis, names))
         tabs = [
             (metric.heading, _curves(answered, axis, names, metric, f"curve-{number}-{index}"))
             for index, metric in enumerate(charts.METRICS)
         ]
         parts += [
             tag("h3", f"Along {short(axis)}"),
-            tag("p", NAMES.format(beside), class_="dim") if beside else None,
+            tag("p", _why_flat(axis), class_="dim") if flat(answered, axis, names) else None,
             panels(f"scaling-{number}", tabs),
         ]
     if len(names) > AXES_SHOWN:
@@ -92,13 +100,41 @@ def _scaling(answered: Sequence[Row]) -> Html:
     return section("scaling", "Scaling", *parts)
 
 
+def _why_flat(axis: str) -> str:
+    """Return that nothing happens along an axis, and why where that can be told from its name."""
+    if not axis.endswith("_oversubscription"):
+        return f"Flat: a step takes as long at every {short(axis)}."
+    return (
+        f"Flat: no step here waits for what {short(axis)} changes. A job under one leaf uses no "
+        "uplink, and rings that cross one once need little of it."
+    )
+
+
+def _series_told(
+    answered: Sequence[Row], axis: str, names: Sequence[str], metric: charts.Metric
+) -> str:
+    """Return what the lines of a chart are named by; nothing where no more than the axis varies."""
+    beside = apart(answered, axis, names)
+    if not beside:
+        return ""
+    told = [name.split(", ") for name in merged(answered, axis, names, metric.column)]
+    merges = [n for n in beside if any(whatever(n) in values for values in told)]
+    if len(told) == 1:
+        return f"One line: the figures are the same at any {' and '.join(map(short, beside))}."
+    of = f"The series, by {', '.join(map(short, beside))}."
+    same = " and ".join(f"'{whatever(n)}'" for n in merges)
+    return f"{of} Under {same} the figures are the same whatever it is." if merges else of
+
+
 def _curves(
     answered: Sequence[Row], axis: str, names: Sequence[str], metric: charts.Metric, anchor: str
 ) -> Html:
     """Return the curves of one metric along an axis, and how many series are left out."""
     chart, lines, more = charts.curves(answered, axis, names, metric)
     about = f"{metric.heading} along {short(axis)}, {lines} series"
+    told = _series_told(answered, axis, names, metric)
     return join(
+        tag("p", told, class_="dim") if told else None,
         figure(anchor, chart, about=about, lines=lines),
         tag("p", f"{more:,} more series are in the table only.", class_="dim") if more else None,
     )
@@ -111,6 +147,7 @@ def _time(answered: Sequence[Row], names: Sequence[str]) -> Html:
     return section(
         "time",
         "Where the step goes",
+        tag("p", f"The bars, by {', '.join(('point', *map(short, names)))}.", class_="dim"),
         figure("time-chart", chart, about=about, rows=bars),
         tag("p", f"The first {bars} points; {more:,} more are in the file.", class_="dim")
         if more

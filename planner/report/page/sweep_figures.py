@@ -153,6 +153,5 @@ def _share(row: Row, name: str) -> float:
 
 def _named(row: Row, names: Sequence[str]) -> str:
     """Return a point's number and as many of its values as a phone has room for."""
-    values = " ".join(shown(row.get(name)) for name in names)
-    text = f"{row.get('point')}: {values}"
+    text = f"{row.get('point')}: {', '.join(shown(row.get(name)) for name in names)}"
     return text if len(text) <= NAME_LETTERS else f"{text[: NAME_LETTERS - 1]}\u2026"
