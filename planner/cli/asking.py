@@ -28,6 +28,8 @@ DEFAULT_STEP_TOKENS = 4 * 1024**2
 """The middle of what published runs of 7B to 175B parameters use (1M to 16M tokens a step)."""
 DEFAULT_STEP_TOKENS_PER_GPU = 1024
 """Llama 3 405B trains 16M tokens a step on 16,384 GPUs (arXiv:2407.21783 table 4)."""
+MOST_MICRO_BATCH = 64
+"""Sequences of a micro-batch that the default batch is still chosen to suit."""
 LONGEST = 9
 """Digits of a degree that is read before the layout is checked."""
 FIELD_OPTIONS = {"seq_tokens": "--seq", "global_batch": "--global-batch"}
@@ -258,7 +260,7 @@ def workload_of(
         seq = min(model.max_seq_tokens, DEFAULT_SEQ_TOKENS)
         chosen.append(f"--seq {seq}")
     if batch is None:
-        batch = default_batch(seq, gpus)
+        batch = default_batch(seq, gpus, _micro_batch(asked))
         chosen.append(f"--global-batch {batch} ({count(batch * seq)} tokens a step)")
     load = asked.expert_load and options.shares_of(asked.expert_load, option="--expert-load")
     given: dict[str, Any] = {
@@ -320,15 +322,23 @@ def _refuse_layers(workload: Workload, model: ModelSpec) -> None:
         )
 
 
-def default_batch(seq_tokens: int, gpus: int) -> int:
+def _micro_batch(asked: Asked) -> int:
+    """Return the micro-batch of a layout, or 1 where it has none that can be."""
+    text = (asked.layout or {}).get("micro_batch", "")
+    known = text.isascii() and text.isdecimal() and len(text) <= LONGEST
+    return int(text) if known and 0 < int(text) <= MOST_MICRO_BATCH else 1
+
+
+def default_batch(seq_tokens: int, gpus: int, micro_batch: int = 1) -> int:
     """Return sequences a step: about 4M tokens, or 1024 tokens a GPU if that is more.
 
-    The batch is a power of two times the odd part of the GPUs, so that data parallel sizes of any
-    factor of the GPUs divide it.
+    The batch is a power of two times the odd part of the GPUs and of the micro-batch, so that data
+    parallel sizes of any factor of the GPUs divide it, in whole micro-batches.
     """
     tokens = max(DEFAULT_STEP_TOKENS, DEFAULT_STEP_TOKENS_PER_GPU * gpus)
     target = max(1.0, tokens / max(1, seq_tokens))
-    odd = gpus // (gpus & -gpus)
+    whole = gpus * micro_batch
+    odd = whole // (whole & -whole)
     return odd << max(0, round(math.log2(target / odd)))
 
 

@@ -115,6 +115,9 @@ def test_the_default_batch_is_about_4m_tokens_and_divides_evenly(seq, gpus, batc
     [
         ({"tp": "4", "pp": "4", "dp": "12"}, 384),
         ({"tp": "4", "pp": "2", "cp": "2", "dp": "12"}, 384),
+        ({"tp": "4", "pp": "4", "dp": "8", "micro_batch": "3"}, 384),
+        ({"tp": "4", "pp": "4", "dp": "8", "micro_batch": "0"}, 512),
+        ({"tp": "4", "pp": "4", "dp": "8", "micro_batch": "99999999999"}, 512),
         ({"tp": "4", "dp": "12"}, 640),  # how many stages is open
         ({"tp": "4", "pp": "4", "dp": "1200"}, 640),  # more GPUs than there are
         ({"tp": "4", "pp": "4", "dp": "4|12"}, 640),
