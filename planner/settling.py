@@ -22,7 +22,7 @@ from planner.rank import SHAPE, Ranking, put
 
 ROUNDS = 12
 """Times that a shown layout may make room for another of its shape."""
-BESIDE = 4
+BESIDE = 2
 """Shapes beyond those shown that are run too: a run may be faster than its closed form."""
 MOST_BOUNDED = 20_000
 """Rows that are bounded by whole layers for one table."""
