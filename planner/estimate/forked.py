@@ -71,5 +71,6 @@ def _copy(job: Callable[[int], Any], items: range) -> tuple[int, BinaryIO]:
         with os.fdopen(writing, "wb") as pipe:
             for item in items:
                 pickle.dump((job(item),), pipe, protocol=pickle.HIGHEST_PROTOCOL)
+                pipe.flush()  # what is left in the buffer would hold up the reader, and it us all
     finally:
         os._exit(0)

@@ -32,8 +32,8 @@ MOST_KEPT = 1 << 21
 CLOSE, NEARLY, NEARLY_KEPT = 1.15, 1.3, 64
 """Pipelines that need up to so much more than may be used, and how many of these are tried with a
 cut of their layers that memory allows: the close ones, then the others, least lower bound first."""
-PARALLEL_ROWS = 1 << 20
-"""Rows (half a second) from which on a second core gains more than a copy of the process costs."""
+PARALLEL_ROWS = 1 << 18
+"""Rows (a fifth of a second) from which on a second core gains what a copy of this one costs."""
 
 
 class Rows(NamedTuple):

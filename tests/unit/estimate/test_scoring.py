@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import signal
+import time
 
 import numpy as np
 import pytest
@@ -157,6 +158,20 @@ def test_items_come_in_order_from_other_processes(forks):
     assert [item for item, _ in found] == list(range(3, 20))
     assert forks not in {pid for _, pid in found}
     assert len({pid for _, pid in found}) == 2
+
+
+def test_a_copy_begins_its_next_item_while_another_is_at_its_own(forks, tmp_path):
+    """Also where results are larger than what a pipe holds."""
+
+    def meets(item):
+        (tmp_path / str(item)).touch()
+        other = tmp_path / str(item ^ 1)  # 2 and 3, 4 and 5 are at work together
+        until = time.monotonic() + 20
+        while not other.exists() and time.monotonic() < until:
+            time.sleep(0.001)
+        return other.exists(), bytes(1 << 20)
+
+    assert all(met for met, _ in forked.in_order(meets, range(2, 8), 2))
 
 
 def test_an_error_in_a_copy_is_raised_here(forks):
