@@ -7,6 +7,7 @@ from collections import Counter
 from itertools import pairwise
 
 import pytest
+import small_clusters
 
 from planner.errors import InfeasibleError, SpecError
 from planner.place import place
@@ -240,10 +241,10 @@ def test_pipelines_longer_than_a_leaf_are_said_to_be(cluster_of, layout_of):
 
 
 HARD = """
+import sys
+sys.path.insert(0, sys.argv[1])
+import small_clusters as c
 from planner.place import place
-import importlib.util, sys
-spec = importlib.util.spec_from_file_location("c", sys.argv[1])
-c = importlib.util.module_from_spec(spec); spec.loader.exec_module(c)
 down = [f"node{n:05d}" for n in range(3, 250, 17)]
 found = place(c.make_cluster(256, 32, 2), c.make_layout(tp=8, pp=12, dp=19), unhealthy=down)
 print(found.model_dump_json())
@@ -251,10 +252,10 @@ print(found.model_dump_json())
 
 
 def test_the_same_question_gets_the_same_bytes():
-    conftest = os.path.join(os.path.dirname(__file__), "conftest.py")
+    rig = os.path.dirname(small_clusters.__file__)
     said = {
         subprocess.run(
-            [sys.executable, "-c", HARD, conftest],
+            [sys.executable, "-c", HARD, rig],
             env={**os.environ, "PYTHONHASHSEED": seed},
             check=True,
             capture_output=True,
