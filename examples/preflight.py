@@ -73,7 +73,7 @@ def leave() -> NoReturn:
     """End this process with code 0, its work done: take the groups down, flush, go.
 
     Frameworks keep groups alive (each of DeepSpeed's ZeRO-3 parameters holds one); their threads
-    then meet a finished interpreter, and one exit in thirty aborts what had trained well.
+    then meet a finished interpreter, which now and then aborts a job that has trained well.
     """
     dist = importlib.import_module("torch.distributed")
     if dist.is_initialized():

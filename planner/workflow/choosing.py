@@ -18,7 +18,7 @@ from planner.estimate.running import Judged, actions_of, judge, runs
 from planner.layouts.table import COLUMNS, IntArray, Layouts
 from planner.objectives import Aim, Job, Objective, allowed_step_s, lower_envelope, score
 from planner.plan import Search
-from planner.rank import SHAPE, Ranking
+from planner.rank import SHAPE, Ranking, put
 from planner.settling import ROUNDS, not_run_like, settle
 from planner.units import many
 from planner.workflow.on_fabric import floor_s, floors_s, map_matters, on_fabric, on_maps
@@ -386,8 +386,6 @@ def _run(one: Looked, rows: list[int], *, alone: bool) -> Looked:
 def with_judged(ranking: Ranking, found: dict[int, Judged]) -> Ranking:
     """Return a ranking with what some rows take when run, in the order that they were in."""
     time, peak = ranking.step_s.copy(), ranking.peak_bytes.copy()
-    for row, one in found.items():
-        time[row] = one.step_s
-        peak[row] = peak[row] if one.peak_bytes is None else one.peak_bytes
+    put(found, time, peak)
     leaders = replace(ranking.leaders, judged=ranking.leaders.judged | found)
     return replace(ranking, step_s=time, peak_bytes=peak, leaders=leaders)

@@ -1,36 +1,11 @@
 """Hosts, leafs and health from several sources, joined into one cluster."""
 
-from typing import Any
-
 import pytest
+from small_clusters import make_cluster
 
 from planner.errors import SpecError
-from planner.specs.cluster import ClusterSpec, Leaf
+from planner.specs.cluster import Leaf
 from planner.topology import NodeState, arrange
-
-
-def make_cluster(nodes: int, per_leaf: int | None = None, **more: Any) -> ClusterSpec:
-    accelerator = {
-        "name": "GPU",
-        "memory_gib": 80,
-        "usable_memory_gib": 79,
-        "hbm_gb_per_s": 3350,
-        "peak_tflops": {"bf16": 989},
-        "gemm": {"t0_us": 4, "emax": 0.7},
-        "attention": {"te": 0.5, "fa2": 0.35},
-        "sources": {},
-    }
-    return ClusterSpec.model_validate(
-        {
-            "name": "test",
-            "accelerator": accelerator,
-            "node": {"gpus": 8, "nics": 8, "nic_gbit_per_s": 400},
-            "scale_up": {"kind": "NVLink", "gb_per_s": 450},
-            "fabric": {"kind": "rail", "nodes_per_leaf": per_leaf},
-            "nodes": nodes,
-            **more,
-        }
-    )
 
 
 def leafs(**hosts):
